@@ -1,0 +1,53 @@
+"""The two kinds of model in the contract: what users write, and what our own parts write.
+
+Both are frozen and spelled in camelCase in files, snake_case in Python.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+
+class Declared(BaseModel):
+    """A model that users fill in: an unknown field is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
+    )
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """camelCase, JSON types only, fields that are None left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class Record(Declared):
+    """A model that our own parts write and read back.
+
+    Unknown fields are ignored, so that an older version reads what a newer one wrote and a rollback breaks no job.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """One line unless `indent` is given, in field order."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises pydantic.ValidationError where a required field is missing or the text is torn."""
+        return cls.model_validate_json(text, extra="ignore")
+
+
+def digest(value: Any) -> str:
+    """`sha256:<hex>` of a JSON value in canonical form (sorted keys, no spaces)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def utc_now() -> datetime:
+    """Whole seconds: what a Kubernetes timestamp can hold."""
+    return datetime.now(UTC).replace(microsecond=0)

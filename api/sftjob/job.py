@@ -1,0 +1,58 @@
+"""The SFTJob object, and reading one from a user's file with every fault reported at once."""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from sftjob.base import Declared, Record
+from sftjob.problems import Problem, SpecError, problems_of
+from sftjob.spec import SFTJobSpec
+from sftjob.status import SFTJobStatus
+
+_DNS_1123 = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+
+class UserMetadata(Declared):
+    name: str = Field(max_length=63, pattern=_DNS_1123)
+    namespace: str = Field(default="default", max_length=63, pattern=_DNS_1123)
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class Manifest(Declared):
+    """What stands in a user's file."""
+
+    api_version: Literal["sftjob.dev/v1alpha1"]
+    kind: Literal["SFTJob"]
+    metadata: UserMetadata
+    spec: SFTJobSpec
+
+
+class ObjectMeta(Record):
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 1
+    resource_version: str = ""
+
+
+class SFTJob(Record):
+    """The stored object: a manifest that was accepted, with identity and status."""
+
+    api_version: Literal["sftjob.dev/v1alpha1"] = "sftjob.dev/v1alpha1"
+    kind: Literal["SFTJob"] = "SFTJob"
+    metadata: ObjectMeta
+    spec: SFTJobSpec
+    status: SFTJobStatus = SFTJobStatus()
+
+
+def parse_manifest(document: Any) -> Manifest:
+    """Raises SpecError with every problem found, each with path, value and remedy."""
+    if not isinstance(document, dict):
+        raise SpecError(
+            [Problem("(file)", type(document).__name__, "write one SFTJob object, see examples/quickstart.yaml")]
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(problems_of(error, Manifest)) from None

@@ -1,0 +1,78 @@
+"""Every name, label, key and path that two parts of sftjob must agree on, each computed here and nowhere else."""
+
+import hashlib
+import re
+from pathlib import Path
+
+GROUP = "sftjob.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "SFTJob"
+
+# Placement: the only things a launcher takes from its environment.
+NODE_RANK_VARIABLE = "SFTJOB_NODE_RANK"
+MASTER_ADDRESS_VARIABLE = "SFTJOB_MASTER_ADDRESS"
+MASTER_PORT_VARIABLE = "SFTJOB_MASTER_PORT"
+SCRATCH_VARIABLE = "SFTJOB_SCRATCH"
+TERMINATION_MESSAGE_VARIABLE = "SFTJOB_TERMINATION_MESSAGE"
+SERVE_ADDRESS_VARIABLE = "SFTJOB_SERVE_ADDRESS"
+POD_UID_VARIABLE = "SFTJOB_POD_UID"
+
+RUN_RECORD = "run.json"
+ATTEMPTS = "attempts"
+CACHE = "cache"
+MANIFEST = "manifest.json"
+LATEST = "latest"
+EXPORT_MANIFEST = "sftjob-manifest.json"
+METRICS = "metrics.jsonl"
+
+_STEP = re.compile(r"step-(\d+)")
+_STEP_TEMPORARY = re.compile(r"step-\d+\.tmp-a(\d+)")
+
+
+def attempt_name(job_name: str, uid: str, attempt: int) -> str:
+    """`<slug>-<hash8(uid)>-a<N>`: a DNS-1035 label of at most 40 characters, as the services derived from it need."""
+    slug = re.sub(r"[^a-z0-9-]", "-", job_name.lower())[:24].strip("-")
+    if not slug[:1].isalpha():
+        slug = f"j{slug}"
+    return f"{slug}-{hashlib.sha256(uid.encode()).hexdigest()[:8]}-a{attempt}"
+
+
+def checkpoint_folder(step: int) -> str:
+    return f"step-{step}"
+
+
+def checkpoint_step(folder: str) -> int | None:
+    """The step of a published checkpoint's folder name; None for any other name."""
+    match = _STEP.fullmatch(folder)
+    return int(match[1]) if match else None
+
+
+def temporary(folder: str, *, attempt: int) -> str:
+    """What a folder is called until it is published: `<folder>.tmp-a<N>`."""
+    return f"{folder}.tmp-a{attempt}"
+
+
+def temporary_checkpoint_attempt(folder: str) -> int | None:
+    """The attempt that was writing this unpublished checkpoint folder; None for any other name."""
+    match = _STEP_TEMPORARY.fullmatch(folder)
+    return int(match[1]) if match else None
+
+
+def corrupt(folder: str, *, attempt: int) -> str:
+    """Where attempt N moves a checkpoint that does not verify, so that its step can be published again."""
+    return f"{folder}.corrupt-a{attempt}"
+
+
+def attempt_folder(storage: Path, attempt: int) -> Path:
+    return storage / ATTEMPTS / str(attempt)
+
+
+def node_claim(storage: Path, attempt: int, node_rank: int) -> Path:
+    """The file whose exclusive creation lets a launcher run: the fence."""
+    return attempt_folder(storage, attempt) / f"node-{node_rank}.json"
+
+
+def default_storage(output_uri: str) -> str:
+    """Where checkpoints go when `spec.checkpoint.storage` is absent."""
+    return output_uri.rstrip("/") + ".checkpoints"

@@ -1,0 +1,40 @@
+"""The launch plan: all that an attempt's launchers need to know, frozen when the attempt is created.
+
+Built by `sft_operator.lifecycle.plan`, passed to every launcher as one JSON argument.
+"""
+
+from sftjob.base import Record
+from sftjob.spec import SFTJobSpec
+
+
+class JobReference(Record):
+    namespace: str
+    name: str
+    uid: str
+
+
+class Mount(Record):
+    uri: str
+    path: str
+
+
+class LaunchPlan(Record):
+    job: JobReference
+    attempt: int
+    spec: SFTJobSpec
+    mounts: list[Mount]
+    """Where each URI of the spec lies on a node."""
+
+    def path(self, uri: str) -> str:
+        return next(mount.path for mount in self.mounts if mount.uri == uri)
+
+    @property
+    def storage(self) -> str:
+        return self.path(self.spec.storage_uri)
+
+
+class RunRecord(Record):
+    """`run.json` in a job's storage: it outlives the object and says whose the storage is."""
+
+    owner: JobReference
+    spec: SFTJobSpec

@@ -1,0 +1,188 @@
+"""`spec` of an SFTJob: what users write. Every field here works; a check that one field can't hold alone is at
+the model that holds both.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from sftjob.base import Declared
+from sftjob.names import default_storage
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Overlong, PackLevel, Precision
+from sftjob.presets import PRESETS
+
+URI_FORMS = "pvc://<claim>/<path> or file:///<absolute path>"
+Uri = Annotated[
+    str,
+    StringConstraints(
+        max_length=512, pattern=r"^(pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[^/\s][^\s]*|file:///[^/\s][^\s]*)$"
+    ),
+]
+
+
+class UriSource(Declared):
+    uri: Uri = Field(description=f"A folder: {URI_FORMS}.")
+
+
+class ModelOverrides(Declared):
+    """Fields of the model's configuration that replace the preset's; for a model trained from scratch."""
+
+    vocab_size: int | None = Field(default=None, ge=1)
+    hidden_size: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    max_position_embeddings: int | None = Field(default=None, ge=1)
+    tie_word_embeddings: bool | None = None
+
+
+class ModelSpec(Declared):
+    """What to start from: a pretrained model, or a preset to train from scratch."""
+
+    load_from: UriSource | None = Field(
+        default=None, description="A Hugging Face model folder. Absent: train `preset` from scratch."
+    )
+    preset: str | None = Field(
+        default=None, max_length=64, description=f"One of {', '.join(PRESETS)}. Absent: read from config.json."
+    )
+    overrides: ModelOverrides = ModelOverrides()
+    tokenizer: UriSource | None = Field(
+        default=None, description="A folder with the tokenizer. Absent: the one in `loadFrom`."
+    )
+
+    @model_validator(mode="after")
+    def _sources(self) -> Self:
+        problems = []
+        if self.preset is not None and self.preset not in PRESETS:
+            problems.append(f"preset: {self.preset!r} is not known; use one of {', '.join(PRESETS)}")
+        if self.load_from is None and self.preset is None:
+            problems.append("loadFrom: missing, as is preset; name a model folder, or a preset to train from scratch")
+        if self.load_from is None and self.tokenizer is None:
+            problems.append("tokenizer: missing, and there is no loadFrom to take it from; name a tokenizer's folder")
+        if self.preset is None and self.overrides.model_fields_set:
+            problems.append("overrides: given without preset; name the preset whose fields they replace")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class DatasetSpec(Declared):
+    name: str = Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="For messages and counts.")
+    uri: Uri = Field(description=f"A JSONL file of chats, one `messages` list a line: {URI_FORMS}.")
+    sample_ratio: float = Field(
+        default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
+    )
+
+
+class PackingSpec(Declared):
+    level: PackLevel = Field(default="soft", description="soft: several whole samples a pack. none: one sample a pack.")
+    max_length: int = Field(default=4096, ge=8, le=1_048_576, description="Tokens a pack holds, and a sample at most.")
+
+
+class DataSpec(Declared):
+    datasets: Annotated[list[DatasetSpec], Field(min_length=1, max_length=32)]
+    packing: PackingSpec = PackingSpec()
+    overlong: Overlong = Field(
+        default="truncate", description="What happens to a sample longer than `packing.maxLength`; always counted."
+    )
+    chat_template: str | None = Field(
+        default=None, max_length=64, description="A named template that replaces the tokenizer's own (docs/data.md)."
+    )
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        names = [dataset.name for dataset in self.datasets]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"datasets: the name {name!r} is used twice; give each dataset its own")
+        return self
+
+
+class TrainingSpec(Declared):
+    total_epoch: int | None = Field(
+        default=None, ge=1, le=10_000, description="Passes over the data; 1 if no totalStep."
+    )
+    total_step: int | None = Field(default=None, ge=1, description="Optimiser steps, instead of totalEpoch.")
+    global_batch_size: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Packs a step, over all ranks. Absent: one a rank."
+    )
+    optimizer: AdamWConfig = AdamWConfig()
+    lr_schedule: LRConfig = LRConfig()
+    fsdp: FSDPConfig = FSDPConfig()
+    loss: CELossConfig = CELossConfig()
+    precision: Precision = Field(default="auto", description="auto: bf16 on GPUs that have it, fp32 on CPU.")
+    seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Of initialisation, sampling and order.")
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if self.total_epoch is not None and self.total_step is not None:
+            raise ValueError("totalStep: given together with totalEpoch; remove one")
+        return self
+
+
+class CheckpointSpec(Declared):
+    storage: Uri | None = Field(
+        default=None, description=f"Folder of this job alone: {URI_FORMS}. Absent: the first output + `.checkpoints`."
+    )
+    every_steps: int | None = Field(default=None, ge=1, description="Absent: at the end only.")
+    keep_last: int = Field(default=2, ge=2, le=100, description="Older checkpoints are deleted.")
+
+
+class OutputSpec(Declared):
+    uri: Uri = Field(description=f"Folder to create: {URI_FORMS}.")
+    format: Literal["hf"] = Field(default="hf", description="hf: a Hugging Face model folder.")
+
+
+class ComputeSpec(Declared):
+    nodes: int = Field(default=1, ge=1, le=1024, description="Launchers, one a node.")
+    processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks a node: its GPUs, or 1 on a CPU.")
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes_per_node
+
+
+class RunPolicySpec(Declared):
+    suspend: bool = Field(default=False, description="Save and stop; false again goes on.")
+    retries: int = Field(default=3, ge=0, le=100, description="Attempts after a failure.")
+    disruption_retries: int = Field(
+        default=100, ge=0, le=10_000, description="Attempts after a preemption or a lost node."
+    )
+    termination_grace_period_seconds: int = Field(
+        default=120, ge=10, le=3600, description="From the signal to save until everything is killed."
+    )
+
+
+class SFTJobSpec(Declared):
+    """One fine-tuning run: what to start from, the data, where the result goes."""
+
+    model: ModelSpec
+    data: DataSpec
+    training: TrainingSpec = TrainingSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    output: Annotated[list[OutputSpec], Field(min_length=1, max_length=4)]
+    compute: ComputeSpec = ComputeSpec()
+    run_policy: RunPolicySpec = RunPolicySpec()
+
+    @model_validator(mode="after")
+    def _batch(self) -> Self:
+        batch, world = self.training.global_batch_size, self.compute.world_size
+        if batch is not None and batch % world:
+            raise ValueError(
+                f"training.globalBatchSize: {batch} is not divisible by the {world} ranks of compute; "
+                f"use a multiple of {world}"
+            )
+        return self
+
+    @property
+    def storage_uri(self) -> str:
+        return self.checkpoint.storage or default_storage(self.output[0].uri)
+
+    @property
+    def uris(self) -> list[str]:
+        """Every place the job reads or writes, each once."""
+        places = [dataset.uri for dataset in self.data.datasets] + [output.uri for output in self.output]
+        places.append(self.storage_uri)
+        places += [source.uri for source in (self.model.load_from, self.model.tokenizer) if source]
+        return list(dict.fromkeys(places))
