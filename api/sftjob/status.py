@@ -67,6 +67,10 @@ class AttemptsStatus(Record):
     disruptions: int = 0
     without_progress: int = 0
     """Attempts in a row that ended without a newer checkpoint than before."""
+    saved_step: int | None = None
+    """The newest checkpoint that an attempt which has ended left behind."""
+    started_at: datetime | None = None
+    """When the current attempt was announced."""
     next_at: datetime | None = None
     """When the next attempt starts, while one waits."""
     history: list[AttemptRecord] = []

@@ -1,0 +1,42 @@
+"""A status's conditions, derived from the rest of it. Called by `decide` last."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from sft_operator.lifecycle.budgets import Failure
+from sftjob.status import Condition, ConditionType, Phase, SFTJobStatus
+
+
+def conditions(status: SFTJobStatus, *, generation: int, failure: Failure | None, now: datetime) -> list[Condition]:
+    """Those that hold, and those that once did. A condition keeps its transition time while its status stays."""
+    before = {condition.type: condition for condition in status.conditions}
+    after = []
+    for type_, holds, reason, message in _facts(status, failure):
+        if not holds and type_ not in before:
+            continue
+        condition = Condition(
+            type=type_,
+            status="True" if holds else "False",
+            reason=reason,
+            message=message,
+            observed_generation=generation,
+            last_transition_time=now,
+        )
+        if type_ in before and before[type_].status == condition.status:
+            condition = condition.model_copy(update={"last_transition_time": before[type_].last_transition_time})
+        after.append(condition)
+    return after
+
+
+def _facts(status: SFTJobStatus, failure: Failure | None) -> Iterator[tuple[ConditionType, bool, str, str]]:
+    phase = status.phase
+    attempt = f"attempt {status.attempts.current}"
+    yield "Running", phase is Phase.RUNNING, phase.value, attempt
+
+    live = status.progress.saved_step if status.progress else None
+    saved = max((step for step in (live, status.attempts.saved_step) if step is not None), default=None)
+    yield "CheckpointAvailable", saved is not None, "CheckpointSaved", f"step {saved}"
+
+    yield "Suspended", phase is Phase.SUSPENDED, phase.value, attempt if phase is Phase.SUSPENDED else ""
+    yield "Complete", phase is Phase.SUCCEEDED, "Succeeded", attempt
+    yield "Failed", failure is not None, failure.reason if failure else "", failure.message if failure else ""

@@ -1,0 +1,84 @@
+"""What a backend saw of a job's attempts. Written by backends, read by `decide`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sftjob.failure import Reason
+from sftjob.outcome import Outcome
+from sftjob.progress import Progress
+
+
+class NodeState(StrEnum):
+    MISSING = "Missing"
+    """Its creation was interrupted before it; creating the attempt again makes up for it."""
+    PENDING = "Pending"
+    RUNNING = "Running"
+    ENDED = "Ended"
+    """Terminal or gone, with its outcome if one was found."""
+
+
+class AttemptState(StrEnum):
+    PENDING = "Pending"
+    RUNNING = "Running"
+    ENDING = "Ending"
+    ENDED = "Ended"
+
+
+@dataclass(frozen=True)
+class NodeObservation:
+    rank: int
+    state: NodeState
+    outcome: Outcome | None = None
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in (NodeState.PENDING, NodeState.RUNNING)
+
+    @property
+    def has_failed(self) -> bool:
+        """It ended, and not with success."""
+        succeeded = self.outcome is not None and self.outcome.reason is Reason.SUCCEEDED
+        return self.state is NodeState.ENDED and not succeeded
+
+
+@dataclass(frozen=True)
+class AttemptObservation:
+    """An attempt of which at least one node was created."""
+
+    number: int
+    nodes: tuple[NodeObservation, ...]
+    is_deleting: bool = False
+
+    @property
+    def state(self) -> AttemptState:
+        """It has ended only when every node is terminal or gone."""
+        if not any(node.is_live for node in self.nodes):
+            return AttemptState.ENDED
+        if self.is_deleting:
+            return AttemptState.ENDING
+        if any(node.state is NodeState.RUNNING for node in self.nodes):
+            return AttemptState.RUNNING
+        return AttemptState.PENDING
+
+    @property
+    def is_live(self) -> bool:
+        return self.state is not AttemptState.ENDED
+
+    @property
+    def is_incomplete(self) -> bool:
+        return any(node.state is NodeState.MISSING for node in self.nodes)
+
+
+@dataclass(frozen=True)
+class Observation:
+    attempts: tuple[AttemptObservation, ...] = ()
+    """Live ones, and the newest whether it lives or not. An attempt that isn't here does not exist."""
+    progress: Progress | None = None
+    """Advisory: the last report that was found, of whichever attempt."""
+
+    def attempt(self, number: int) -> AttemptObservation | None:
+        return next((attempt for attempt in self.attempts if attempt.number == number), None)
+
+    def live(self) -> Iterable[AttemptObservation]:
+        return (attempt for attempt in self.attempts if attempt.is_live)

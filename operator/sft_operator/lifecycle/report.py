@@ -1,0 +1,52 @@
+"""What an attempt tells about itself, taken into the status. Called by `decide`; never changes the phase."""
+
+from sftjob.outcome import Outcome
+from sftjob.progress import Progress
+from sftjob.status import SFTJobStatus
+
+COALESCE_SECONDS = 10
+"""A report that only moves numbers is written this often: the status costs its store a write, whoever watches."""
+
+
+def with_progress(status: SFTJobStatus, progress: Progress | None) -> SFTJobStatus:
+    if progress is None or not _is_acceptable(status, progress):
+        return status
+    before = status.progress
+    if before is not None and not _tells_more(before, progress):
+        return status
+    return status.model_copy(update={"progress": progress})
+
+
+def with_last_words(status: SFTJobStatus, outcome: Outcome | None) -> SFTJobStatus:
+    """`outcome` is node 0's: it alone knows of data and artifacts."""
+    if outcome is None:
+        return status
+    update: dict[str, object] = {}
+    if outcome.progress is not None and _is_acceptable(status, outcome.progress):
+        update["progress"] = outcome.progress
+    if outcome.data is not None:
+        update["data"] = outcome.data
+    if outcome.artifacts:
+        update["artifacts"] = outcome.artifacts
+    return status.model_copy(update=update)
+
+
+def progress_of_current(status: SFTJobStatus) -> Progress | None:
+    progress = status.progress
+    return progress if progress is not None and progress.attempt == status.attempts.current else None
+
+
+def _is_acceptable(status: SFTJobStatus, progress: Progress) -> bool:
+    """Of the current attempt, and no step backwards within it."""
+    if progress.attempt != status.attempts.current:
+        return False
+    before = progress_of_current(status)
+    return before is None or (progress.step, progress.reported_at) >= (before.step, before.reported_at)
+
+
+def _tells_more(before: Progress, after: Progress) -> bool:
+    def shape(report: Progress) -> tuple[object, ...]:
+        return report.attempt, report.stage, report.saved_step, report.resumed_from, report.total_steps
+
+    age = (after.reported_at - before.reported_at).total_seconds()
+    return shape(after) != shape(before) or age >= COALESCE_SECONDS
