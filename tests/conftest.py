@@ -1,0 +1,40 @@
+"""What tests of every room share: the two options of the command line, and the pretrained model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# `pytest` alone, unlike `python -m pytest`, leaves the root out, where `examples` and `benchmarks` lie.
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="Every case at full size.")
+    parser.addoption("--chat-data", type=Path, help="A JSONL file of real chats for the tests that train on some.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.skip(reason="full size: needs --full"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of a real pretrained model with tokenizer and chat template; read-only. Made once, in 45 s."""
+    from examples.smollm2 import prepare
+
+    return prepare()
+
+
+@pytest.fixture(scope="session")
+def chat_data(request: pytest.FixtureRequest) -> Path | None:
+    """A user's JSONL file of chats, from `make test CHAT_DATA=...`; None where none was named."""
+    path: Path | None = request.config.getoption("--chat-data")
+    if path is not None and not path.is_file():
+        pytest.exit(f"--chat-data: {path} is not a file; name a JSONL file of chats or leave the option out", 2)
+    return path
