@@ -1,0 +1,97 @@
+"""Attempts as processes of this machine: `<work folder>/attempts/<N>/node-<k>/`, one launcher each."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation
+from sft_operator.local.files import replace_file
+from sft_operator.local.node import LocalNode
+from sftjob import names
+from sftjob.job import SFTJob
+from sftjob.plan import LaunchPlan
+
+LAUNCHER = (sys.executable, "-m", "sft_trainer.launcher")
+
+
+class LocalBackend:
+    def __init__(self, work_folder: Path, *, command: Sequence[str] = LAUNCHER) -> None:
+        self._attempts = work_folder / names.ATTEMPTS
+        self._command = command
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    async def observe(self, job: SFTJob) -> Observation:
+        self._reap()
+        attempts = tuple(
+            attempt
+            for number in self._numbers()
+            if (attempt := self._observe_attempt(job, number))
+            and (attempt.is_live or number == job.status.attempts.current)
+        )
+        return Observation(attempts, self.node(job.status.attempts.current, 0).progress())
+
+    async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
+        outputs = [plan.storage, *(plan.path(output.uri) for output in plan.spec.output)]
+        for path in outputs:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        port = self._master_port(plan.attempt)
+        for node in self._nodes(job, plan.attempt):
+            if node.observe().state is NodeState.MISSING:
+                command = [*self._command, "--plan", plan.to_json()]
+                self._children.append(node.start(command, self._environment(job, plan, node, port=port)))
+
+    async def delete(self, job: SFTJob, attempt: int) -> None:
+        for node in self._nodes(job, attempt):
+            node.terminate(grace_seconds=job.spec.run_policy.termination_grace_period_seconds)
+
+    def kill(self, job: SFTJob) -> None:
+        """Ends every launcher at once and unsaved; what it started dies with it."""
+        for number in self._numbers():
+            for node in self._nodes(job, number):
+                node.kill()
+
+    def node(self, attempt: int, rank: int) -> LocalNode:
+        return LocalNode(self._attempts / str(attempt) / f"node-{rank}", rank=rank)
+
+    def _nodes(self, job: SFTJob, attempt: int) -> Iterator[LocalNode]:
+        return (self.node(attempt, rank) for rank in range(job.spec.compute.nodes))
+
+    def _numbers(self) -> list[int]:
+        if not self._attempts.exists():
+            return []
+        return sorted(int(folder.name) for folder in self._attempts.iterdir() if folder.name.isdecimal())
+
+    def _observe_attempt(self, job: SFTJob, number: int) -> AttemptObservation | None:
+        nodes = list(self._nodes(job, number))
+        seen = tuple(node.observe() for node in nodes)
+        if all(node.state is NodeState.MISSING for node in seen):
+            return None
+        return AttemptObservation(number, seen, is_deleting=any(node.is_terminated for node in nodes))
+
+    def _environment(self, job: SFTJob, plan: LaunchPlan, node: LocalNode, *, port: int) -> dict[str, str]:
+        name = names.attempt_name(job.metadata.name, job.metadata.uid, plan.attempt)
+        return os.environ | {
+            names.NODE_RANK_VARIABLE: str(node.rank),
+            names.MASTER_ADDRESS_VARIABLE: "127.0.0.1",
+            names.MASTER_PORT_VARIABLE: str(port),
+            names.SCRATCH_VARIABLE: str(node.folder),
+            names.TERMINATION_MESSAGE_VARIABLE: str(node.outcome_file),
+            names.SERVE_ADDRESS_VARIABLE: "127.0.0.1:0",
+            names.POD_UID_VARIABLE: f"{name}-{node.rank}",
+        }
+
+    def _master_port(self, attempt: int) -> int:
+        """One for all nodes of an attempt, kept in case that some are started later than others."""
+        file = self._attempts / str(attempt) / "master-port"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                replace_file(file, str(listener.getsockname()[1]))
+        return int(file.read_text())
+
+    def _reap(self) -> None:
+        self._children = [child for child in self._children if child.poll() is None]

@@ -1,0 +1,49 @@
+"""`<work folder>/job.json`: the whole SFTJob object, with the same content as in a cluster."""
+
+from pathlib import Path
+
+from sft_operator.lifecycle.backend import Conflict, JobKey
+from sft_operator.local.files import replace_file
+from sft_operator.local.lock import locked
+from sftjob.job import SFTJob
+from sftjob.spec import SFTJobSpec
+
+
+class FileStore:
+    def __init__(self, work_folder: Path) -> None:
+        self.path = work_folder / "job.json"
+
+    async def read(self, key: JobKey) -> SFTJob | None:
+        job = self.load()
+        return job if job is not None and (job.metadata.namespace, job.metadata.name) == key else None
+
+    async def write_status(self, job: SFTJob) -> SFTJob:
+        return self._replace(job)
+
+    def load(self) -> SFTJob | None:
+        """None where the folder has no job yet."""
+        try:
+            return SFTJob.from_json(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def create(self, job: SFTJob) -> SFTJob:
+        """Raises Conflict where the folder has a job already."""
+        return self._replace(job)
+
+    def write_spec(self, job: SFTJob, spec: SFTJobSpec) -> SFTJob:
+        """A new generation, as the API server counts them. Raises Conflict where `job` isn't the newest."""
+        metadata = job.metadata.model_copy(update={"generation": job.metadata.generation + 1})
+        return self._replace(job.model_copy(update={"spec": spec, "metadata": metadata}))
+
+    def _replace(self, job: SFTJob) -> SFTJob:
+        """Only over the version that the caller read."""
+        with locked(self.path.with_suffix(".lock"), wait=True):
+            stored = self.load()
+            version = stored.metadata.resource_version if stored else ""
+            if job.metadata.resource_version != version:
+                raise Conflict(f"{self.path}: version {job.metadata.resource_version!r} is not the newest, {version!r}")
+            metadata = job.metadata.model_copy(update={"resource_version": str(int(version or 0) + 1)})
+            job = job.model_copy(update={"metadata": metadata})
+            replace_file(self.path, job.to_json(indent=2))
+        return job
