@@ -1,0 +1,119 @@
+"""The packs of each optimiser step, as tensors.
+
+In: `PreparedData`. Out: a rank's `PackedBatch`es of a step, and what all ranks must know about it: its trained tokens,
+its samples. Called by the Trainer's loop. Everything is a function of the step, so a resumed run goes on exactly where
+the saved one stopped, whatever the number of ranks.
+
+Packs form an endless stream: position p is in epoch p // packs, at its place in that epoch's permutation. Step s,
+counted from 1, takes the G (global batch size) positions from (s - 1) * G on; of these, rank r of W has r, r + W, ...
+
+T tokens of a pack.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from sft_trainer.datasets.order import permutation
+from sft_trainer.datasets.prepare import PreparedData
+from sft_trainer.packed import PackedBatch
+
+IGNORED = -100
+_PAD_ID = 0
+"""Any token would do: pads are documents of their own, and nothing is learnt from them."""
+_DUMMY_TOKENS = 8
+
+
+class BatchStream:
+    def __init__(
+        self,
+        data: PreparedData,
+        *,
+        seed: int,
+        global_batch_size: int,
+        world_size: int,
+        rank: int,
+        pad_to: int | None = None,
+        total_epoch: int | None = None,
+    ) -> None:
+        """`pad_to` tokens in every pack, for a compiled model. After `total_epoch` the stream ends: what the last
+        step lacks are packs of pads. None: it never ends."""
+        assert global_batch_size % world_size == 0
+        self._data = data
+        self._packs = len(data.packs)
+        self._seed = seed
+        self._global_batch_size = global_batch_size
+        self._world_size = world_size
+        self._rank = rank
+        self._pad_to = pad_to
+        self._end = math.inf if total_epoch is None else total_epoch * self._packs
+        self._order = lru_cache(maxsize=2)(self._order_of_epoch)
+
+    def total_steps(self, total_epoch: int) -> int:
+        return math.ceil(total_epoch * self._packs / self._global_batch_size)
+
+    def micro_batches(self, step: int) -> list[PackedBatch]:
+        """This rank's packs: as many on every rank, so that none waits in a collective for another."""
+        first = (step - 1) * self._global_batch_size
+        mine = range(first + self._rank, first + self._global_batch_size, self._world_size)
+        return [self._batch(position) for position in mine]
+
+    def trained_tokens(self, step: int) -> int:
+        """Labels that count, over all ranks: what the step's loss is divided by."""
+        return int(self._data.pack_trained[self._packs_of(step)].sum())
+
+    def tokens(self, step: int) -> int:
+        """Over all ranks, pads not counted."""
+        return int(self._data.pack_tokens[self._packs_of(step)].sum())
+
+    def sample_ids(self, step: int) -> list[int]:
+        """Over all ranks, in the order of the stream."""
+        return [int(sample) for pack in self._packs_of(step) for sample in self._data.packs[pack]]
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data that are done after this step."""
+        return min(step * self._global_batch_size, self._end) / self._packs
+
+    def _packs_of(self, step: int) -> list[int]:
+        first = (step - 1) * self._global_batch_size
+        positions = range(first, int(min(first + self._global_batch_size, self._end)))
+        return [self._pack_at(position) for position in positions]
+
+    def _pack_at(self, position: int) -> int:
+        epoch, place = divmod(position, self._packs)
+        return int(self._order(epoch)[place])
+
+    def _order_of_epoch(self, epoch: int) -> np.ndarray:
+        return permutation(self._packs, seed=(self._seed, 2, epoch))
+
+    def _batch(self, position: int) -> PackedBatch:
+        documents = list(self._documents(position)) if position < self._end else []
+        length = sum(len(ids) for ids, _ in documents)
+        wanted = self._pad_to or (length if documents else _DUMMY_TOKENS)
+        assert length <= wanted, "a pack is longer than pad_to"
+        if length < wanted:
+            pads = np.full(wanted - length, _PAD_ID, dtype=np.int64)
+            documents.append((pads, np.full(len(pads), IGNORED, dtype=np.int64)))
+        lengths = [len(ids) for ids, _ in documents]
+        return PackedBatch(
+            input_ids=_row([ids for ids, _ in documents]),
+            position_ids=_row([np.arange(length) for length in lengths]),
+            labels=_row([labels for _, labels in documents]),
+            cu_seqlens=torch.tensor(np.concatenate(([0], np.cumsum(lengths))), dtype=torch.int32),
+        )
+
+    def _documents(self, position: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ids [T] and labels [T] of each sample: the label at a token is the token that follows it."""
+        for sample in self._data.packs[self._pack_at(position)]:
+            tokens, trained = self._data.sample(int(sample))
+            ids = tokens.astype(np.int64)
+            labels = np.full(len(ids), IGNORED, dtype=np.int64)
+            labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
+            yield ids, labels
+
+
+def _row(pieces: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(pieces)).unsqueeze(0)

@@ -1,0 +1,130 @@
+"""Tokenises one file into the parts of a cache, in this process or in several.
+
+In: the file's scan, the tokenizer and its limits, a folder. Out: the parts, in the order of the file. Called by
+`prepare` when the cache does not hold the file yet. Every line that is wrong, up to ten, is in one JobFailure.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from sft_trainer.datasets.read import Scan
+from sft_trainer.datasets.render import Renderer, load_tokenizer
+from sft_trainer.datasets.tokenize import MOST_FAULTS, Limits, Part
+from sft_trainer.datasets.worker import Report, Task, run_task
+from sftjob.failure import JobFailure, Reason
+
+
+def build_parts(
+    path: Path,
+    scan: Scan,
+    *,
+    tokenizer_path: str,
+    chat_template: str | None,
+    limits: Limits,
+    folder: Path,
+    on_rows: Callable[[int], None],
+) -> list[Part]:
+    """One process a range of the scan. Raises JobFailure for bad lines, or a tokenizer or template that won't do."""
+    tasks = [
+        Task(
+            path=path,
+            start=lines.start,
+            end=lines.end,
+            first_line=lines.first_line,
+            tokenizer_path=tokenizer_path,
+            chat_template=chat_template,
+            limits=limits,
+            folder=folder,
+            part=part,
+        )
+        for part, lines in enumerate(scan.ranges)
+    ]
+    if len(tasks) == 1:
+        renderer = Renderer(load_tokenizer(tokenizer_path), chat_template=chat_template)
+        parts = [run_task(tasks[0], renderer=renderer, on_rows=on_rows)]
+    else:
+        parts = _in_processes(tasks, on_rows=on_rows)
+    faults = sorted(fault for part in parts for fault in part.faults)
+    if faults:
+        raise JobFailure(Reason.INVALID_DATA, "\n".join(_report_of(path, faults)))
+    if not any(part.rows for part in parts):
+        raise JobFailure(Reason.INVALID_DATA, f"{path}: only blank lines; write one chat a line")
+    return parts
+
+
+def _report_of(path: Path, faults: list[tuple[int, str]]) -> list[str]:
+    lines = [f"{path}:{line}: {problem}" for line, problem in faults[:MOST_FAULTS]]
+    if len(faults) >= MOST_FAULTS:
+        lines.append(f"{path}: there may be more; these are the first {MOST_FAULTS}")
+    return lines
+
+
+def _in_processes(tasks: list[Task], *, on_rows: Callable[[int], None]) -> list[Part]:
+    done = [0] * len(tasks)
+    told = threading.Lock()
+
+    def on_rows_of(part: int, rows: int) -> None:
+        with told:
+            done[part] = rows
+            on_rows(sum(done))
+
+    workers = [_started(task) for task in tasks]
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        try:
+            followed = [
+                pool.submit(_follow, worker, task, on_rows_of) for worker, task in zip(workers, tasks, strict=True)
+            ]
+            wait(followed, return_when=FIRST_EXCEPTION)
+            # An error of one is the error of all: the first to fail is asked first, the others are killed below.
+            for future in followed:
+                if future.done():
+                    future.result()
+            return [future.result() for future in followed]
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+
+
+def _started(task: Task) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        # The processes are the parallelism: threads in each would fight for the same cores.
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    worker = subprocess.Popen(
+        # -P: a user's `tokenize.py` in the current folder must not replace the standard library's.
+        [sys.executable, "-P", "-m", "sft_trainer.datasets.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    assert worker.stdin is not None
+    worker.stdin.write(task.to_json().encode() + b"\n")
+    worker.stdin.flush()
+    return worker
+
+
+def _follow(worker: subprocess.Popen[bytes], task: Task, on_rows: Callable[[int, int], None]) -> Part:
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        report = Report.from_json(line)
+        if report.failure:
+            raise JobFailure(*report.failure)
+        if report.part:
+            return report.part
+        on_rows(task.part, report.rows)
+    code = worker.wait()
+    if code == -9:
+        raise JobFailure(
+            Reason.OUT_OF_MEMORY,
+            f"{task.path}: the process that tokenises from line {task.first_line} on was killed, most likely for lack "
+            "of memory; lower num_workers or give more memory",
+        )
+    raise RuntimeError(f"the process that tokenises {task.path} from line {task.first_line} on ended with code {code}")

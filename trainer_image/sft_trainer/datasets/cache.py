@@ -1,0 +1,179 @@
+"""Tokenised datasets on disk: a memory-mapped folder for each thing that was tokenised in one way.
+
+In: a `CacheKey`, and a function that writes the parts. Out: a `TokenCache`, whose opening reads no tokens. Called by
+`prepare` on every rank at once, before any process group exists.
+
+    tokens-<hash>/  tokens.bin   uint32  the samples' tokens, one after the other
+                    trained.bin  uint8   for each token, whether it is trained
+                    offsets.npy  int64   where samples begin, and the number of tokens
+                    samples.npy  int32   [samples, 2]: trained tokens, and 1 where the tail was cut
+                    meta.json            the key, the counts, every file's size; written last
+    tokens-<hash>.lock                   held while the folder is written
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from sft_trainer.datasets.tokenize import Part
+from sftjob.base import Record, digest
+
+FORMAT = 1
+"""Raised by every change to how tokens or masks are made: it is part of the key."""
+_FILES = ("tokens.bin", "trained.bin", "offsets.npy", "samples.npy")
+_META = "meta.json"
+
+
+class CacheKey(Record):
+    """Everything that changes the result."""
+
+    format: int = FORMAT
+    file_sha256: str
+    tokenizer: dict[str, str]
+    """sha256 of each of its files, versions of the libraries that read them."""
+    chat_template: str | None = None
+    """The text of a template that replaces the tokenizer's own."""
+    max_length: int
+    overlong: str
+
+    def digest(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+
+class CacheMeta(Record):
+    key: CacheKey
+    rows: int
+    samples: int
+    tokens: int
+    trained_tokens: int
+    truncated: int
+    dropped: int
+    bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    meta: CacheMeta
+    tokens: np.ndarray
+    trained: np.ndarray
+    offsets: np.ndarray
+    trained_counts: np.ndarray
+    is_cut: np.ndarray
+
+
+def cache_folder(cache_dir: Path, key: CacheKey) -> Path:
+    return cache_dir / f"tokens-{key.digest().removeprefix('sha256:')[:32]}"
+
+
+def open_or_build(
+    cache_dir: Path, key: CacheKey, *, build: Callable[[Path], list[Part]], on_wait: Callable[[], None]
+) -> TokenCache:
+    """One process builds, the others wait for it. `build` writes the parts into the folder that it is given."""
+    folder = cache_folder(cache_dir, key)
+    if cache := open_cache(folder, key):
+        return cache
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(folder.name + ".lock"), on_wait):
+        if cache := open_cache(folder, key):
+            return cache
+        # Whatever stands here is torn: its writer no longer holds the lock.
+        temporary = folder.with_name(folder.name + ".tmp")
+        for leftover in (folder, temporary):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            _join(temporary, key, build(temporary))
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        cache = open_cache(folder, key)
+        assert cache is not None
+        return cache
+
+
+def open_cache(folder: Path, key: CacheKey) -> TokenCache | None:
+    """None where the folder is missing, of another key, or has a file that is not as long as it was written."""
+    try:
+        meta = CacheMeta.from_json((folder / _META).read_bytes())
+        sizes = {name: (folder / name).stat().st_size for name in _FILES}
+    except (FileNotFoundError, ValidationError):
+        return None
+    if meta.key != key or sizes != meta.bytes:
+        return None
+    table = np.load(folder / "samples.npy", mmap_mode="r")
+    return TokenCache(
+        meta=meta,
+        tokens=_mapped(folder / "tokens.bin", np.uint32),
+        trained=_mapped(folder / "trained.bin", np.bool_),
+        offsets=np.load(folder / "offsets.npy", mmap_mode="r"),
+        trained_counts=table[:, 0],
+        is_cut=table[:, 1],
+    )
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    if path.stat().st_size == 0:  # every sample was dropped; an empty file can't be mapped
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def _join(folder: Path, key: CacheKey, parts: list[Part]) -> None:
+    """The parts' files become one of each kind, in the order of the parts."""
+    for name in ("tokens", "trained"):
+        _concatenate([folder / f"{name}-{part}.bin" for part in range(len(parts))], folder / f"{name}.bin")
+    table = np.concatenate([np.load(folder / f"samples-{part}.npy") for part in range(len(parts))])
+    for part in range(len(parts)):
+        (folder / f"samples-{part}.npy").unlink()
+    np.save(folder / "offsets.npy", np.concatenate(([0], np.cumsum(table[:, 0], dtype=np.int64))))
+    np.save(folder / "samples.npy", table[:, 1:])
+    for name in _FILES:
+        _sync(folder / name)
+    counts = ("rows", "samples", "tokens", "trained_tokens", "truncated", "dropped")
+    meta = CacheMeta(
+        key=key,
+        bytes={name: (folder / name).stat().st_size for name in _FILES},
+        **{count: sum(getattr(part, count) for part in parts) for count in counts},
+    )
+    (folder / _META).write_text(meta.to_json(indent=1))
+    _sync(folder / _META)
+
+
+def _concatenate(sources: list[Path], target: Path) -> None:
+    sources[0].rename(target)
+    with target.open("ab") as joined:
+        for source in sources[1:]:
+            with source.open("rb") as file:
+                shutil.copyfileobj(file, joined, 1 << 20)
+            source.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Before the folder gets its name, so that a power loss can't leave a named folder with empty files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Exclusive among processes and threads; the kernel releases it when its holder dies."""
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                on_wait()
+                time.sleep(0.1)
+        yield

@@ -1,0 +1,53 @@
+"""What the data is and how it is packed: options of the Python API, with XTuner V1's names.
+
+Written by users in their script, or by the launcher from a job's `spec.data`; read by `prepare`.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from sftjob.base import Declared
+from sftjob.options import Overlong, PackLevel
+
+
+class DatasetConfig(Declared):
+    """One JSONL file of chats."""
+
+    name: str = Field(min_length=1, max_length=63, description="For messages and counts.")
+    anno_path: Path = Field(description="A JSONL file: one chat a line.")
+    cache_dir: Path | None = Field(default=None, description="Folder of its tokenised form. Absent: the run's own.")
+    sample_ratio: float = Field(
+        default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
+    )
+
+
+class OpenaiTokenizeFunctionConfig(Declared):
+    """How a chat becomes tokens, of which the assistant's are trained."""
+
+    chat_template: str | None = Field(
+        default=None, description="A template of ours (`templates/`) in place of the tokenizer's own."
+    )
+    max_length: int | None = Field(
+        default=None, ge=2, description="Tokens a sample holds at most; never more than `pack_max_length`."
+    )
+
+
+class DatasetEntry(Declared):
+    """An item of `dataset_config_list`; users write it as a dict."""
+
+    dataset: DatasetConfig
+    tokenize_fn: OpenaiTokenizeFunctionConfig = OpenaiTokenizeFunctionConfig()
+
+
+class DataloaderConfig(Declared):
+    dataset_config_list: Annotated[list[DatasetEntry], Field(min_length=1)]
+    pack_level: PackLevel = Field(default="soft", description="soft: several whole samples a pack. none: one.")
+    pack_max_length: int = Field(default=4096, ge=8, le=1_048_576, description="Tokens a pack holds at most.")
+    overlong: Overlong = Field(default="truncate", description="What happens to a sample that is too long.")
+    num_workers: int = Field(default=1, ge=1, le=256, description="Processes that tokenise a large file side by side.")
+
+    def max_length(self, entry: DatasetEntry) -> int:
+        """Tokens that a sample of this dataset may have."""
+        return min(entry.tokenize_fn.max_length or self.pack_max_length, self.pack_max_length)

@@ -1,0 +1,90 @@
+"""A chat as text, by a chat template: the tokenizer's own, or one of ours.
+
+`tokenize` makes one `Renderer` and gives it to `mask`, which compares renderings of parts of a chat.
+"""
+
+import re
+from pathlib import Path
+
+import jinja2
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sft_trainer.datasets.template import chat_template_named, known_templates
+from sftjob.failure import JobFailure, Reason
+
+Messages = list[dict[str, str]]
+
+_FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}"
+"""Put before a template that asks for the date, with what Llama 3 falls back to: today's date would change the tokens,
+and with them the run, when an attempt resumes on another day."""
+_GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+
+class TemplateRefused(Exception):
+    """The template itself raised for this chat, for example because roles must alternate."""
+
+
+class Renderer:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None) -> None:
+        """`chat_template` names one of ours; None takes the tokenizer's.
+
+        Raises JobFailure where the tokenizer or its template can't be used.
+        """
+        self.tokenizer = tokenizer
+        if not tokenizer.is_fast:
+            raise JobFailure(
+                Reason.INVALID_CONFIGURATION,
+                f"{tokenizer.name_or_path}: the tokenizer gives no offsets; use a folder with a tokenizer.json",
+            )
+        template = chat_template_named(chat_template) if chat_template else _own_template(tokenizer)
+        self.template = _FIXED_DATE + template if "strftime_now" in template else template
+        self.has_generation_tags = bool(_GENERATION_TAG.search(self.template))
+        self.added_ids = frozenset(tokenizer.added_tokens_decoder)
+
+    def text(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+        """Raises TemplateRefused, or JobFailure for a template that is no template."""
+        rendered = self._apply(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        assert isinstance(rendered, str)
+        return rendered
+
+    def assistant_mask(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        """Token ids, and which of them transformers finds between the template's generation tags."""
+        encoded = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        return encoded["input_ids"], [bool(trained) for trained in encoded["assistant_masks"]]
+
+    def _apply(self, messages: Messages, **options: object):  # type: ignore[no-untyped-def]
+        try:
+            return self.tokenizer.apply_chat_template(messages, chat_template=self.template, **options)
+        except jinja2.TemplateSyntaxError as error:
+            raise JobFailure(
+                Reason.INVALID_CONFIGURATION,
+                f"{self.tokenizer.name_or_path}: line {error.lineno} of the chat template: {error.message}; "
+                f"correct it, or set chatTemplate to one of {', '.join(known_templates())}",
+            ) from None
+        except jinja2.TemplateError as error:
+            raise TemplateRefused(str(error)) from None
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Raises JobFailure for a folder without a usable tokenizer; nothing is ever downloaded."""
+    if not Path(folder).is_dir():
+        raise JobFailure(Reason.MODEL_UNREADABLE, f"{folder}: there is no such folder; correct the tokenizer's path")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise JobFailure(
+            Reason.MODEL_UNREADABLE,
+            f"{folder}: holds no readable tokenizer ({str(error).splitlines()[0]}); name a Hugging Face folder with "
+            "tokenizer.json and tokenizer_config.json",
+        ) from None
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError:
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"chatTemplate: missing, and the tokenizer in {tokenizer.name_or_path} has none; "
+            f"set one of {', '.join(known_templates())}",
+        ) from None

@@ -1,0 +1,72 @@
+"""A process that tokenises one range of a file: `python -m sft_trainer.datasets.worker`.
+
+In: a `Task` as the first line of standard input, which then stays open. Out, on standard output, one JSON `Report` a
+line: rows done so far, at last the part or the failure. Started by `build`. Not multiprocessing: that would run the
+user's training script a second time in the worker, and can't bring a JobFailure back.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from sft_trainer.datasets.read import LineRange
+from sft_trainer.datasets.render import Renderer, load_tokenizer
+from sft_trainer.datasets.tokenize import Limits, Part, tokenize_range
+from sftjob.base import Record
+from sftjob.failure import JobFailure, Reason
+
+
+class Task(Record):
+    path: Path
+    start: int
+    end: int
+    first_line: int
+    tokenizer_path: str
+    chat_template: str | None = None
+    limits: Limits
+    folder: Path
+    part: int
+
+
+class Report(Record):
+    rows: int = 0
+    part: Part | None = None
+    failure: tuple[Reason, str] | None = None
+
+
+def run_task(task: Task, *, renderer: Renderer, on_rows: Callable[[int], None]) -> Part:
+    return tokenize_range(
+        task.path,
+        LineRange(task.start, task.end, task.first_line),
+        renderer=renderer,
+        limits=task.limits,
+        folder=task.folder,
+        part=task.part,
+        on_rows=on_rows,
+    )
+
+
+def main() -> None:
+    task = Task.from_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    try:
+        renderer = Renderer(load_tokenizer(task.tokenizer_path), chat_template=task.chat_template)
+        _report(Report(part=run_task(task, renderer=renderer, on_rows=lambda rows: _report(Report(rows=rows)))))
+    except JobFailure as failure:
+        _report(Report(failure=(failure.reason, failure.message)))
+
+
+def _leave_with_parent() -> None:
+    """Standard input ends when the parent does, however it dies."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _report(report: Report) -> None:
+    print(report.to_json(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
