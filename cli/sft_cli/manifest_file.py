@@ -1,0 +1,27 @@
+"""A user's YAML file in, the accepted manifest out. Called by every command that takes a JOB.yaml."""
+
+from pathlib import Path
+
+import yaml
+
+from sft_cli.refusal import Refusal
+from sftjob.job import Manifest, parse_manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises Refusal where the file can't be read as YAML, SpecError with all problems of what stands in it."""
+    try:
+        documents = list(yaml.safe_load_all(path.read_text()))
+    except OSError as error:
+        raise Refusal(f"{path}: {error.strerror}; name a YAML file with one SFTJob") from None
+    except UnicodeDecodeError:
+        raise Refusal(f"{path}: not UTF-8 text; name a YAML file with one SFTJob") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise Refusal(f"{place}: not valid YAML, {error.problem}; correct this line") from None
+    except yaml.YAMLError as error:
+        raise Refusal(f"{path}: not valid YAML, {' '.join(str(error).split())}") from None
+    if len(documents) > 1:
+        raise Refusal(f"{path}: {len(documents)} documents; put each SFTJob into a file of its own")
+    return parse_manifest(documents[0] if documents else None)

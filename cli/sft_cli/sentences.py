@@ -1,0 +1,87 @@
+"""What a status says, in words: used by every display of a run."""
+
+import re
+import signal
+from datetime import datetime
+
+from sftjob.job import SFTJob
+from sftjob.progress import Progress, Stage
+from sftjob.status import AttemptRecord, Phase, SFTJobStatus
+
+
+def headline(job: SFTJob, progress: Progress | None, now: datetime) -> str:
+    """Stage and detail: what is going on at this moment."""
+    status = job.status
+    attempt = f"attempt {status.attempts.current}"
+    match status.phase:
+        case Phase.PENDING:
+            return "about to start"
+        case Phase.SUSPENDING:
+            return f"{attempt}: saving and stopping, {job.spec.run_policy.termination_grace_period_seconds} s at most"
+        case Phase.RESTARTING if status.attempts.next_at is not None:
+            wait = max(0, round((status.attempts.next_at - now).total_seconds()))
+            return f"attempt {status.attempts.current + 1} starts in {wait} s"
+        case Phase.STARTING | Phase.RUNNING if progress is None:
+            return f"{attempt}: starting the launcher"
+        case Phase.STARTING | Phase.RUNNING if progress is not None:
+            detail = f": {progress.detail}" if progress.detail else ""
+            return f"{attempt}: {stage_in_words(progress.stage)}{detail}"
+        case _:
+            return status.phase.value
+
+
+def stage_in_words(stage: Stage) -> str:
+    """`PreparingData` as `preparing data`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", stage.value).lower()
+
+
+def training_figures(progress: Progress) -> str:
+    figures = [
+        f"step {progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}",
+        f"loss {progress.loss:.3f}" if progress.loss is not None else None,
+        f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second is not None else None,
+        f"{duration_in_words(progress.eta_seconds)} left" if progress.eta_seconds is not None else None,
+        f"saved step {progress.saved_step}" if progress.saved_step is not None else None,
+    ]
+    return ", ".join(figure for figure in figures if figure)
+
+
+def end_of_attempt(record: AttemptRecord) -> str:
+    """One line: when, why, who, and what is saved."""
+    step = f" after step {record.last_step}" if record.last_step else ""
+    saved = f" (step {record.saved_step} is saved)" if record.saved_step else ""
+    culprit = _culprit(record)
+    message = f": {_first_line(record.message)}" if record.message else ""
+    return f"attempt {record.number} ended{step}{saved}: {record.reason}{culprit}{message}"
+
+
+def duration_in_words(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def trained_time(status: SFTJobStatus) -> str:
+    """Over all attempts, without the time between them."""
+    seconds = sum(
+        (record.ended_at - record.started_at).total_seconds()
+        for record in status.attempts.history
+        if record.started_at is not None
+    )
+    attempts = status.attempts.current
+    return f"{duration_in_words(seconds)} in {attempts} attempt{'s' if attempts != 1 else ''}"
+
+
+def _culprit(record: AttemptRecord) -> str:
+    parts = []
+    if record.rank is not None:
+        parts.append(f"rank {record.rank}")
+    if record.signal is not None:
+        parts.append(f"by {signal.Signals(record.signal).name}")
+    return f", {' '.join(parts)}" if parts else ""
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else ""

@@ -1,0 +1,113 @@
+"""The folder of one run: a new one for a new job, or the one that an earlier `sft run` of the same file left.
+
+job.json              the SFTJob object, with its status
+claims.json           the folders that its claims stand for
+run.lock, job.lock    held by `sft run`, and while job.json is replaced
+attempts/<N>/node-<k>/launcher.log, outcome.json, progress.json, pid, lock, terminated
+loss.png              the loss curve, once the job has ended
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_cli.refusal import Refusal
+from sft_operator.lifecycle.backend import JobKey
+from sft_operator.local.claims import Claims, claims_of
+from sft_operator.local.files import replace_file
+from sft_operator.local.store import FileStore
+from sftjob.job import Manifest, ObjectMeta, SFTJob
+from sftjob.spec import SFTJobSpec
+
+
+class WorkFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = FileStore(path)
+        self.run_lock = path / "run.lock"
+        self.loss_curve = path / "loss.png"
+        self._claims = path / "claims.json"
+
+    def job(self) -> SFTJob:
+        job = self.store.load()
+        if job is None:
+            raise Refusal(f"{self.path}: no job has run in this folder; name one that `sft run` has made")
+        return job
+
+    @property
+    def key(self) -> JobKey:
+        metadata = self.job().metadata
+        return JobKey(metadata.namespace, metadata.name)
+
+    def claims(self) -> Claims:
+        recorded = json.loads(self._claims.read_text())
+        return Claims(Path("claims"), {claim: Path(folder) for claim, folder in recorded.items()})
+
+    def storage(self) -> Path:
+        return Path(self.claims().path_of(self.job().spec.storage_uri))
+
+    def open(self, manifest: Manifest, *, claim_folders: Mapping[str, Path]) -> SFTJob:
+        """The job to go on with, or a new one. Raises Refusal where it isn't the same job any more."""
+        self._settle_claims(manifest.spec, claim_folders)
+        wanted = _unsuspended(manifest.spec)
+        job = self.store.load()
+        if job is None:
+            metadata = ObjectMeta(
+                name=manifest.metadata.name, namespace=manifest.metadata.namespace, uid=str(uuid.uuid4())
+            )
+            return self.store.create(SFTJob(metadata=metadata, spec=wanted))
+        changed = _changes_of_job(job, manifest)
+        if changed:
+            raise Refusal(
+                f"{self.path} holds a run of another version of this job; changed: {', '.join(changed)}. "
+                "Undo the change to go on with that run, or start a new one with another --work-dir or metadata.name"
+            )
+        if job.status.phase.is_final or job.spec == wanted:
+            return job
+        return self.store.write_spec(job, wanted)
+
+    def _settle_claims(self, spec: SFTJobSpec, given: Mapping[str, Path]) -> None:
+        """Every start of a run finds the same folders, from wherever it is called."""
+        known = claims_of(spec)
+        unknown = [claim for claim in given if claim not in known]
+        if unknown:
+            spoken_of = f"use one of {', '.join(known)}" if known else "the job speaks of none"
+            raise Refusal(f"--claim {unknown[0]}: no URI of the job begins with pvc://{unknown[0]}/; {spoken_of}")
+        recorded = json.loads(self._claims.read_text()) if self._claims.exists() else {}
+        for claim, folder in given.items():
+            if claim in recorded and Path(recorded[claim]) != folder.absolute():
+                raise Refusal(
+                    f"--claim {claim}={folder}: this run began with {recorded[claim]}; "
+                    "name that folder again, or start a new run with another --work-dir"
+                )
+        folders = {claim: str(given.get(claim, Path("claims") / claim).absolute()) for claim in known} | recorded
+        if folders != recorded:
+            replace_file(self._claims, json.dumps(folders, indent=2))
+
+
+def _unsuspended(spec: SFTJobSpec) -> SFTJobSpec:
+    """Running it is what its user just asked for."""
+    return spec.model_copy(update={"run_policy": spec.run_policy.model_copy(update={"suspend": False})})
+
+
+def _changes_of_job(job: SFTJob, manifest: Manifest) -> list[str]:
+    renamed = [
+        f"metadata.{field}"
+        for field in ("name", "namespace")
+        if getattr(job.metadata, field) != getattr(manifest.metadata, field)
+    ]
+    before, after = job.spec.to_json_dict(), manifest.spec.to_json_dict()
+    return renamed + _changed_fields(before | {"runPolicy": {}}, after | {"runPolicy": {}}, "spec")
+
+
+def _changed_fields(before: Any, after: Any, path: str) -> list[str]:
+    """Paths of the fields that differ, as a file spells them."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = list(dict.fromkeys([*before, *after]))
+        return [line for key in keys for line in _changed_fields(before.get(key), after.get(key), f"{path}.{key}")]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [line for index, (b, a) in pairs for line in _changed_fields(b, a, f"{path}[{index}]")]
+    return [] if before == after else [path]
