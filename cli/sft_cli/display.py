@@ -11,6 +11,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from sft_cli.sentences import end_of_attempt, headline, training_figures
+from sftjob.failure import NEVER_RETRIED, Reason
 from sftjob.job import SFTJob
 from sftjob.progress import Progress, Stage
 from sftjob.status import Phase, SFTJobStatus
@@ -24,7 +25,7 @@ class Display:
         self._console = console
         self._view = _LiveView(console) if console.is_terminal else _PlainView(console)
         self._ended = {record.number for record in known.attempts.history}
-        self._resumed: int | None = None
+        self._resumed = known.progress.attempt if known.progress and known.progress.resumed_from is not None else 0
         self._is_detached = False
 
     def __enter__(self) -> "Display":
@@ -52,7 +53,8 @@ class Display:
         for record in reversed(status.attempts.history):
             if record.number not in self._ended:
                 self._ended.add(record.number)
-                if status.phase is not Phase.SUCCEEDED:
+                # Success and what is never retried are told by the job's result.
+                if record.reason is not Reason.SUCCEEDED and record.reason not in NEVER_RETRIED:
                     self.say(end_of_attempt(record))
         if progress is not None and progress.resumed_from is not None and self._resumed != progress.attempt:
             self._resumed = progress.attempt

@@ -39,7 +39,10 @@ def run(
     manifest = read_manifest(file)
     folder = WorkFolder(work_dir or Path("runs") / manifest.metadata.name)
     _require_trainer()
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{folder.path}: {error.strerror}; name another --work-dir", code=ExitCode.STORAGE) from None
     console = Console()
     try:
         with locked(folder.run_lock):

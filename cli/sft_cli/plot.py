@@ -24,7 +24,7 @@ def plot_loss(rows: Sequence[Row], file: Path, *, title: str) -> None:
             axes.axvline(boundary, color="grey", linestyle="--", linewidth=1)
             axes.annotate(
                 f" attempt {after.attempt}",
-                (boundary, 1),
+                (boundary, 0.98),
                 xycoords=("data", "axes fraction"),
                 verticalalignment="top",
                 color="grey",

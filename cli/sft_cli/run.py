@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ async def run_job(folder: WorkFolder, console: Console, *, again: str) -> int:
     backend, claims, key = LocalBackend(folder.path), folder.claims(), folder.key
     job = folder.job()
     with Display(console, known=job.status) as display, _stop_signals() as stop:
+        for attempt in (await backend.observe(job)).live():
+            display.say(f"attempt {attempt.number} is still at work: going on with it")
         while True:
             if stop.is_requested and not job.spec.run_policy.suspend:
                 _suspend(folder, job)
@@ -74,6 +77,9 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
         failed = next(condition for condition in status.conditions if condition.type == "Failed")
         say(f"{job.metadata.name} failed: {failed.reason}: {failed.message}")
         node = LocalBackend(folder.path).node(last.number, last.node_rank or 0)
+        if exit_code(last.reason) == ExitCode.SOFTWARE:
+            for line in last.log_tail.splitlines():
+                say(f"  | {line}")
         say(f"log: {node.log}")
     if rows:
         say(f"loss curve: {folder.loss_curve}")
@@ -81,7 +87,7 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
 
 
 def run_command(manifest: Path, folder: WorkFolder) -> str:
-    return f"sft run {manifest} --work-dir {folder.path}"
+    return shlex.join(["sft", "run", str(manifest), "--work-dir", str(folder.path)])
 
 
 def _is_at_rest(job: SFTJob) -> bool:

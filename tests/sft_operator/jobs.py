@@ -1,0 +1,65 @@
+"""Jobs, outcomes and observations that the tests of this room begin with."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState, Observation
+from sftjob.failure import Reason, exit_code
+from sftjob.job import ObjectMeta, SFTJob
+from sftjob.outcome import Outcome
+from sftjob.progress import Progress, Stage
+from sftjob.spec import SFTJobSpec
+from sftjob.status import SFTJobStatus
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def a_job(*, nodes: int = 1, status: SFTJobStatus | None = None, **policy: Any) -> SFTJob:
+    spec = SFTJobSpec.model_validate(
+        {
+            "model": {"loadFrom": {"uri": "pvc://models/base"}},
+            "data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"}]},
+            "output": [{"uri": "pvc://models/tuned"}],
+            "compute": {"nodes": nodes},
+            "runPolicy": policy,
+        }
+    )
+    metadata = ObjectMeta(name="tiny", namespace="default", uid="uid-1", resource_version="1")
+    return SFTJob(metadata=metadata, spec=spec, status=status or SFTJobStatus())
+
+
+def an_outcome(reason: Reason, *, attempt: int = 1, node_rank: int = 0, ended: float = 0, **fields: Any) -> Outcome:
+    return Outcome(
+        attempt=attempt,
+        node_rank=node_rank,
+        reason=reason,
+        exit_code=exit_code(reason),
+        started_at=at(-60),
+        ended_at=at(ended),
+        **fields,
+    )
+
+
+def a_success(*, attempt: int = 1, **fields: Any) -> Outcome:
+    return an_outcome(Reason.SUCCEEDED, attempt=attempt, final_digest="sha256:00", **fields)
+
+
+def some_progress(*, attempt: int = 1, step: int = 0, seconds: float = 0, **fields: Any) -> Progress:
+    return Progress(attempt=attempt, stage=Stage.TRAINING, step=step, reported_at=at(seconds), **fields)
+
+
+def seen(number: int, *nodes: NodeState | Outcome | None, is_deleting: bool = False) -> AttemptObservation:
+    """Each node in the order of ranks: its state, its outcome if it has ended, None if it ended without one."""
+    observed = [
+        NodeObservation(rank, node) if isinstance(node, NodeState) else NodeObservation(rank, NodeState.ENDED, node)
+        for rank, node in enumerate(nodes)
+    ]
+    return AttemptObservation(number, tuple(observed), is_deleting=is_deleting)
+
+
+def observing(*attempts: AttemptObservation, progress: Progress | None = None) -> Observation:
+    return Observation(attempts, progress)

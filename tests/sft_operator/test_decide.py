@@ -1,0 +1,341 @@
+"""What `decide` makes of single moments of a job's life, against literals."""
+
+from typing import Any
+
+import pytest
+from jobs import NOW, a_job, a_success, an_outcome, at, observing, seen, some_progress
+
+from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
+from sft_operator.lifecycle.observation import NodeState
+from sftjob.failure import NEVER_RETRIED, Reason
+from sftjob.outcome import Artifact, DataReceipt
+from sftjob.status import AttemptRecord, AttemptsStatus, Condition, Phase, SFTJobStatus
+
+RUNNING, PENDING, MISSING = NodeState.RUNNING, NodeState.PENDING, NodeState.MISSING
+
+
+def in_attempt(number: int, phase: Phase = Phase.RUNNING, **attempts: Any) -> SFTJobStatus:
+    """A status in the middle of attempt N, all before it recorded."""
+    history = [
+        AttemptRecord(number=n, reason=Reason.PREEMPTED, saved_step=10, ended_at=at(-100)) for n in range(1, number)
+    ]
+    return SFTJobStatus(
+        phase=phase,
+        attempts=AttemptsStatus(current=number, started_at=at(-60), history=history[::-1], **attempts),
+    )
+
+
+def after(number: int, phase: Phase = Phase.RESTARTING, **attempts: Any) -> SFTJobStatus:
+    """A status between attempts: N is recorded, N+1 not announced."""
+    status = in_attempt(number + 1, phase, **attempts)
+    return status.model_copy(update={"attempts": status.attempts.model_copy(update={"current": number})})
+
+
+def summary(decision: Decision) -> tuple[Phase, int, Any, float | None]:
+    return decision.status.phase, decision.status.attempts.current, decision.action, decision.requeue_after
+
+
+def failed(decision: Decision) -> tuple[str, str]:
+    condition = next(c for c in decision.status.conditions if c.type == "Failed" and c.status == "True")
+    return condition.reason, condition.message
+
+
+def test_a_new_job_announces_attempt_1_and_creates_it() -> None:
+    decision = decide(a_job(), observing(), now=NOW)
+    assert decision == Decision(
+        SFTJobStatus(phase=Phase.STARTING, observed_generation=1, attempts=AttemptsStatus(current=1, started_at=NOW)),
+        CreateAttempt(1),
+        None,
+    )
+
+
+def test_a_success_is_recorded_whole() -> None:
+    receipt = DataReceipt(samples=3, tokens=30, trained_tokens=20, packs=2)
+    artifact = Artifact(uri="pvc://models/tuned", format="hf", digest="sha256:01", bytes=1)
+    outcome = a_success(
+        last_step=20, saved_step=20, data=receipt, artifacts=[artifact], progress=some_progress(step=20)
+    )
+    decision = decide(a_job(status=in_attempt(1)), observing(seen(1, outcome)), now=NOW)
+
+    def condition(type_: Any, status: Any, reason: str, message: str) -> Condition:
+        return Condition(
+            type=type_,
+            status=status,
+            reason=reason,
+            message=message,
+            observed_generation=1,
+            last_transition_time=NOW,
+        )
+
+    assert decision == Decision(
+        SFTJobStatus(
+            phase=Phase.SUCCEEDED,
+            observed_generation=1,
+            conditions=[
+                condition("CheckpointAvailable", "True", "CheckpointSaved", "step 20"),
+                condition("Complete", "True", "Succeeded", "attempt 1"),
+            ],
+            progress=some_progress(step=20),
+            attempts=AttemptsStatus(
+                current=1,
+                saved_step=20,
+                started_at=at(-60),
+                history=[
+                    AttemptRecord(
+                        number=1,
+                        reason=Reason.SUCCEEDED,
+                        exit_code=0,
+                        node_rank=0,
+                        last_step=20,
+                        saved_step=20,
+                        started_at=at(-60),
+                        ended_at=NOW,
+                    )
+                ],
+            ),
+            data=receipt,
+            artifacts=[artifact],
+        ),
+        None,
+        None,
+    )
+
+
+def test_an_announced_attempt_that_was_never_seen_is_created_again_under_its_number() -> None:
+    decision = decide(a_job(status=in_attempt(2, Phase.STARTING)), observing(), now=NOW)
+    assert summary(decision) == (Phase.STARTING, 2, CreateAttempt(2), None)
+
+
+def test_an_attempt_that_was_seen_and_is_gone_is_lost_and_never_created_again() -> None:
+    decision = decide(a_job(status=in_attempt(2, saved_step=10)), observing(), now=NOW)
+    assert summary(decision) == (Phase.RESTARTING, 2, None, 1.0)
+    assert decision.status.attempts.history[0].reason is Reason.LAUNCHER_LOST
+    assert (decision.status.attempts.failures, decision.status.attempts.disruptions) == (0, 1)
+
+
+def test_an_attempt_of_which_some_nodes_were_never_created_is_completed() -> None:
+    job = a_job(nodes=2, status=in_attempt(1, Phase.STARTING))
+    assert summary(decide(job, observing(seen(1, RUNNING, MISSING)), now=NOW)) == (
+        Phase.RUNNING,
+        1,
+        CreateAttempt(1),
+        None,
+    )
+
+
+def test_an_attempt_is_pending_until_a_node_runs() -> None:
+    job = a_job(nodes=2, status=in_attempt(1, Phase.STARTING))
+    assert summary(decide(job, observing(seen(1, PENDING, PENDING)), now=NOW)) == (Phase.STARTING, 1, None, None)
+    assert summary(decide(job, observing(seen(1, PENDING, RUNNING)), now=NOW)) == (Phase.RUNNING, 1, None, None)
+
+
+def test_an_attempt_has_not_ended_while_one_node_lives_and_that_one_is_told_to_go() -> None:
+    job = a_job(nodes=2, status=in_attempt(1))
+    killed = an_outcome(Reason.RANK_KILLED)
+    assert summary(decide(job, observing(seen(1, killed, RUNNING)), now=NOW)) == (
+        Phase.RUNNING,
+        1,
+        DeleteAttempt(1),
+        1.0,
+    )
+    assert summary(decide(job, observing(seen(1, a_success(), RUNNING)), now=NOW)) == (Phase.RUNNING, 1, None, None)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "reason"),
+    [
+        ([a_success(), an_outcome(Reason.SUCCEEDED, node_rank=1)], Reason.SUCCEEDED),
+        ([an_outcome(Reason.SUCCEEDED), an_outcome(Reason.SUCCEEDED, node_rank=1)], Reason.LAUNCHER_LOST),
+        ([a_success(), None], Reason.LAUNCHER_LOST),
+        ([a_success(), an_outcome(Reason.PREEMPTED, node_rank=1)], Reason.PREEMPTED),
+    ],
+)
+def test_only_a_proven_success_of_all_nodes_is_one(outcomes: list[Any], reason: Reason) -> None:
+    decision = decide(a_job(nodes=2, status=in_attempt(1)), observing(seen(1, *outcomes)), now=NOW)
+    assert decision.status.attempts.history[0].reason is reason
+    assert (decision.status.phase is Phase.SUCCEEDED) == (reason is Reason.SUCCEEDED)
+    assert decision.status.attempts.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "node_rank"),
+    [
+        (an_outcome(Reason.PREEMPTED, ended=-9), an_outcome(Reason.RANK_FAILED, node_rank=1, ended=-5), 1),
+        (an_outcome(Reason.RANK_FAILED, ended=-9), an_outcome(Reason.RANK_KILLED, node_rank=1, ended=-5), 1),
+        (an_outcome(Reason.RANK_FAILED, ended=-5), an_outcome(Reason.RANK_FAILED, node_rank=1, ended=-9), 1),
+        (an_outcome(Reason.RANK_FAILED, ended=-9), an_outcome(Reason.RANK_FAILED, node_rank=1, ended=-5), 0),
+        (an_outcome(Reason.RANK_KILLED, ended=-9), an_outcome(Reason.INVALID_DATA, node_rank=1, ended=-5), 1),
+        (an_outcome(Reason.RANK_FAILED, ended=-9), None, 1),
+        (an_outcome(Reason.OUT_OF_MEMORY, ended=-9), None, 0),
+        (None, an_outcome(Reason.PREEMPTED, node_rank=1, ended=-5), 0),
+    ],
+)
+def test_the_cause_is_told_by_the_node_that_explains_most(first: Any, second: Any, node_rank: int) -> None:
+    decision = decide(a_job(nodes=2, status=in_attempt(1)), observing(seen(1, first, second)), now=NOW)
+    assert decision.status.attempts.history[0].node_rank == node_rank
+
+
+@pytest.mark.parametrize("reason", sorted(NEVER_RETRIED))
+def test_what_would_fail_again_ends_the_job_at_once(reason: Reason) -> None:
+    decision = decide(
+        a_job(status=in_attempt(1)), observing(seen(1, an_outcome(reason, message="chats.jsonl:3: ..."))), now=NOW
+    )
+    assert summary(decision) == (Phase.FAILED, 1, None, None)
+    assert failed(decision) == (reason.value, "chats.jsonl:3: ...")
+
+
+def test_a_failure_uses_up_a_retry_and_the_last_one_names_its_cause() -> None:
+    ended = observing(seen(1, an_outcome(Reason.RANK_KILLED, message="rank 1 was killed")))
+    assert summary(decide(a_job(status=in_attempt(1), retries=1), ended, now=NOW))[0] is Phase.RESTARTING
+    decision = decide(a_job(status=in_attempt(1), retries=0), ended, now=NOW)
+    assert failed(decision) == (
+        "RetriesExhausted",
+        "1 failures, 0 retries allowed; RankKilled: rank 1 was killed",
+    )
+
+
+def test_a_preempted_attempt_does_not_use_up_a_retry() -> None:
+    ended = observing(seen(1, an_outcome(Reason.PREEMPTED)))
+    assert summary(decide(a_job(status=in_attempt(1), retries=0), ended, now=NOW))[0] is Phase.RESTARTING
+    decision = decide(a_job(status=in_attempt(1), disruptionRetries=0), ended, now=NOW)
+    assert failed(decision) == ("DisruptionRetriesExhausted", "1 disruptions, 0 retries allowed; Preempted")
+
+
+def test_three_attempts_without_a_newer_checkpoint_end_the_job() -> None:
+    job = a_job(status=in_attempt(3, saved_step=10, without_progress=2))
+    decision = decide(job, observing(seen(3, an_outcome(Reason.PREEMPTED, attempt=3, saved_step=10))), now=NOW)
+    assert failed(decision) == ("NoProgress", "3 attempts in a row without a newer checkpoint; Preempted")
+    decision = decide(job, observing(seen(3, an_outcome(Reason.PREEMPTED, attempt=3, saved_step=11))), now=NOW)
+    assert summary(decision) == (Phase.RESTARTING, 3, None, 1.0)
+    assert (decision.status.attempts.without_progress, decision.status.attempts.saved_step) == (0, 11)
+    decision = decide(job, observing(seen(3, an_outcome(Reason.INVALID_DATA, attempt=3))), now=NOW)
+    assert failed(decision)[0] == "InvalidData"
+
+
+def test_a_lost_launchers_last_report_counts_as_its_progress() -> None:
+    status = in_attempt(2, saved_step=10, without_progress=1).model_copy(
+        update={"progress": some_progress(attempt=2, step=24, saved_step=20, resumed_from=10)}
+    )
+    decision = decide(a_job(status=status), observing(seen(2, None)), now=NOW)
+    assert decision.status.attempts.history[0] == AttemptRecord(
+        number=2,
+        reason=Reason.LAUNCHER_LOST,
+        node_rank=0,
+        message="the launcher of node 0 ended without a word",
+        resumed_from=10,
+        last_step=24,
+        saved_step=20,
+        started_at=at(-60),
+        ended_at=NOW,
+    )
+    assert decision.status.attempts.without_progress == 0
+
+
+@pytest.mark.parametrize(("without_progress", "seconds"), [(0, 1), (1, 10)])
+def test_attempts_are_spaced_further_while_nothing_is_saved(without_progress: int, seconds: float) -> None:
+    status = in_attempt(2, saved_step=10, without_progress=without_progress)
+    decision = decide(a_job(status=status), observing(seen(2, None)), now=NOW)
+    assert decision.requeue_after == seconds
+    assert decision.status.attempts.next_at == at(seconds)
+
+
+def test_the_next_attempt_waits_for_its_time() -> None:
+    job = a_job(status=after(1, next_at=at(7)))
+    assert summary(decide(job, observing(), now=NOW)) == (Phase.RESTARTING, 1, None, 7.0)
+    assert summary(decide(job, observing(), now=at(7))) == (Phase.STARTING, 2, CreateAttempt(2), None)
+
+
+def test_nothing_is_created_while_an_attempt_that_is_not_current_lives() -> None:
+    zombie = seen(1, RUNNING)
+    for status in (after(2), in_attempt(2, Phase.STARTING), in_attempt(2)):
+        decision = decide(a_job(status=status), observing(zombie, seen(2, RUNNING)), now=NOW)
+        assert decision.action in (DeleteAttempt(1), DeleteAttempt(2))
+    assert decide(a_job(status=after(1)), observing(zombie), now=NOW).action == DeleteAttempt(1)
+    assert decide(a_job(status=in_attempt(2, Phase.STARTING)), observing(zombie), now=NOW).action == DeleteAttempt(1)
+
+
+def test_a_suspension_saves_stops_and_costs_nothing() -> None:
+    job = a_job(status=in_attempt(1), suspend=True)
+    assert summary(decide(job, observing(seen(1, RUNNING)), now=NOW)) == (Phase.SUSPENDING, 1, DeleteAttempt(1), 1.0)
+    ending = a_job(status=in_attempt(1, Phase.SUSPENDING), suspend=True)
+    assert summary(decide(ending, observing(seen(1, RUNNING, is_deleting=True)), now=NOW))[0] is Phase.SUSPENDING
+    decision = decide(ending, observing(seen(1, an_outcome(Reason.PREEMPTED, saved_step=4))), now=NOW)
+    assert summary(decision) == (Phase.SUSPENDED, 1, None, None)
+    attempts = decision.status.attempts
+    assert (attempts.failures, attempts.disruptions, attempts.without_progress) == (0, 0, 0)
+    assert attempts.history[0].reason is Reason.PREEMPTED
+
+
+def test_a_job_that_is_not_suspended_any_more_starts_the_next_attempt() -> None:
+    assert summary(decide(a_job(status=after(1, Phase.SUSPENDED)), observing(), now=NOW)) == (
+        Phase.STARTING,
+        2,
+        CreateAttempt(2),
+        None,
+    )
+
+
+def test_an_attempt_that_was_told_to_go_goes_even_if_the_suspension_is_taken_back() -> None:
+    job = a_job(status=in_attempt(1, Phase.SUSPENDING))
+    assert summary(decide(job, observing(seen(1, RUNNING)), now=NOW)) == (Phase.SUSPENDING, 1, DeleteAttempt(1), 1.0)
+
+
+def test_a_suspension_before_the_attempt_was_created_leaves_a_record_of_its_number() -> None:
+    job = a_job(status=in_attempt(1, Phase.STARTING), suspend=True)
+    decision = decide(job, observing(), now=NOW)
+    assert summary(decision) == (Phase.SUSPENDED, 1, None, None)
+    assert decision.status.attempts.history[0].message == "suspended before it started"
+
+
+def test_a_success_during_a_suspension_is_one() -> None:
+    job = a_job(status=in_attempt(1, Phase.SUSPENDING), suspend=True)
+    assert summary(decide(job, observing(seen(1, a_success())), now=NOW))[0] is Phase.SUCCEEDED
+
+
+def test_a_final_phase_only_cleans_up() -> None:
+    for phase in (Phase.SUCCEEDED, Phase.FAILED):
+        status = after(2, phase)
+        assert decide(a_job(status=status), observing(seen(2, None)), now=NOW) == Decision(status)
+        assert decide(a_job(status=status), observing(seen(1, RUNNING)), now=NOW) == Decision(
+            status, DeleteAttempt(1), 1.0
+        )
+
+
+@pytest.mark.parametrize(
+    ("report", "is_taken"),
+    [
+        (some_progress(attempt=2, step=6, seconds=10), True),
+        (some_progress(attempt=2, step=6, seconds=3), False),
+        (some_progress(attempt=2, step=6, seconds=3, saved_step=6), True),
+        (some_progress(attempt=2, step=4, seconds=60), False),
+        (some_progress(attempt=1, step=99, seconds=60), False),
+        (some_progress(attempt=3, step=99, seconds=60), False),
+    ],
+)
+def test_progress_is_of_the_current_attempt_never_falls_and_is_not_written_at_every_step(
+    report: Any, is_taken: bool
+) -> None:
+    before = some_progress(attempt=2, step=5)
+    status = in_attempt(2).model_copy(update={"progress": before})
+    decision = decide(a_job(status=status), observing(seen(2, RUNNING), progress=report), now=NOW)
+    assert decision.status.progress == (report if is_taken else before)
+
+
+def test_a_resumed_attempt_reports_from_a_lower_step() -> None:
+    status = in_attempt(2).model_copy(update={"progress": some_progress(attempt=1, step=14)})
+    report = some_progress(attempt=2, step=11, seconds=1)
+    assert decide(a_job(status=status), observing(seen(2, RUNNING), progress=report), now=NOW).status.progress == report
+
+
+def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
+    running = decide(a_job(status=in_attempt(1)), observing(seen(1, RUNNING)), now=NOW).status
+    assert running.conditions[0].type == "Running"
+    later = decide(a_job(status=running), observing(seen(1, RUNNING)), now=at(60)).status
+    assert later == running
+    lost = decide(a_job(status=running), observing(), now=at(60)).status
+    assert (lost.conditions[0].status, lost.conditions[0].last_transition_time) == ("False", at(60))
+
+
+def test_the_history_is_bounded_and_newest_first() -> None:
+    decision = decide(a_job(status=in_attempt(12, saved_step=10)), observing(seen(12, None)), now=NOW)
+    assert [record.number for record in decision.status.attempts.history] == [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]
