@@ -38,5 +38,7 @@ class Progress(Record):
     resumed_from: int | None = None
     saved_step: int | None = None
     """The newest checkpoint of this run that is published and verified."""
+    skipped_checkpoints: list[str] = []
+    """Newer checkpoints that did not verify when this attempt resumed, each with what was wrong."""
     pod_uid: str | None = None
     reported_at: datetime

@@ -1,0 +1,27 @@
+"""The launcher's children: `python -m sft_trainer.child prepare|rank <parent's pid> <scratch folder>`.
+
+What must hold from the first moment comes before the imports that take seconds: no child outlives its parent, and a
+rank that is told to stop while it starts still hears it.
+"""
+
+import sys
+from pathlib import Path
+
+from sft_trainer.death import die_with_parent
+from sft_trainer.stop import StopSignal
+
+
+def main(stage: str, parent_pid: str, scratch: str) -> int:
+    die_with_parent(int(parent_pid))
+    if stage == "prepare":
+        from sft_trainer.prepare import prepare_stage
+
+        return prepare_stage(Path(scratch))
+    stop = StopSignal()
+    from sft_trainer.rank import rank_stage
+
+    return rank_stage(Path(scratch), stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

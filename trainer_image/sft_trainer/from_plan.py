@@ -1,0 +1,64 @@
+"""A launch plan, as the Trainer's options and place. Pure."""
+
+from pathlib import Path
+
+from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
+from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig
+from sft_trainer.launcher.publish import export_folder
+from sft_trainer.model import get_model_config_from_hf
+from sft_trainer.storage.fence import Fence
+from sft_trainer.train.run import RunOptions, RunPlace
+from sftjob.plan import LaunchPlan
+from sftjob.presets import PRESETS
+
+
+def run_options(plan: LaunchPlan) -> RunOptions:
+    """Raises JobFailure(MODEL_UNREADABLE) where no preset is named and config.json can't be read."""
+    model, data, training = plan.spec.model, plan.spec.data, plan.spec.training
+    load_from = plan.path(model.load_from.uri) if model.load_from else None
+    tokenizer = model.tokenizer or model.load_from
+    if model.preset:
+        model_cfg = PRESETS[model.preset](**model.overrides.model_dump(exclude_none=True))
+    else:
+        model_cfg = get_model_config_from_hf(load_from)
+    tokenize = OpenaiTokenizeFunctionConfig(chat_template=data.chat_template, max_length=data.packing.max_length)
+    return RunOptions(
+        model_cfg=model_cfg,
+        load_from=load_from,
+        tokenizer_path=plan.path(tokenizer.uri),
+        dataloader_cfg=DataloaderConfig(
+            dataset_config_list=[
+                {
+                    "dataset": DatasetConfig(
+                        name=dataset.name, anno_path=plan.path(dataset.uri), sample_ratio=dataset.sample_ratio
+                    ),
+                    "tokenize_fn": tokenize,
+                }
+                for dataset in data.datasets
+            ],
+            pack_level=data.packing.level,
+            pack_max_length=data.packing.max_length,
+            overlong=data.overlong,
+        ),
+        optim_cfg=training.optimizer,
+        lr_cfg=training.lr_schedule,
+        loss_cfg=training.loss,
+        fsdp_cfg=training.fsdp,
+        global_batch_size=training.global_batch_size or plan.spec.compute.world_size,
+        total_epoch=training.total_epoch,
+        total_step=training.total_step,
+        precision=training.precision,
+        seed=training.seed,
+    )
+
+
+def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
+    return RunPlace(
+        fence=Fence(Path(plan.storage), plan.job.uid, plan.attempt),
+        resume=True,
+        export_folders=[export_folder(plan, output.uri) for output in plan.spec.output],
+        checkpoint_interval=plan.spec.checkpoint.every_steps,
+        keep_last=plan.spec.checkpoint.keep_last,
+        grace_seconds=plan.spec.run_policy.termination_grace_period_seconds,
+        scratch=scratch,
+    )

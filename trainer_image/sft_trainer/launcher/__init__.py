@@ -1,0 +1,1 @@
+"""PID 1 of a trainer pod: fence, prepare, torchrun, publish, and one outcome at the end. Imports no torch itself."""

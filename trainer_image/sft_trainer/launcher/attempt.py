@@ -1,0 +1,166 @@
+"""One node's part of one attempt, stage by stage: fence, prepare, torchrun, publish, and the outcome.
+
+Called by `__main__` with the plan; every way out is an Outcome, in the termination message and in storage.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import traceback
+from datetime import datetime
+from pathlib import Path
+
+from sft_trainer.launcher.cause import Cause, cause_of_failure
+from sft_trainer.launcher.children import Children
+from sft_trainer.launcher.placement import Placement
+from sft_trainer.launcher.publish import finished_before, publish_outputs
+from sft_trainer.launcher.resources import available_cpus, rank_environment
+from sft_trainer.launcher.serve import serve_progress
+from sft_trainer.launcher.torchrun import RankExits, TorchrunTask, log_tail, rank_exits_path
+from sft_trainer.progress import read_progress, write_progress, write_stage
+from sft_trainer.report import Report, read_reports
+from sft_trainer.storage import fence
+from sft_trainer.storage.folders import write_atomically
+from sft_trainer.task import RankTask
+from sftjob.base import utc_now
+from sftjob.failure import JobFailure, Reason, exit_code
+from sftjob.outcome import Artifact, Outcome
+from sftjob.plan import LaunchPlan
+from sftjob.progress import Progress, Stage
+
+log = logging.getLogger("sft_trainer.launcher")
+
+
+def run_attempt(plan: LaunchPlan, placement: Placement) -> Outcome:
+    """Never raises for anything that happens to a run; what it raises is a fault of the launcher itself."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(message)s", datefmt="%H:%M:%S")
+    started_at = utc_now()
+    children = Children(grace_seconds=plan.spec.run_policy.termination_grace_period_seconds, scratch=placement.scratch)
+    first = Progress(attempt=plan.attempt, stage=Stage.FENCING, pod_uid=placement.pod_uid, reported_at=utc_now())
+    write_progress(placement.scratch, first)
+    server = serve_progress(placement.scratch, address=placement.serve_address)
+    host, port = server.server_address[:2]
+    (placement.scratch / "address").write_text(f"{host}:{port}")
+    entered = False
+    artifacts: list[Artifact] = []
+    try:
+        log.info("attempt %d of %s/%s, node %d", plan.attempt, plan.job.namespace, plan.job.name, placement.node_rank)
+        gate = fence.enter(plan, node_rank=placement.node_rank, pod_uid=placement.pod_uid)
+        entered = True
+        finished = finished_before(plan)
+        if finished:
+            log.info("an earlier attempt has trained and published everything")
+            return _end(plan, placement, started_at, Cause(Reason.SUCCEEDED, ""), finished.artifacts, finished.report)
+        cause = _train(plan, placement, children)
+        if cause.reason is Reason.SUCCEEDED and placement.node_rank == 0:
+            write_stage(placement.scratch, Stage.PUBLISHING)
+            artifacts = publish_outputs(plan, gate)
+    except JobFailure as failure:
+        cause = Cause(failure.reason, failure.message)
+    except Exception:
+        cause = Cause(Reason.LAUNCHER_FAILED, traceback.format_exc(limit=-3))
+    finally:
+        server.shutdown()
+        server.server_close()
+    return _end(plan, placement, started_at, cause, artifacts, entered=entered)
+
+
+def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
+    environment = rank_environment(processes_per_node=plan.spec.compute.processes_per_node, cpus=available_cpus())
+    log.info("environment of ranks: %s", " ".join(f"{name}={value}" for name, value in environment.items()))
+    task = RankTask(plan=plan, pod_uid=placement.pod_uid)
+    task.write(placement.scratch)
+
+    write_stage(placement.scratch, Stage.PREPARING_DATA)
+    code = children.run("sft_trainer.child", ["prepare", str(os.getpid()), str(placement.scratch)], environment={})
+    if code:
+        report = read_reports(placement.scratch).get("prepare")
+        if report:
+            return Cause(report.reason, report.message)
+        if children.stopping:
+            return Cause(Reason.PREEMPTED, "stopped while data was prepared")
+        return Cause(Reason.LAUNCHER_FAILED, f"preparing the data ended with exit code {code}")
+    if children.stopping:
+        return Cause(Reason.PREEMPTED, "stopped before training")
+
+    write_stage(placement.scratch, Stage.STARTING)
+    torchrun = TorchrunTask(
+        parent_pid=os.getpid(),
+        nodes=plan.spec.compute.nodes,
+        processes_per_node=plan.spec.compute.processes_per_node,
+        node_rank=placement.node_rank,
+        master_address=placement.master_address,
+        master_port=placement.master_port,
+        run_id=f"{plan.job.uid}-{plan.attempt}",
+        scratch=str(placement.scratch),
+        shutdown_seconds=children.shutdown_seconds,
+    )
+    code = children.run("sft_trainer.launcher.torchrun", [torchrun.to_json()], environment=environment)
+    if code == 0:
+        return Cause(Reason.SUCCEEDED, "")
+    exits = RankExits(exit_codes={})
+    with contextlib.suppress(FileNotFoundError):
+        exits = RankExits.from_json(rank_exits_path(placement.scratch).read_text())
+    return cause_of_failure(
+        exit_codes=exits.exit_codes, reports=_rank_reports(placement.scratch), stopping=children.stopping
+    )
+
+
+def _rank_reports(scratch: Path) -> dict[int, Report]:
+    return {
+        int(who.removeprefix("rank-")): report
+        for who, report in read_reports(scratch).items()
+        if who.startswith("rank-")
+    }
+
+
+def _end(
+    plan: LaunchPlan,
+    placement: Placement,
+    started_at: datetime,
+    cause: Cause,
+    artifacts: list[Artifact],
+    finished: Report | None = None,
+    *,
+    entered: bool = True,
+) -> Outcome:
+    """Gathers what is known into the outcome, and writes it where it can be found."""
+    reports = _rank_reports(placement.scratch)
+    prepared = read_reports(placement.scratch).get("prepare")
+    progress = read_progress(placement.scratch)
+    # Rank 0 of the world lives on node 0 only; the first rank of another node knows as much.
+    first = finished or (reports[min(reports)] if reports else None)
+    if len(reports) == plan.spec.compute.processes_per_node:
+        saved = all(report.saved for report in reports.values())
+    else:
+        saved = progress is not None and progress.step == (progress.saved_step or 0)
+    outcome = Outcome(
+        attempt=plan.attempt,
+        node_rank=placement.node_rank,
+        reason=cause.reason,
+        exit_code=exit_code(cause.reason),
+        message=cause.message,
+        rank=cause.rank,
+        signal=cause.signal,
+        rank_exit_code=cause.rank_exit_code,
+        resumed_from=first.resumed_from if first else progress and progress.resumed_from,
+        last_step=first.last_step if first else progress and progress.step,
+        saved_step=first.saved_step if first else progress and progress.saved_step,
+        saved=saved if cause.reason is Reason.PREEMPTED else None,
+        skipped_checkpoints=progress.skipped_checkpoints if progress else [],
+        final_digest=first.final_digest if first and cause.reason is Reason.SUCCEEDED else None,
+        artifacts=artifacts,
+        data=(first.data if first else None) or (prepared.data if prepared else None),
+        progress=progress,
+        log_tail=log_tail(placement.scratch, cause.rank) if cause.rank is not None else "",
+        started_at=started_at,
+        ended_at=utc_now(),
+    )
+    write_atomically(placement.termination_message, outcome.to_message())
+    if entered:
+        fence.leave(plan, outcome, pod_uid=placement.pod_uid)
+    shutil.rmtree(placement.scratch / "tmp", ignore_errors=True)
+    shutil.rmtree(placement.scratch / "torchelastic", ignore_errors=True)
+    log.info("%s (exit code %d) %s", outcome.reason, outcome.exit_code, outcome.message)
+    return outcome

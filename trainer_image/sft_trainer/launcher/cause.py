@@ -1,0 +1,48 @@
+"""Which of several ends explains an attempt: pure, on what torchrun saw and what the ranks reported."""
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sft_trainer.report import Report
+from sftjob.failure import Reason
+
+
+@dataclass(frozen=True)
+class Cause:
+    reason: Reason
+    message: str
+    rank: int | None = None
+    signal: int | None = None
+    rank_exit_code: int | None = None
+
+
+def cause_of_failure(*, exit_codes: Mapping[int, int], reports: Mapping[int, Report], stopping: bool) -> Cause:
+    """By signal, never by time: timestamps are whole seconds and tie, and a killed rank takes the others with it.
+
+    In this order: a rank's own word for a fault that another attempt would meet too; a rank killed from outside
+    (SIGTERM aside, which torchrun itself sends); a rank's other word; an exit code.
+    """
+    told = {rank: report for rank, report in reports.items() if report.reason is not Reason.SUCCEEDED}
+    for rank, report in sorted(told.items()):
+        if report.reason not in (Reason.RANK_FAILED, Reason.PREEMPTED):
+            return Cause(report.reason, report.message, rank=rank)
+    for rank, code in sorted(exit_codes.items()):
+        if code < 0 and -code != signal.SIGTERM:
+            name = signal.Signals(-code).name
+            return Cause(Reason.RANK_KILLED, f"rank {rank} was ended by {name}", rank=rank, signal=-code)
+    if told and all(report.reason is Reason.PREEMPTED for report in told.values()):
+        return Cause(Reason.PREEMPTED, next(iter(told.values())).message)
+    if stopping:
+        return Cause(Reason.PREEMPTED, "stopped before the ranks could say what they saved")
+    for rank, report in sorted(told.items(), key=lambda item: (item[1].peer_lost, item[0])):
+        if report.reason is Reason.RANK_FAILED:
+            return Cause(Reason.RANK_FAILED, report.message, rank=rank, rank_exit_code=exit_codes.get(rank))
+    for rank, code in sorted(exit_codes.items()):
+        return Cause(
+            Reason.RANK_FAILED,
+            f"rank {rank} ended with exit code {code} and told no cause",
+            rank=rank,
+            rank_exit_code=code,
+        )
+    return Cause(Reason.TORCHRUN_LOST, "torchrun ended and told no cause; it may have been killed")

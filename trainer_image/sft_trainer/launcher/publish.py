@@ -1,0 +1,93 @@
+"""The last stage of node 0: what the ranks exported becomes the job's output, by one rename each."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft_trainer.report import Report
+from sft_trainer.storage.checkpoints import find_newest
+from sft_trainer.storage.fence import Fence, read_export_manifest
+from sft_trainer.storage.folders import first_difference, hash_tree, publish, write_atomically
+from sftjob import names
+from sftjob.failure import JobFailure, Reason
+from sftjob.manifest import CheckpointManifest, ExportManifest
+from sftjob.outcome import Artifact
+from sftjob.plan import LaunchPlan
+
+
+@dataclass(frozen=True)
+class Finished:
+    artifacts: list[Artifact]
+    report: Report
+
+
+def finished_before(plan: LaunchPlan) -> Finished | None:
+    """What an earlier attempt trained and published, where that is all there is to do.
+
+    Such an attempt ended before it could prove its success; this one only tells it.
+    """
+    exports = {output.uri: read_export_manifest(Path(plan.path(output.uri))) for output in plan.spec.output}
+    if not all(exports.values()):
+        return None
+    final = find_newest(Path(plan.storage)).manifest
+    if final is None or final.step != final.total_steps:
+        return None
+    for uri, export in exports.items():
+        folder = Path(plan.path(uri))
+        if export.checkpoint_digest != final.digest() or first_difference(folder, export.files):
+            return None
+    report = Report(
+        reason=Reason.SUCCEEDED,
+        resumed_from=final.step,
+        last_step=final.step,
+        saved_step=final.step,
+        final_digest=final.digest(),
+    )
+    return Finished([_artifact(plan, uri, export) for uri, export in exports.items()], report)
+
+
+def export_folder(plan: LaunchPlan, uri: str) -> Path:
+    """Where the ranks of this attempt write an output until it is published."""
+    folder = Path(plan.path(uri))
+    return folder.with_name(names.temporary(folder.name, attempt=plan.attempt))
+
+
+def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
+    """Raises JobFailure where the fence has passed to a later attempt, or something else took the output's place."""
+    final = find_newest(Path(plan.storage)).manifest
+    return [_publish(plan, fence, uri=output.uri, final=final) for output in plan.spec.output]
+
+
+def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManifest) -> Artifact:
+    folder, temporary = Path(plan.path(uri)), export_folder(plan, uri)
+    manifest = ExportManifest(
+        owner_uid=plan.job.uid,
+        attempt=plan.attempt,
+        step=final.step,
+        checkpoint_digest=final.digest(),
+        files=hash_tree(temporary, leave_out=names.EXPORT_MANIFEST),
+    )
+    write_atomically(temporary / names.EXPORT_MANIFEST, manifest.to_json(indent=2))
+    fence.check()
+    published = read_export_manifest(folder)
+    if published and published.checkpoint_digest == final.digest() and not first_difference(folder, published.files):
+        shutil.rmtree(temporary)
+        return _artifact(plan, uri, published)
+    try:
+        publish(temporary, folder)
+    except FileExistsError:
+        raise JobFailure(
+            Reason.STORAGE_REFUSED,
+            f"spec.output: {folder} appeared during training; delete it, and the model is published",
+        ) from None
+    return _artifact(plan, uri, manifest)
+
+
+def _artifact(plan: LaunchPlan, uri: str, manifest: ExportManifest) -> Artifact:
+    output = next(output for output in plan.spec.output if output.uri == uri)
+    return Artifact(
+        uri=uri,
+        format=output.format,
+        digest=manifest.digest(),
+        bytes=sum(entry.bytes for entry in manifest.files),
+    )

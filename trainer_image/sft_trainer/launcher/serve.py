@@ -1,0 +1,72 @@
+"""Progress over HTTP, read-only: `/progress` is the file as it is, `/metrics` the same for Prometheus."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sft_trainer.progress import read_progress
+
+_GAUGES = {
+    "step": "Last finished optimiser step",
+    "total_steps": "Optimiser steps of the whole run",
+    "epoch": "Passes over the data so far",
+    "loss": "Mean loss per trained token of the last step",
+    "learning_rate": "Learning rate of the last step",
+    "grad_norm": "Global gradient norm of the last step, before clipping",
+    "tokens_per_second": "Tokens trained on per second, over all ranks",
+    "eta_seconds": "Estimated seconds until training ends",
+    "saved_step": "Newest published checkpoint",
+    "attempt": "Number of the attempt",
+}
+
+
+class _ProgressCollector(Collector):
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+
+    def collect(self) -> Iterator[Metric]:
+        progress = read_progress(self._scratch)
+        if progress is None:
+            return
+        stage = GaugeMetricFamily("sftjob_stage_info", "What the attempt is doing", labels=["stage"])
+        stage.add_metric([progress.stage], 1)
+        yield stage
+        for field, text in _GAUGES.items():
+            value = getattr(progress, field)
+            if value is not None:
+                yield GaugeMetricFamily(f"sftjob_{field}", text, value=value)
+
+
+def serve_progress(scratch: Path, *, address: str) -> ThreadingHTTPServer:
+    """Serves in a daemon thread on `host:port`; the caller shuts the server down."""
+    registry = CollectorRegistry()
+    registry.register(_ProgressCollector(scratch))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, generate_latest(registry), "text/plain; version=0.0.4")
+            elif self.path == "/progress" and (progress := read_progress(scratch)):
+                self._answer(200, progress.to_json().encode(), "application/json")
+            else:
+                self._answer(404, b"known here: /progress, /metrics\n", "text/plain")
+
+        def _answer(self, code: int, body: bytes, content_type: str) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """A scrape every few seconds is not worth a line."""
+
+    host, _, port = address.rpartition(":")
+    server = ThreadingHTTPServer((host, int(port)), Handler)
+    threading.Thread(target=server.serve_forever, name="serve-progress", daemon=True).start()
+    return server

@@ -1,0 +1,85 @@
+"""torchrun for one node, as a child of the launcher: starts the ranks, and writes down which failed and how.
+
+`python -m sft_trainer.launcher.torchrun <JSON of TorchrunTask>`. The same agent as the `torchrun` command, called as
+a library so that the exit code of every rank reaches the launcher.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from sft_trainer.death import die_with_parent
+from sftjob.base import Record
+
+SURVIVORS_SECONDS = 5
+"""After a rank's death: from SIGTERM to SIGKILL of the others, which can't save without it."""
+
+
+class TorchrunTask(Record):
+    parent_pid: int
+    nodes: int
+    processes_per_node: int
+    node_rank: int
+    master_address: str
+    master_port: int
+    run_id: str
+    scratch: str
+    shutdown_seconds: int
+    """After SIGTERM of this process: until ranks that still save are SIGKILLed."""
+
+
+class RankExits(Record):
+    """Exit codes of the ranks that torchrun saw fail; negative is a signal."""
+
+    exit_codes: dict[int, int]
+
+
+def rank_exits_path(scratch: Path) -> Path:
+    return scratch / "torchrun.json"
+
+
+def log_tail(scratch: Path, rank: int, *, most_bytes: int = 600) -> str:
+    """The end of what a rank wrote to its standard error."""
+    for path in (scratch / "torchelastic").glob(f"*/attempt_0/{rank}/stderr.log"):
+        return path.read_bytes()[-most_bytes:].decode(errors="replace")
+    return ""
+
+
+def main(task: TorchrunTask) -> int:
+    die_with_parent(task.parent_pid)
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.api import PContext
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The agent closes its ranks with this default after one of them died; the 30 s of torch have no option.
+    PContext.close.__defaults__ = (None, SURVIVORS_SECONDS)
+    single = task.nodes == 1
+    config = LaunchConfig(
+        min_nodes=task.nodes,
+        max_nodes=task.nodes,
+        nproc_per_node=task.processes_per_node,
+        run_id=task.run_id,
+        rdzv_backend="c10d" if single else "static",
+        rdzv_endpoint="127.0.0.1:0" if single else f"{task.master_address}:{task.master_port}",
+        rdzv_configs={} if single else {"rank": task.node_rank},
+        local_addr="127.0.0.1" if single else None,
+        max_restarts=0,
+        monitor_interval=0.1,
+        shutdown_timeout=task.shutdown_seconds,
+        logs_specs=DefaultLogsSpecs(log_dir=str(Path(task.scratch) / "torchelastic"), tee=Std.ERR),
+    )
+    rank_command = ["-u", "-m", "sft_trainer.child", "rank", str(os.getpid()), task.scratch]
+    try:
+        elastic_launch(config, sys.executable)(*rank_command)
+    except ChildFailedError as error:
+        exits = RankExits(exit_codes={rank: failure.exitcode for rank, failure in error.failures.items()})
+        rank_exits_path(Path(task.scratch)).write_text(exits.to_json())
+        return 1
+    except SignalException:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(TorchrunTask.from_json(sys.argv[1])))

@@ -1,0 +1,26 @@
+"""SIGTERM means: save and stop. A rank notes it here, and looks at it between micro-batches."""
+
+import signal
+import time
+from types import FrameType
+
+
+class StopSignal:
+    """Installs itself as the handler of SIGTERM."""
+
+    def __init__(self) -> None:
+        self._received_at: float | None = None
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    @property
+    def received(self) -> bool:
+        return self._received_at is not None
+
+    @property
+    def seconds_ago(self) -> float:
+        """-1 where it was not received."""
+        return time.monotonic() - self._received_at if self._received_at is not None else -1.0
+
+    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._received_at is None:
+            self._received_at = time.monotonic()

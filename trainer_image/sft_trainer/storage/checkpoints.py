@@ -1,0 +1,87 @@
+"""Which checkpoints a storage folder holds, which of them are whole, and which may go.
+
+A checkpoint is a folder `step-<K>` whose `manifest.json` lists every file with size and hash. Called by rank 0 and
+by the launcher of node 0.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sft_trainer.storage.fence import Fence
+from sft_trainer.storage.folders import first_difference, hash_tree, publish, write_atomically
+from sftjob import names
+from sftjob.manifest import CheckpointManifest
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that verifies, and the newer ones that do not, with what is wrong with each."""
+
+    manifest: CheckpointManifest | None
+    corrupt: dict[int, str]
+
+
+def find_newest(storage: Path) -> Found:
+    corrupt: dict[int, str] = {}
+    for step in sorted(_steps(storage), reverse=True):
+        folder = storage / names.checkpoint_folder(step)
+        try:
+            manifest = CheckpointManifest.from_json((folder / names.MANIFEST).read_text())
+        except FileNotFoundError:
+            corrupt[step] = f"{names.MANIFEST} is missing"
+            continue
+        except ValidationError:
+            corrupt[step] = f"{names.MANIFEST} can't be read"
+            continue
+        difference = first_difference(folder, manifest.files)
+        if difference is None:
+            return Found(manifest, corrupt)
+        corrupt[step] = difference
+    return Found(None, corrupt)
+
+
+def set_aside(fence: Fence, steps: list[int]) -> None:
+    """Renames checkpoints that do not verify, for their steps will be saved again."""
+    fence.check()
+    for step in steps:
+        folder = fence.storage / names.checkpoint_folder(step)
+        folder.rename(fence.storage / names.corrupt(folder.name, attempt=fence.attempt))
+
+
+def remove_leftovers(fence: Fence) -> None:
+    """Deletes what earlier attempts were writing when they ended."""
+    fence.check()
+    for path in fence.storage.iterdir():
+        attempt = names.temporary_checkpoint_attempt(path.name)
+        if attempt is not None and attempt < fence.attempt:
+            shutil.rmtree(path)
+
+
+def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManifest) -> CheckpointManifest:
+    """Hashes the files, writes the manifest, syncs, reads the fence, renames; returns the manifest with its files."""
+    manifest = manifest.model_copy(update={"files": hash_tree(temporary, leave_out=names.MANIFEST)})
+    write_atomically(temporary / names.MANIFEST, manifest.to_json(indent=2))
+    fence.check()
+    publish(temporary, fence.storage / names.checkpoint_folder(manifest.step))
+    write_atomically(fence.storage / names.LATEST, names.checkpoint_folder(manifest.step))
+    return manifest
+
+
+def retain(fence: Fence, *, keep_last: int) -> None:
+    """Deletes all but the newest. Called right after a publish: the newest is known to be whole."""
+    fence.check()
+    for step in sorted(_steps(fence.storage), reverse=True)[keep_last:]:
+        folder = fence.storage / names.checkpoint_folder(step)
+        # Under its temporary name first: a folder called step-<K> is always whole.
+        doomed = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _steps(storage: Path) -> list[int]:
+    if not storage.is_dir():
+        return []
+    return [step for path in storage.iterdir() if (step := names.checkpoint_step(path.name)) is not None]

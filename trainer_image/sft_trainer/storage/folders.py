@@ -1,0 +1,84 @@
+"""Files and folders that appear whole or not at all, and stay after a power cut."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sftjob.manifest import FileEntry
+
+_HASH_THREADS = 4
+_BLOCK_BYTES = 8 * 1024 * 1024
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Everything to disk, then one rename. Raises FileExistsError rather than replace a folder."""
+    sync_tree(temporary)
+    if final.exists():
+        raise FileExistsError(f"{final} exists")
+    temporary.rename(final)
+    sync_folder(final.parent)
+
+
+def hash_tree(folder: Path, *, leave_out: str) -> list[FileEntry]:
+    """Every file under the folder but the one named, by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != leave_out)
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        hashes = list(pool.map(_sha256, paths))
+    return [
+        FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256)
+        for path, sha256 in zip(paths, hashes, strict=True)
+    ]
+
+
+def first_difference(folder: Path, files: list[FileEntry]) -> str | None:
+    """What is wrong with the folder's files, sizes first because they are free; None if all are as listed."""
+    for entry in files:
+        path = folder / entry.path
+        if not path.is_file():
+            return f"{entry.path} is missing"
+        if path.stat().st_size != entry.bytes:
+            return f"{entry.path} has {path.stat().st_size} bytes instead of {entry.bytes}"
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        hashes = pool.map(lambda entry: _sha256(folder / entry.path), files)
+        for entry, sha256 in zip(files, hashes, strict=True):
+            if sha256 != entry.sha256:
+                return f"{entry.path} has other content than was saved"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            state.update(block)
+    return state.hexdigest()

@@ -1,0 +1,286 @@
+"""The training loop: from cached data and a model's folder to checkpoints, metrics and an exported model.
+
+Called on every rank by `sft_trainer.rank` (under the launcher) and by `Trainer.fit` (a user's own script).
+"""
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from sft_trainer.datasets.batch import BatchStream
+from sft_trainer.datasets.prepare import PreparedData
+from sft_trainer.model.build import build_model
+from sft_trainer.model.export import export_model
+from sft_trainer.model.probe import probe
+from sft_trainer.progress import ProgressReporter
+from sft_trainer.stop import StopSignal
+from sft_trainer.storage.checkpoints import find_newest, remove_leftovers, set_aside
+from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint, save_checkpoint
+from sft_trainer.train.metrics import MetricsLog
+from sft_trainer.train.optimizer import build_optimizer, clip_gradients
+from sft_trainer.train.run import RunOptions, RunPlace, RunState
+from sft_trainer.train.schedule import learning_rate
+from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits
+from sft_trainer.train.world import World
+from sftjob import names
+from sftjob.base import utc_now
+from sftjob.failure import JobFailure, Reason
+from sftjob.manifest import CheckpointManifest
+from sftjob.progress import Stage
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    options: RunOptions, place: RunPlace, data: PreparedData, *, world: World, stop: StopSignal, state: RunState
+) -> None:
+    """Trains to the end, saves and exports; `state` tells how far it came, however it ends.
+
+    Raises Preempted after a SIGTERM to any rank, and JobFailure for all that a user can mend.
+    """
+    _Run(options, place, data, world, stop, state).to_the_end()
+
+
+class _Run:
+    def __init__(
+        self,
+        options: RunOptions,
+        place: RunPlace,
+        data: PreparedData,
+        world: World,
+        stop: StopSignal,
+        state: RunState,
+    ) -> None:
+        self.options, self.place, self.data = options, place, data
+        self.world, self.stop, self.state = world, stop, state
+        self.precision = _precision(options, world.device)
+        compiled = options.fsdp_cfg.torch_compile
+        if compiled is None:
+            compiled = world.device.type == "cuda"
+        self.stream = BatchStream(
+            data,
+            seed=options.seed,
+            global_batch_size=options.global_batch_size,
+            world_size=world.size,
+            rank=world.rank,
+            # A compiled layer is compiled anew for each length.
+            pad_to=options.dataloader_cfg.pack_max_length if compiled else None,
+        )
+        self.total_steps = options.total_step or self.stream.total_steps(options.total_epoch or 1)
+        self.reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
+        self.metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
+
+    def to_the_end(self) -> None:
+        try:
+            self._load()
+            for step in range(self.state.last_step + 1, self.total_steps + 1):
+                self._train_step(step)
+                interval = self.place.checkpoint_interval
+                if step == self.total_steps or (interval and step % interval == 0):
+                    self._save()
+            self._export()
+        finally:
+            if self.reporter:
+                self.reporter.close()
+            if self.metrics:
+                self.metrics.close()
+
+    def _load(self) -> None:
+        options, world, storage = self.options, self.world, self.place.fence.storage
+        self._report(stage=Stage.LOADING_MODEL, detail=options.load_from, total_steps=self.total_steps)
+        self.model = build_model(
+            options.model_cfg,
+            load_from=options.load_from,
+            loss_cfg=options.loss_cfg,
+            fsdp_cfg=options.fsdp_cfg,
+            precision=self.precision,
+            device=world.device,
+            mesh=world.mesh,
+            seed=options.seed,
+        )
+        probe(self.model, vocab_size=self.model.config.vocab_size)
+        self.optimizer = build_optimizer(self.model, options.optim_cfg)
+        create_optimizer_state(self.model, self.optimizer)
+        resume_step = world.from_first(self._choose_checkpoint)
+        if resume_step is not None:
+            self._report(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resume_step))
+            load_checkpoint(self.model, self.optimizer, world=world, storage=storage, step=resume_step)
+            self.state.resumed_from = self.state.last_step = self.state.saved_step = resume_step
+        ranks, batch = world.size, options.global_batch_size
+        log.info("global batch %d packs = %d ranks x %d accumulation steps of 1 pack", batch, ranks, batch // ranks)
+        log.info(
+            "%d steps, %s from step %d",
+            self.total_steps,
+            "resuming" if resume_step else "starting",
+            self.state.last_step,
+        )
+        self._report(
+            stage=Stage.TRAINING,
+            detail=None,
+            step=self.state.last_step,
+            resumed_from=resume_step,
+            saved_step=resume_step,
+        )
+
+    def _choose_checkpoint(self) -> int | None:
+        """On rank 0: the newest checkpoint that verifies, and those that don't out of the way."""
+        fence = self.place.fence
+        if not self.place.resume:
+            return None
+        remove_leftovers(fence)
+        found = find_newest(fence.storage)
+        skipped = [f"{names.checkpoint_folder(step)}: {what}" for step, what in found.corrupt.items()]
+        for line in skipped:
+            log.warning("skipped checkpoint %s", line)
+        if skipped:
+            set_aside(fence, list(found.corrupt))
+            self._report(skipped_checkpoints=skipped)
+        if found.manifest is None:
+            return None
+        self._refuse_other_run(found.manifest)
+        if found.manifest.step == self.total_steps:
+            self.state.final_digest = found.manifest.digest()
+        return found.manifest.step
+
+    def _refuse_other_run(self, manifest: CheckpointManifest) -> None:
+        folder = self.place.fence.storage / names.checkpoint_folder(manifest.step)
+        if manifest.config_digest != self.options.digest():
+            raise JobFailure(
+                Reason.INVALID_CONFIGURATION,
+                f"{folder} was trained with other options (model, optimizer, schedule, batch, length, precision, seed); "
+                "use the same ones, or another folder",
+            )
+        if manifest.data_digest != self.data.digest:
+            raise JobFailure(
+                Reason.INVALID_DATA,
+                f"the data, its template or its packing changed since {folder} was saved; "
+                "restore it, or start a new run with another storage folder",
+            )
+
+    def _train_step(self, step: int) -> None:
+        began = time.perf_counter()
+        rate = learning_rate(
+            self.options.lr_cfg, peak=self.options.optim_cfg.lr, step=step, total_steps=self.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # One denominator for the whole step, known to every rank from the plan of packs.
+        trained_tokens = self.stream.trained_tokens(step)
+        loss_sum = torch.zeros((), device=self.world.device)
+        for batch in self.stream.micro_batches(step):
+            loss = self.model(batch.to(self.world.device))
+            (loss / max(1, trained_tokens)).backward()
+            loss_sum += loss.detach()
+            self._stop_if_agreed()
+        grad_norm = clip_gradients(self.model, max_norm=self.options.optim_cfg.max_grad_norm)
+        if not torch.isfinite(grad_norm):
+            raise JobFailure(
+                Reason.NON_FINITE_GRADIENT,
+                f"step {step}: the gradient norm is {grad_norm.item()} (samples {self.stream.sample_ids(step)}); "
+                "lower spec.training.optimizer.lr, or look at these samples",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
+        self.state.last_step = step
+        self._tell_step(step, mean_loss, grad_norm.item(), rate, trained_tokens, time.perf_counter() - began)
+
+    def _tell_step(
+        self, step: int, loss: float, grad_norm: float, rate: float, trained_tokens: int, seconds: float
+    ) -> None:
+        if not self.metrics:
+            return
+        tokens, epoch = self.stream.tokens(step), self.stream.epoch(step)
+        speed = tokens / seconds
+        remaining = round((self.total_steps - step) * seconds)
+        self.metrics.write(
+            {
+                "step": step,
+                "epoch": epoch,
+                "loss": loss,
+                "lr": rate,
+                "grad_norm": grad_norm,
+                "tokens": tokens,
+                "trained_tokens": trained_tokens,
+                "tokens_per_second": round(speed, 1),
+                "step_seconds": round(seconds, 4),
+                "samples": self.stream.sample_ids(step),
+            }
+        )
+        log.info(
+            "step %d/%d loss %.4f lr %.2e grad norm %.3f %.0f tokens/s",
+            step,
+            self.total_steps,
+            loss,
+            rate,
+            grad_norm,
+            speed,
+        )
+        self._report(
+            stage=Stage.TRAINING,
+            detail=None,
+            step=step,
+            epoch=round(epoch, 4),
+            loss=round(loss, 6),
+            learning_rate=rate,
+            grad_norm=round(grad_norm, 6),
+            tokens_per_second=round(speed, 1),
+            eta_seconds=remaining,
+        )
+
+    def _stop_if_agreed(self) -> None:
+        """At a micro-batch boundary: the unfinished step is dropped, the last finished one saved if there is time."""
+        seconds_ago = agreed_seconds_ago(self.stop, self.world)
+        if seconds_ago is None:
+            return
+        if self.state.last_step > (self.state.saved_step or 0) and save_fits(
+            seconds_ago=seconds_ago, save_seconds=self.state.save_seconds, grace_seconds=self.place.grace_seconds
+        ):
+            self._save()
+        raise Preempted(saved=self.state.last_step == (self.state.saved_step or 0))
+
+    def _save(self) -> None:
+        step = self.state.last_step
+        self._report(stage=Stage.SAVING, detail=names.checkpoint_folder(step))
+        began = time.perf_counter()
+        manifest = save_checkpoint(
+            self.model,
+            self.optimizer,
+            world=self.world,
+            fence=self.place.fence,
+            manifest=CheckpointManifest(
+                step=step,
+                total_steps=self.total_steps,
+                attempt=self.place.fence.attempt,
+                world_size=self.world.size,
+                config_digest=self.options.digest(),
+                data_digest=self.data.digest,
+                saved_at=utc_now(),
+                files=[],
+            ),
+            keep_last=self.place.keep_last,
+        )
+        # The longest of all ranks, so that each decides alike whether another save still fits.
+        self.state.save_seconds = self.world.max(time.perf_counter() - began)
+        self.state.saved_step = step
+        if step == self.total_steps:
+            self.state.final_digest = manifest.digest()
+        log.info("saved %s in %.1f s", names.checkpoint_folder(step), self.state.save_seconds)
+        self._report(stage=Stage.TRAINING, detail=None, saved_step=step)
+
+    def _export(self) -> None:
+        for folder in self.place.export_folders:
+            self._report(stage=Stage.EXPORTING, detail=folder.name)
+            export_model(self.model, folder, source=self.options.load_from, tokenizer_path=self.options.tokenizer_path)
+
+    def _report(self, **changes: Any) -> None:
+        if self.reporter:
+            self.reporter.report(**changes)
+
+
+def _precision(options: RunOptions, device: torch.device) -> str:
+    if options.precision != "auto":
+        return options.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -1,0 +1,75 @@
+"""What a run is, and where: filled by the launcher's rank from the plan, or by `Trainer` from its arguments."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sft_trainer.datasets.config import DataloaderConfig
+from sft_trainer.model import AnyModelConfig
+from sft_trainer.storage.fence import Fence
+from sftjob.base import digest
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Precision
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Everything that decides the numbers."""
+
+    model_cfg: AnyModelConfig
+    load_from: str | None
+    tokenizer_path: str
+    dataloader_cfg: DataloaderConfig
+    optim_cfg: AdamWConfig
+    lr_cfg: LRConfig
+    loss_cfg: CELossConfig
+    fsdp_cfg: FSDPConfig
+    global_batch_size: int
+    """In packs; a multiple of the number of ranks."""
+    total_epoch: int | None
+    total_step: int | None
+    """At most one of the two is set; neither is one epoch."""
+    precision: Precision
+    seed: int
+
+    def digest(self) -> str:
+        """Two runs with the same digest and the same data train the same; the number of ranks may differ."""
+        return digest(
+            {
+                "model": self.model_cfg.to_json_dict(),
+                "scratch": self.load_from is None,
+                "optimizer": self.optim_cfg.to_json_dict(),
+                "schedule": self.lr_cfg.to_json_dict(),
+                "batch": self.global_batch_size,
+                "length": [self.total_epoch, self.total_step],
+                "precision": self.precision,
+                "seed": self.seed,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run keeps its state, and who may write there."""
+
+    fence: Fence
+    resume: bool
+    """Go on from the newest checkpoint that verifies."""
+    export_folders: list[Path]
+    """Where the model goes at the end; published by the caller."""
+    checkpoint_interval: int | None
+    """In steps; None is at the end only."""
+    keep_last: int
+    grace_seconds: float
+    """From SIGTERM until the process is killed."""
+    scratch: Path | None
+    """The launcher's, for progress; None without one."""
+
+
+@dataclass
+class RunState:
+    """How far it came: the rank's last words are made of this, whatever ends it."""
+
+    resumed_from: int | None = None
+    last_step: int = 0
+    saved_step: int | None = None
+    final_digest: str | None = None
+    save_seconds: float = field(default=0.0)

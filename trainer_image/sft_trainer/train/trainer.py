@@ -1,0 +1,160 @@
+"""`Trainer(...).fit()`: the Python API, in the shape of XTuner V1's, for a script of the user's own under torchrun."""
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sft_trainer.datasets.config import DataloaderConfig
+from sft_trainer.datasets.prepare import PreparedData, prepare_data
+from sft_trainer.model import AnyModelConfig
+from sft_trainer.stop import StopSignal
+from sft_trainer.storage.fence import Fence
+from sft_trainer.storage.folders import publish
+from sft_trainer.train.loop import train
+from sft_trainer.train.run import RunOptions, RunPlace, RunState
+from sft_trainer.train.stop import Preempted
+from sft_trainer.train.world import World, open_world, this_rank
+from sftjob import names
+from sftjob.failure import ExitCode, JobFailure, Reason
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Precision
+
+log = logging.getLogger("sft_trainer")
+
+_OWNER = "a script of its own"
+_GRACE_SECONDS = 30.0
+"""What torchrun gives its ranks between SIGTERM and SIGKILL."""
+
+
+class Trainer:
+    """Fine-tunes (or trains from scratch) a model on chat data.
+
+    Every rank constructs it with the same arguments and calls `fit`. A run's files go into `work_dir/<time>/`:
+    checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, and the trained model in `hf/`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_cfg: AnyModelConfig,
+        tokenizer_path: str | Path,
+        dataloader_cfg: DataloaderConfig,
+        optim_cfg: AdamWConfig,
+        lr_cfg: LRConfig,
+        load_from: str | Path | None = None,
+        loss_cfg: CELossConfig | None = None,
+        fsdp_cfg: FSDPConfig | None = None,
+        global_batch_size: int | None = None,
+        total_epoch: int | None = None,
+        total_step: int | None = None,
+        work_dir: str | Path = "work_dir",
+        checkpoint_interval: int = -1,
+        checkpoint_maxkeep: int = 2,
+        auto_resume: bool = False,
+        precision: Precision = "auto",
+        seed: int = 42,
+    ) -> None:
+        """
+        Args:
+            load_from: a Hugging Face model folder; None trains from scratch.
+            global_batch_size: packs a step over all ranks; None is one a rank.
+            total_epoch, total_step: at most one of them; neither is one epoch.
+            checkpoint_interval: in steps; -1 saves at the end only.
+            checkpoint_maxkeep: older checkpoints are deleted; at least 2.
+            auto_resume: go on with the newest run in `work_dir`, from its newest checkpoint that verifies.
+
+        Raises:
+            JobFailure: an argument, with its value and the remedy.
+        """
+        _, ranks = this_rank()
+        problems = []
+        if total_epoch is not None and total_step is not None:
+            problems.append("total_step: given together with total_epoch; remove one")
+        if global_batch_size is not None and global_batch_size % ranks:
+            problems.append(
+                f"global_batch_size: {global_batch_size} is not divisible by {ranks} ranks; use a multiple of {ranks}"
+            )
+        if checkpoint_interval != -1 and checkpoint_interval < 1:
+            problems.append(
+                f"checkpoint_interval: {checkpoint_interval} is not a number of steps; use 1 or more, or -1"
+            )
+        if checkpoint_maxkeep < 2:
+            problems.append(f"checkpoint_maxkeep: {checkpoint_maxkeep} keeps no spare checkpoint; use 2 or more")
+        if problems:
+            raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))
+        self._options = RunOptions(
+            model_cfg=model_cfg,
+            load_from=str(load_from) if load_from else None,
+            tokenizer_path=str(tokenizer_path),
+            dataloader_cfg=dataloader_cfg,
+            optim_cfg=optim_cfg,
+            lr_cfg=lr_cfg,
+            loss_cfg=loss_cfg or CELossConfig(),
+            fsdp_cfg=fsdp_cfg or FSDPConfig(),
+            global_batch_size=global_batch_size or ranks,
+            total_epoch=total_epoch,
+            total_step=total_step,
+            precision=precision,
+            seed=seed,
+        )
+        self._work_dir = Path(work_dir)
+        self._interval = None if checkpoint_interval == -1 else checkpoint_interval
+        self._keep_last = checkpoint_maxkeep
+        self._auto_resume = auto_resume
+
+    def fit(self) -> Path:
+        """Trains to the end and returns the folder of the trained model, on every rank.
+
+        On SIGTERM to any rank all save and exit with code 75. Raises JobFailure for all that a user can mend.
+        """
+        rank, _ = this_rank()
+        logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+        stop = StopSignal()
+        data = prepare_data(
+            self._options.dataloader_cfg,
+            tokenizer_path=self._options.tokenizer_path,
+            cache_dir=self._work_dir / names.CACHE,
+            seed=self._options.seed,
+        )
+        with open_world() as world:
+            try:
+                return self._fit(data, world, stop)
+            except Preempted as preempted:
+                log.info("%s; auto_resume=True goes on", preempted)
+                raise SystemExit(ExitCode.PREEMPTED) from None
+
+    def _fit(self, data: PreparedData, world: World, stop: StopSignal) -> Path:
+        folder, attempt = world.from_first(self._claim_folder)
+        fence = Fence(folder, _OWNER, attempt)
+        model = folder / "hf"
+        temporary = model.with_name(names.temporary(model.name, attempt=attempt))
+        place = RunPlace(
+            fence=fence,
+            resume=self._auto_resume,
+            export_folders=[] if model.exists() else [temporary],
+            checkpoint_interval=self._interval,
+            keep_last=self._keep_last,
+            grace_seconds=_GRACE_SECONDS,
+            scratch=None,
+        )
+        train(self._options, place, data, world=world, stop=stop, state=RunState())
+
+        def publish_model() -> Any:
+            fence.check()
+            if place.export_folders:
+                publish(temporary, model)
+
+        world.from_first(publish_model)
+        log.info("the trained model is in %s", model)
+        return model
+
+    def _claim_folder(self) -> tuple[Path, int]:
+        """On rank 0: the run's folder and the number of this attempt in it, both taken exclusively."""
+        runs = sorted(path.parent for path in self._work_dir.glob(f"*/{names.ATTEMPTS}"))
+        if self._auto_resume and runs:
+            attempt = 1 + max(int(path.name) for path in (runs[-1] / names.ATTEMPTS).iterdir())
+            names.attempt_folder(runs[-1], attempt).mkdir()
+            return runs[-1], attempt
+        folder = self._work_dir / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        names.attempt_folder(folder, 1).mkdir(parents=True)
+        return folder, 1

@@ -1,0 +1,84 @@
+"""The ranks that train together, as torchrun started them: one process needs no process group."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from sftjob.failure import JobFailure
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh | None
+    """One dimension over all ranks; None on one process."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """Does the work on rank 0 and returns its result on every rank; a JobFailure there is raised on every rank."""
+        if self.size == 1:
+            return work()
+        answer: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                answer[0] = work()
+            except JobFailure as failure:
+                answer[1] = (failure.reason, failure.message)
+        # All ranks, CPU: they wait here for what rank 0 found, did or could not do.
+        dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
+        if answer[1]:
+            raise JobFailure(*answer[1])
+        return answer[0]
+
+    def sum(self, value: float) -> float:
+        """Over all ranks, in double precision."""
+        if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        # All ranks, CPU: for what is shown, never for what is trained.
+        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+        return total.item()
+
+    def max(self, value: float) -> float:
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value, dtype=torch.float64)
+        # All ranks, CPU: one float; what one rank knows, all know.
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest.item()
+
+
+def this_rank() -> tuple[int, int]:
+    """(rank, number of ranks), known before any process group exists."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def open_world() -> Iterator[World]:
+    """Collectives run over NCCL for GPU tensors and over gloo for CPU tensors."""
+    rank, size = this_rank()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(rank=0, size=1, device=device, mesh=None)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank=rank, size=size, device=device, mesh=init_device_mesh(device.type, (size,)))
+    finally:
+        dist.destroy_process_group()
