@@ -1,0 +1,121 @@
+"""Cross-entropy of the trained positions, from the hidden states before the head.
+
+N trained positions of a pack, D hidden, V vocabulary, C chunk size. The root forward in `sft_trainer.model.forward`
+calls `summed_cross_entropy`; nothing here knows of batches, ranks or denominators.
+"""
+
+# ruff: noqa: N803, N806 -- a tensor's name ends with its shape
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from sftjob.options import CELossConfig
+
+
+@dataclass(frozen=True)
+class HeadArithmetic:
+    """What a model does to the output of its head: `softcap * tanh(scale * z / softcap)`."""
+
+    scale: float = 1.0
+    """Granite's 1 / `logits_scaling`, Cohere's `logit_scale`."""
+    softcap: float | None = None
+    """Gemma's `final_logit_softcapping`."""
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def pull_back(self, grad_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
+        """The gradient before `apply`, from the gradient after it and what it returned."""
+        if self.softcap is not None:
+            grad_NV = grad_NV * (1 - (logits_NV / self.softcap).square())
+        return grad_NV * self.scale if self.scale != 1.0 else grad_NV
+
+
+def summed_cross_entropy(
+    hidden_ND: torch.Tensor,
+    *,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_N: torch.Tensor,
+    config: CELossConfig,
+    arithmetic: HeadArithmetic,
+) -> torch.Tensor:
+    """The fp32 sum over N of -log softmax(head(hidden))[label]; 0 and still differentiable where N is 0."""
+    if config.mode == "eager":
+        logits_NV = arithmetic.apply(F.linear(hidden_ND, weight_VD, bias_V).float())
+        return F.cross_entropy(logits_NV, labels_N, reduction="sum")
+    return _ChunkedCrossEntropy.apply(
+        hidden_ND, weight_VD, bias_V, labels_N, config.chunk_size, arithmetic, torch.is_grad_enabled()
+    )
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Both gradients are computed along with the loss, so that the logits of one chunk exist at a time and none twice.
+
+    The idea is that of Liger Kernel's fused linear cross-entropy (Hsu et al., 2024).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        labels_N: torch.Tensor,
+        chunk_size: int,
+        arithmetic: HeadArithmetic,
+        with_gradients: bool,
+    ) -> torch.Tensor:
+        device = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+        head_VD = weight_VD.to(dtype)
+        loss = hidden_ND.new_zeros((), dtype=torch.float32)
+        wants_hidden, wants_weight, wants_bias = (with_gradients and wanted for wanted in ctx.needs_input_grad[:3])
+        grad_hidden_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
+        # Summed over chunks in fp32: in bf16 the later chunks of a long pack would be rounded away.
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
+
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(labels_N), chunk_size):
+                hidden_CD = hidden_ND[start : start + chunk_size].to(dtype)
+                labels_C1 = labels_N[start : start + chunk_size, None]
+                logits_CV = F.linear(hidden_CD, head_VD, None if bias_V is None else bias_V.to(dtype)).float()
+                logits_CV = arithmetic.apply(logits_CV)
+                log_sum_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
+                loss += (log_sum_C1 - logits_CV.gather(-1, labels_C1)).sum()
+                if not with_gradients:
+                    continue
+                grad_CV = (logits_CV - log_sum_C1).exp_()
+                grad_CV.scatter_add_(-1, labels_C1, torch.full_like(log_sum_C1, -1.0))
+                grad_CV = arithmetic.pull_back(grad_CV, logits_CV)
+                if grad_bias_V is not None:
+                    grad_bias_V += grad_CV.sum(dim=0)
+                grad_CV = grad_CV.to(dtype)
+                if grad_hidden_ND is not None:
+                    grad_hidden_ND[start : start + chunk_size] = grad_CV @ head_VD
+                if grad_weight_VD is not None and dtype == torch.float32:
+                    grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
+                elif grad_weight_VD is not None:
+                    grad_weight_VD += grad_CV.T @ hidden_CD
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
+        ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # In place: a second V x D would undo what the chunks save. autograd refuses a second backward by itself.
+        scaled = (
+            None if grad is None else grad.mul_(grad_loss).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*scaled, None, None, None, None)

@@ -1,0 +1,141 @@
+"""Attention over documents packed side by side, under the name by which transformers' modules call it.
+
+T tokens of a pack, H query heads, K key heads (H a multiple of K), D head size. Each document attends to itself only,
+causally, within a sliding window where the layer has one. No mask is ever built for a whole pack, and none of the
+library's own is used: `register()` adds no mask function, and then `masking_utils` hands on None.
+"""
+
+# ruff: noqa: N803, N806 -- a tensor's name ends with its shape
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from sftjob.failure import JobFailure, Reason
+
+NAME = "sftjob"
+
+_VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+_VARLEN_MAX_HEAD_SIZE = 256
+
+# What the library hands to every attention and what changes nothing here: documents come as `cu_seq_lens_q`.
+_WITHOUT_EFFECT = frozenset(
+    {"cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "position_ids", "position_embeddings", "use_cache"}
+)
+
+
+def register() -> None:
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query_1HTD: torch.Tensor,
+    key_1KTD: torch.Tensor,
+    value_1KTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """[1, T, H, D] of values, and no attention weights.
+
+    `cu_seq_lens_q`: [B + 1] int32, where the B documents begin, and T. Raises JobFailure(INVALID_CONFIGURATION) for
+    arithmetic that it does not have, instead of leaving it out.
+    """
+    asked = {"attention_mask": attention_mask, "dropout": dropout, **others}
+    refused = sorted(name for name, value in asked.items() if name not in _WITHOUT_EFFECT and _has_effect(value))
+    if is_causal is False or (is_causal is None and not getattr(module, "is_causal", True)):
+        refused.append("is_causal=False")
+    if refused:
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"model: {type(module).__name__} needs {', '.join(refused)} in its attention, which packed training does "
+            "not have; use another model, or set the option to 0 in config.json where it is one (attention_dropout)",
+        )
+    assert cu_seq_lens_q is not None, "the model must be called through its replaced forward"
+
+    device = query_1HTD.device.type
+    dtype = query_1HTD.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    # [T, heads, D]: the layout in which documents are slices of rows.
+    query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1).to(dtype) for x in (query_1HTD, key_1KTD, value_1KTD))
+    if device == "cuda" and dtype in _VARLEN_DTYPES and query_THD.shape[-1] <= _VARLEN_MAX_HEAD_SIZE:
+        attended_THD = _on_gpu(query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window)
+    else:
+        attended_THD = _by_document(query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window)
+    return attended_THD.unsqueeze(0), None
+
+
+def _has_effect(value: Any) -> bool:
+    return value is not None and (isinstance(value, torch.Tensor) or bool(value))
+
+
+def _on_gpu(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    starts: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """PyTorch's own variable-length kernel, without a host synchronisation."""
+    # T bounds every document. Their true maximum is an integer of its own in each pack: it would recompile the layer.
+    longest = query_THD.shape[0]
+    value_size = value_TKD.shape[-1]
+    padded_TKD = F.pad(value_TKD, (0, query_THD.shape[-1] - value_size))
+    attended_THD = varlen_attn(
+        query_THD,
+        key_TKD,
+        padded_TKD,
+        starts,
+        starts,
+        longest,
+        longest,
+        scale=scaling,
+        # The kernel counts the keys before a query, a config's window counts the query itself too.
+        window_size=(-1, 0) if window is None else (window - 1, 0),
+        enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
+    )
+    return attended_THD[..., :value_size]
+
+
+# Its loop over documents would be unrolled into one graph per set of lengths.
+@torch.compiler.disable
+def _by_document(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    starts: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    lengths = starts.diff().tolist()
+    documents = zip(query_THD.split(lengths), key_TKD.split(lengths), value_TKD.split(lengths), strict=True)
+    return torch.cat([_one_document(q, k, v, scaling, window) for q, k, v in documents])
+
+
+def _one_document(
+    query_THD: torch.Tensor, key_TKD: torch.Tensor, value_TKD: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    length = query_THD.shape[0]
+    band_TT = None
+    if window is not None and length > window:
+        everywhere = torch.ones(length, length, dtype=torch.bool, device=query_THD.device)
+        band_TT = everywhere.tril().triu(1 - window)
+    attended_1HTD = F.scaled_dot_product_attention(
+        *(x.transpose(0, 1).unsqueeze(0) for x in (query_THD, key_TKD, value_TKD)),
+        attn_mask=band_TT,
+        is_causal=band_TT is None,
+        scale=scaling,
+        enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
+    )
+    return attended_1HTD[0].transpose(0, 1)

@@ -1,0 +1,99 @@
+"""The model that is trained: transformers' own module, sharded, with weights, its forward taking packs.
+
+Called once on every rank by the Trainer, and collectively by nothing in here.
+"""
+
+import types
+from typing import Literal
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sft_trainer.model import attention, scratch, transformers_private, weights
+from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
+from sft_trainer.model.forward import PackForward
+from sftjob.failure import JobFailure, Reason
+from sftjob.options import CELossConfig, FSDPConfig
+from sftjob.presets import ModelConfig
+
+
+def build_model(
+    model_cfg: ModelConfig | FolderConfig,
+    *,
+    load_from: str | None,
+    loss_cfg: CELossConfig,
+    fsdp_cfg: FSDPConfig,
+    precision: Literal["fp32", "bf16"],
+    device: torch.device,
+    mesh: DeviceMesh | None,
+    seed: int,
+) -> torch.nn.Module:
+    """A module in training mode: `model(batch: PackedBatch)` is the fp32 sum of cross-entropy over trained labels.
+
+    Parameters are fp32, and DTensors where there is a `mesh` (one-dimensional, over all ranks); gradients are summed
+    over its ranks, not averaged. `seed` counts where `load_from` is None: the weights are the same on any number of
+    ranks. Raises JobFailure: INVALID_CONFIGURATION or MODEL_UNREADABLE.
+    """
+    fields = trained_config(model_cfg, load_from=load_from)
+    model = _on_meta(fields, said_by=f"{load_from}/config.json" if load_from else "model")
+    _replace_forward(model, loss_cfg=loss_cfg, autocast=precision == "bf16" and mesh is None, device=device)
+    if fsdp_cfg.torch_compile or (fsdp_cfg.torch_compile is None and device.type == "cuda"):
+        for layer in transformers_private.decoder_layers(model).values():
+            layer.compile()
+    if mesh is not None:
+        _shard(model, mesh=mesh, fsdp_cfg=fsdp_cfg, precision=precision)
+    if load_from is None:
+        scratch.initialise(model, device=device, seed=seed)
+    else:
+        drops_layers = isinstance(model_cfg, ModelConfig) and "num_hidden_layers" in model_cfg.model_fields_set
+        weights.load(model, load_from, device=device, drops_layers=drops_layers)
+    return model.train()
+
+
+def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:
+    attention.register()
+    config = transformers_config(fields, said_by=said_by)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention.NAME, dtype=torch.float32, trust_remote_code=False
+            )
+    except ValueError as error:
+        raise _unsuitable(config.model_type, " ".join(str(error).split())) from None
+    if not transformers_private.supports_packed_attention(model):
+        raise _unsuitable(config.model_type, "its attention can't be replaced by one that keeps documents apart")
+    if model.get_output_embeddings() is None or not transformers_private.decoder_layers(model):
+        raise _unsuitable(config.model_type, "it has no head or no layers of the usual kind")
+    # What the export writes: the library's own object has lost which fields the file had, and how they were spelled.
+    model.config_json = fields
+    return model
+
+
+def _replace_forward(model: PreTrainedModel, *, loss_cfg: CELossConfig, autocast: bool, device: torch.device) -> None:
+    """On the instance, before FSDP2 hooks it."""
+    forward = PackForward(model, loss_cfg=loss_cfg, autocast_to=torch.bfloat16 if autocast else None, device=device)
+    model.forward = types.MethodType(forward, model)
+
+
+def _shard(model: PreTrainedModel, *, mesh: DeviceMesh, fsdp_cfg: FSDPConfig, precision: str) -> None:
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    layers = list(transformers_private.decoder_layers(model).values())
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=fsdp_cfg.reshard_after_forward)
+    # The head is needed again at once, at the start of the backward.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in (*layers, model):
+        # The loss is a sum of tokens that the Trainer divides by one global count: ranks add up, they do not average.
+        module.set_gradient_divide_factor(1.0)
+        # Else NCCL divides in the reduction itself, which loses bf16 gradients (see transformers' distributed/fsdp.py).
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def _unsuitable(model_type: str, why: str) -> JobFailure:
+    return JobFailure(
+        Reason.INVALID_CONFIGURATION, f"model: {model_type} can't be trained on packs: {why}; use another model"
+    )

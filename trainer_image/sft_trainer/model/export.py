@@ -1,0 +1,116 @@
+"""A complete Hugging Face folder from a model in training. Called by every rank, at the end of a run.
+
+Weights are gathered one by one; rank 0 alone keeps them (in the dtype of the export, in host memory) and writes.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from sft_trainer.model import transformers_private
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+# Copied, not saved anew: a tokenizer that transformers 5 has rewritten is unreadable to programs on transformers 4.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def export_model(
+    model: torch.nn.Module,
+    folder: Path,
+    *,
+    source: str | None,
+    tokenizer_path: str,
+    chat_template: str | None = None,
+) -> None:
+    """Write safetensors, config, generation config, tokenizer and chat template into `folder`, which rank 0 creates.
+
+    `source` is the folder that training started from: its dtype is the export's (its bf16 model stays one in bf16),
+    fp32 without it; config.json says which. `chat_template` (its text) replaces the tokenizer's. Rank 0 returns when
+    all is written, the others when all is gathered: the caller publishes after rank 0.
+    """
+    assert isinstance(model, PreTrainedModel)
+    fields: dict[str, Any] = model.config_json
+    dtype_name = "float32"
+    if source is not None:
+        dtype_name = fields.get("dtype") or fields.get("torch_dtype") or dtype_name
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    tensors = _gathered(model, dtype=getattr(torch, dtype_name), keeps=writes)
+    if not writes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(transformers_private.to_saved_layout(model, tensors), folder)
+    written = {key: value for key, value in fields.items() if key not in ("dtype", "torch_dtype", "auto_map")}
+    spelled = "torch_dtype" if "torch_dtype" in fields else "dtype"
+    _write_json(folder / "config.json", written | {"architectures": [_class_name(model)], spelled: dtype_name})
+    if source is not None:
+        _copy(Path(source), folder, names=["generation_config.json"])
+    _copy(Path(tokenizer_path), folder, names=_TOKENIZER_FILES)
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+
+
+@torch.no_grad()
+def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dict[str, torch.Tensor]:
+    """Whole tensors on the host of the rank that `keeps`, without those tied to others."""
+    tied = transformers_private.tied_weights(model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
+        # An all-gather over the mesh, by every rank, in the order of the state dict, which is the same on all.
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keeps:
+            # Buffers (an expert's correction bias) keep the precision that the model wants for them.
+            tensors[name] = whole.to("cpu", dtype if name in parameters else whole.dtype)
+    return tensors
+
+
+def _write_weights(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern="model{suffix}.safetensors", max_shard_size=MAX_SHARD_BYTES
+    )
+    for name, keys in split.filename_to_tensors.items():
+        save_file({key: tensors[key].contiguous() for key in keys}, folder / name, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _class_name(model: PreTrainedModel) -> str:
+    """FSDP2 has put its own name before that of the class."""
+    return type(model).__name__.removeprefix("FSDP")
+
+
+def _copy(source: Path, folder: Path, *, names: Iterable[str]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,86 @@
+"""What replaces the root module's `forward`: a pack in, the summed loss out, all inside the root's own hooks.
+
+T tokens of a pack, B documents, N trained positions, D hidden, V vocabulary. The head has to be used in here: with
+FSDP2 its weight is whole only between the root's pre-forward and its backward.
+"""
+
+# ruff: noqa: N803, N806 -- a tensor's name ends with its shape
+
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from sft_trainer.loss.cross_entropy import HeadArithmetic, summed_cross_entropy
+from sft_trainer.packed import PackedBatch
+from sftjob.options import CELossConfig
+
+IGNORED_LABEL = -100
+
+Output = Literal["loss", "logits", "own_logits"]
+
+
+class PackForward:
+    """`model(batch)` is the fp32 sum of cross-entropy over the trained labels, a scalar.
+
+    `model(batch, output="logits")` is [1, T, V] by the path of the loss; `model(batch, output="own_logits")` is by the
+    class's own forward, of `batch.input_ids` [rows, T] alone: each row one document.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        loss_cfg: CELossConfig,
+        autocast_to: torch.dtype | None,
+        device: torch.device,
+    ) -> None:
+        # Methods of the class, which FSDP2 does not replace; an attribute that is a module would be registered twice.
+        self._own_forward = type(model).forward
+        self._loss_cfg = loss_cfg
+        self._arithmetic = head_arithmetic(model)
+        self._autocast_to = autocast_to
+        self._device_type = device.type
+
+    def __call__(self, model: PreTrainedModel, batch: PackedBatch, *, output: Output = "loss") -> torch.Tensor:
+        with torch.autocast(self._device_type, dtype=self._autocast_to, enabled=self._autocast_to is not None):
+            if output == "own_logits":
+                return self._own_forward(model, input_ids=batch.input_ids, use_cache=False).logits
+            hidden_1TD = _hidden_states(model, batch)
+            head = model.get_output_embeddings()
+            if output == "logits":
+                return self._arithmetic.apply(head(hidden_1TD))
+            labels_T = batch.labels[0]
+            trained_T = labels_T != IGNORED_LABEL
+            # Where nothing is trained this is empty and still part of the graph: every rank reduces every gradient.
+            return summed_cross_entropy(
+                hidden_1TD[0][trained_T],
+                weight_VD=head.weight,
+                bias_V=head.bias,
+                labels_N=labels_T[trained_T],
+                config=self._loss_cfg,
+                arithmetic=self._arithmetic,
+            )
+
+
+def head_arithmetic(model: PreTrainedModel) -> HeadArithmetic:
+    """From the configuration's fields by their names in the library. The probe tells where a model means others."""
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    return HeadArithmetic(scale=scale / divisor, softcap=getattr(config, "final_logit_softcapping", None))
+
+
+def _hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+    starts = batch.cu_seqlens
+    positions_T = torch.arange(batch.input_ids.shape[1], dtype=starts.dtype, device=starts.device)
+    hidden_1TD: torch.Tensor = model.base_model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        cu_seq_lens_q=starts,
+        cu_seq_lens_k=starts,
+        # Convolutions of hybrid models isolate documents by this one.
+        seq_idx=torch.searchsorted(starts[1:], positions_T, right=True, out_int32=True).unsqueeze(0),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden_1TD

@@ -1,0 +1,114 @@
+"""Every call into transformers that its documentation does not promise, in one place.
+
+Pinned to the version in pyproject.toml; `tests/sft_trainer/model/test_transformers_private.py` says which one moved.
+Called by the other modules of this folder only.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
+
+
+def supports_packed_attention(model: PreTrainedModel) -> bool:
+    """Whether its attention is replaceable at all. Some say yes and are wrong, which the probe finds out."""
+    return bool(model._supports_attention_backend)
+
+
+def decoder_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """The outermost blocks, by name, in order: what is compiled and sharded as one."""
+    found: dict[str, torch.nn.Module] = {}
+    for name, module in model.named_modules():
+        nested = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, GradientCheckpointingLayer) and not nested:
+            found[name] = module
+    return found
+
+
+@dataclass(frozen=True)
+class WeightProblems:
+    """What a folder's weights lack or have too much of, by the model's names."""
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+    failed: list[str]
+
+
+def load_weights(
+    model: PreTrainedModel, files: list[str], *, device: torch.device, dropped_layers: re.Pattern[str] | None
+) -> WeightProblems:
+    """Fill a model on the meta device, sharded or not, with this rank's parts of the tensors in `files`.
+
+    `dropped_layers` matches names whose presence in the files is no problem. Where there are problems the model is left
+    unfinished.
+    """
+    config = LoadStateDictConfig(
+        device_map={"": device}, dtype=torch.float32, weight_mapping=get_model_conversion_mapping(model)
+    )
+    showed_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        info, _ = model._load_pretrained_model(model, None, files, config)
+        # On a copy: finishing needs to know of the ignored keys too.
+        adjusted = replace(info, missing_keys=set(info.missing_keys), unexpected_keys=set(info.unexpected_keys))
+        model._adjust_missing_and_unexpected_keys(adjusted)
+        tied = model.all_tied_weights_keys
+        problems = WeightProblems(
+            missing=sorted(
+                key
+                for key in adjusted.missing_keys
+                if not _counterpart_is_there(key, tied=tied, missing=info.missing_keys)
+            ),
+            unexpected=sorted(
+                key for key in adjusted.unexpected_keys if not (dropped_layers and dropped_layers.match(key))
+            ),
+            mismatched=sorted(key for key, *_ in info.mismatched_keys),
+            failed=sorted({*info.conversion_errors, *info.error_msgs}),
+        )
+        if not any((problems.missing, problems.unexpected, problems.mismatched, problems.failed)):
+            # Reports nothing to its logger: all that it would report has been dealt with.
+            info.unexpected_keys.clear()
+            model._finalize_model_loading(model, config, info)
+    finally:
+        if showed_progress:
+            logging.enable_progress_bar()
+    return problems
+
+
+def _counterpart_is_there(key: str, *, tied: dict[str, str], missing: set[str]) -> bool:
+    """Whether a missing weight is tied to one that was loaded, in either direction."""
+    partners = {tied[key]} if key in tied else {target for target, source in tied.items() if source == key}
+    return bool(partners - missing)
+
+
+def tied_weights(model: PreTrainedModel) -> dict[str, str]:
+    """Name of each tied weight -> name of the one that it is tied to."""
+    return dict(model.all_tied_weights_keys)
+
+
+def tie_weights(model: PreTrainedModel) -> None:
+    model.tie_weights(recompute_mapping=False)
+
+
+def initialise_module(owner: PreTrainedModel, module: torch.nn.Module) -> None:
+    """Random values, by the rules of `owner`, for the parameters and buffers that `module` itself holds."""
+    owner._init_weights(module)
+
+
+def to_saved_layout(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """From the module's names and shapes to those of a model folder (an MoE layer's experts one by one)."""
+    reverted: dict[str, Any] = revert_weight_conversion(model, tensors)
+    return reverted
+
+
+def attention_name(model: PreTrainedModel) -> str:
+    name: str = model.config._attn_implementation
+    return name
