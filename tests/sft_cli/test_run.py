@@ -1,0 +1,207 @@
+"""`sft run` as a process: what it says, what it leaves and how it ends."""
+
+import os
+import signal
+
+import pytest
+from conftest import User
+
+
+def test_a_run_ends_with_the_models_folder(user: User) -> None:
+    run = user.sft("run", "job.yaml")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines()[0] == "attempt 1: starting the launcher"
+    succeeded, model, curve = run.stdout.splitlines()[-3:]
+    assert succeeded.startswith("tiny succeeded: ")
+    assert succeeded.endswith(" s in 1 attempt, final loss 0.486")
+    assert model == f"model: {user.folder}/claims/models/tuned"
+    assert curve == "loss curve: runs/tiny/loss.png"
+    assert (user.work_folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_job_is_told_again_and_not_run_again(user: User) -> None:
+    first = user.sft("run", "job.yaml")
+    again = user.sft("run", "job.yaml")
+    assert again.returncode == 0
+    assert again.stdout.splitlines() == ["runs/tiny: this run has ended already", *first.stdout.splitlines()[-3:]]
+    assert [folder.name for folder in (user.work_folder / "attempts").iterdir()] == ["1"]
+
+
+def test_a_killed_rank_is_told_and_the_next_attempt_resumes(user: User) -> None:
+    user.faults = {"1": "RankKilled"}
+    run = user.sft("run", "job.yaml")
+    assert run.returncode == 0
+    said = run.stdout.splitlines()
+    end = said.index(
+        "attempt 1 ended after step 12 (step 10 is saved): RankKilled, rank 0 by SIGKILL: rank 0 was killed"
+    )
+    assert said.index("attempt 2 resumes at step 11") > end
+    assert " in 2 attempts, " in run.stdout
+
+
+def test_a_lost_launcher_costs_a_disruption_and_no_retry(user: User) -> None:
+    user.faults = {"1": "SIGKILL"}
+    assert user.sft("run", "job.yaml").returncode == 0
+    attempts = user.status()["attempts"]
+    assert isinstance(attempts, dict)
+    assert (attempts["failures"], attempts["disruptions"]) == (0, 1)
+
+
+def test_what_would_fail_again_ends_the_run_with_its_message_and_code(user: User) -> None:
+    user.faults = {"1": "InvalidData"}
+    run = user.sft("run", "job.yaml")
+    assert run.returncode == 65
+    assert run.stdout.splitlines()[-2:] == [
+        "tiny failed: InvalidData: data.jsonl:3: not JSON; correct this line",
+        "log: runs/tiny/attempts/1/node-0/launcher.log",
+    ]
+    again = user.sft("run", "job.yaml")
+    assert again.returncode == 65
+    assert again.stdout.splitlines()[-2:] == run.stdout.splitlines()[-2:]
+
+
+def test_a_job_out_of_retries_says_so_and_ends_with_the_last_causes_code(user: User) -> None:
+    user.file.write_text(user.file.read_text() + "  runPolicy: {retries: 0}\n")
+    user.faults = {"1": "RankKilled"}
+    run = user.sft("run", "job.yaml")
+    assert run.returncode == 70
+    assert "tiny failed: RetriesExhausted: 1 failures, 0 retries allowed; RankKilled: rank 0 was killed" in run.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stop_signal_saves_and_a_second_run_goes_on(user: User, number: signal.Signals, code: int) -> None:
+    user.step_seconds = 0.2
+    run = user.start("run", "job.yaml")
+    user.wait_for_step(3)
+    run.send_signal(number)
+    output, errors = run.communicate(timeout=30)
+    assert (run.returncode, errors) == (code, "")
+    assert user.status()["phase"] == "Suspended"
+    saved = (user.folder / "claims/models/tuned.checkpoints/saved").read_text()
+    if number != signal.SIGHUP:  # after that nobody listens any more
+        assert output.splitlines()[-1] == (
+            f"suspended; step {saved} is saved. Go on with: sft run job.yaml --work-dir runs/tiny"
+        )
+    user.step_seconds = 0.01
+    again = user.sft("run", "job.yaml", "--work-dir", "runs/tiny")
+    assert again.returncode == 0
+    assert f"attempt 2 resumes at step {int(saved) + 1}" in again.stdout
+    attempts = user.status()["attempts"]
+    assert isinstance(attempts, dict)
+    assert (attempts["failures"], attempts["disruptions"], attempts["withoutProgress"]) == (0, 0, 0)
+
+
+def test_a_second_ctrl_c_kills_at_once(user: User) -> None:
+    user.faults = {"1": "ignores SIGTERM"}
+    user.step_seconds = 0.2
+    run = user.start("run", "job.yaml")
+    user.wait_for_step(2)
+    run.send_signal(signal.SIGINT)
+    assert run.stdout is not None
+    while "saving and stopping" not in run.stdout.readline():
+        pass
+    run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=5)
+    assert run.returncode == 130
+    assert output.splitlines()[-1].startswith("killed; what was saved before is intact.")
+    assert not (user.work_folder / "attempts/1/node-0/outcome.json").exists()
+    user.step_seconds, user.faults = 0.01, {}
+    assert user.sft("run", "job.yaml").returncode == 0
+
+
+def test_a_killed_run_leaves_its_attempt_at_work_and_the_next_run_adopts_it(user: User) -> None:
+    user.step_seconds = 0.2
+    run = user.start("run", "job.yaml")
+    user.wait_for_step(2)
+    run.kill()
+    run.communicate()
+    launcher = user.launcher_pid()
+    os.kill(launcher, 0)
+    again = user.sft("run", "job.yaml")
+    assert again.returncode == 0
+    assert again.stdout.splitlines()[0] == "attempt 1 is still at work: going on with it"
+    assert user.launcher_pid() == launcher
+    assert [folder.name for folder in (user.work_folder / "attempts").iterdir()] == ["1"]
+
+
+def test_two_runs_in_one_folder_are_refused(user: User) -> None:
+    user.step_seconds = 0.2
+    user.start("run", "job.yaml")
+    user.wait_for_step(1)
+    second = user.sft("run", "job.yaml")
+    assert (second.returncode, second.stdout) == (64, "")
+    assert second.stderr == "runs/tiny: another `sft run` is at work in this folder; wait for it or stop it\n"
+
+
+def test_a_changed_spec_is_refused_with_the_fields_and_the_remedy(user: User) -> None:
+    user.faults = {"1": "InvalidData"}
+    user.sft("run", "job.yaml")
+    text = user.file.read_text()
+    user.file.write_text(text.replace("chats.jsonl", "chat.jsonl") + "  training: {seed: 7, totalStep: 3}\n")
+    run = user.sft("run", "job.yaml")
+    assert (run.returncode, run.stdout) == (64, "")
+    assert run.stderr == (
+        "runs/tiny holds a run of another version of this job; changed: spec.data.datasets[0].uri, "
+        "spec.training.seed, spec.training.totalStep. Undo the change to go on with that run, "
+        "or start a new one with another --work-dir or metadata.name\n"
+    )
+
+
+def test_a_changed_run_policy_is_taken_over(user: User) -> None:
+    user.step_seconds = 0.2
+    run = user.start("run", "job.yaml")
+    user.wait_for_step(1)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=30)
+    user.step_seconds, user.faults = 0.01, {"2": "RankKilled"}
+    user.file.write_text(user.file.read_text() + "  runPolicy: {retries: 0}\n")
+    assert user.sft("run", "job.yaml").returncode == 70
+
+
+def test_a_claim_is_the_folder_that_it_was_at_the_first_start(user: User) -> None:
+    user.faults = {"1": "InvalidData"}
+    assert user.sft("run", "job.yaml", "--claim", "data=elsewhere", "--claim", "models=here").returncode == 65
+    other = user.sft("run", "job.yaml", "--claim", "data=nowhere")
+    assert other.returncode == 64
+    assert other.stderr == (
+        f"--claim data=nowhere: this run began with {user.folder}/elsewhere; "
+        "name that folder again, or start a new run with another --work-dir\n"
+    )
+    unknown = user.sft("run", "job.yaml", "--claim", "dta=x")
+    assert unknown.stderr == "--claim dta: no URI of the job begins with pvc://dta/; use one of data, models\n"
+
+
+def test_a_file_with_faults_is_refused_with_each_of_them(user: User) -> None:
+    user.file.write_text(
+        user.file.read_text().replace("chats,", "Chats,") + "  training: {optimiser: {}, totalStep: many}\n"
+    )
+    for command in ("run", "validate"):
+        refused = user.sft(command, "job.yaml")
+        assert (refused.returncode, refused.stdout) == (64, "")
+        assert refused.stderr.splitlines() == [
+            "spec.data.datasets[0].name: 'Chats' has the wrong form; "
+            "use lower-case letters, digits and dashes, with a letter or digit at both ends",
+            "spec.training.totalStep: 'many' has the wrong type; use a valid integer, unable to parse string as an "
+            "integer",
+            "spec.training.optimiser: unknown field; did you mean optimizer?",
+        ]
+    assert not user.work_folder.exists()
+
+
+def test_what_is_no_yaml_is_refused_with_its_line(user: User) -> None:
+    user.file.write_text("spec:\n  model: {loadFrom\n")
+    refused = user.sft("validate", "job.yaml")
+    assert refused.returncode == 64
+    assert refused.stderr.startswith("job.yaml:3:1: not valid YAML, ")
+    assert user.sft("validate", "nowhere.yaml").stderr == (
+        "nowhere.yaml: No such file or directory; name a YAML file with one SFTJob\n"
+    )
+
+
+def test_a_valid_file_is_told_with_its_arithmetic(user: User) -> None:
+    user.file.write_text(
+        user.file.read_text() + "  training: {globalBatchSize: 64}\n  compute: {nodes: 2, processesPerNode: 8}\n"
+    )
+    assert user.sft("validate", "job.yaml").stdout == (
+        "tiny is valid: 16 ranks = 2 nodes x 8 processes; global batch 64 packs = 16 ranks x 4\n"
+    )
