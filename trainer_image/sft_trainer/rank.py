@@ -27,7 +27,7 @@ def rank_stage(scratch: Path, stop: StopSignal) -> int:
     rank, _ = this_rank()
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
-        format=f"%(asctime)s rank {rank} %(message)s",
+        format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
     )
     state = RunState()

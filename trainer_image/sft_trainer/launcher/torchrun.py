@@ -67,6 +67,7 @@ def main(task: TorchrunTask) -> int:
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=task.shutdown_seconds,
+        log_line_prefix_template="[rank ${rank}] ",
         logs_specs=DefaultLogsSpecs(log_dir=str(Path(task.scratch) / "torchelastic"), tee=Std.ERR),
     )
     rank_command = ["-u", "-m", "sft_trainer.child", "rank", str(os.getpid()), task.scratch]

@@ -67,6 +67,7 @@ class _Run:
             rank=world.rank,
             # A compiled layer is compiled anew for each length.
             pad_to=options.dataloader_cfg.pack_max_length if compiled else None,
+            total_epoch=None if options.total_step else options.total_epoch or 1,
         )
         self.total_steps = options.total_step or self.stream.total_steps(options.total_epoch or 1)
         self.reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
@@ -149,8 +150,8 @@ class _Run:
         if manifest.config_digest != self.options.digest():
             raise JobFailure(
                 Reason.INVALID_CONFIGURATION,
-                f"{folder} was trained with other options (model, optimizer, schedule, batch, length, precision, seed); "
-                "use the same ones, or another folder",
+                f"{folder} was trained with other options (model, optimizer, schedule, batch, length, precision, seed);"
+                " use the same ones, or another folder",
             )
         if manifest.data_digest != self.data.digest:
             raise JobFailure(

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sft_trainer.datasets.config import DataloaderConfig
-from sft_trainer.model import AnyModelConfig
+from sft_trainer.datasets.template import chat_template_named
+from sft_trainer.model import FolderConfig, ModelConfig
 from sft_trainer.storage.fence import Fence
 from sftjob.base import digest
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Precision
@@ -14,7 +15,7 @@ from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Prec
 class RunOptions:
     """Everything that decides the numbers."""
 
-    model_cfg: AnyModelConfig
+    model_cfg: ModelConfig | FolderConfig
     load_from: str | None
     tokenizer_path: str
     dataloader_cfg: DataloaderConfig
@@ -30,11 +31,17 @@ class RunOptions:
     precision: Precision
     seed: int
 
+    @property
+    def chat_template(self) -> str | None:
+        """Text of the template that replaces the tokenizer's own, in training and in the exported model."""
+        name = self.dataloader_cfg.dataset_config_list[0].tokenize_fn.chat_template
+        return chat_template_named(name) if name else None
+
     def digest(self) -> str:
         """Two runs with the same digest and the same data train the same; the number of ranks may differ."""
         return digest(
             {
-                "model": self.model_cfg.to_json_dict(),
+                "model": self.model_cfg.hf_config(),
                 "scratch": self.load_from is None,
                 "optimizer": self.optim_cfg.to_json_dict(),
                 "schedule": self.lr_cfg.to_json_dict(),

@@ -7,7 +7,7 @@ from typing import Any
 
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
-from sft_trainer.model import AnyModelConfig
+from sft_trainer.model import FolderConfig, ModelConfig
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import publish
@@ -36,7 +36,7 @@ class Trainer:
     def __init__(
         self,
         *,
-        model_cfg: AnyModelConfig,
+        model_cfg: ModelConfig | FolderConfig,
         tokenizer_path: str | Path,
         dataloader_cfg: DataloaderConfig,
         optim_cfg: AdamWConfig,
