@@ -55,10 +55,11 @@ def packed_attention(
     if is_causal is False or (is_causal is None and not getattr(module, "is_causal", True)):
         refused.append("is_causal=False")
     if refused:
+        remedy = "set attention_dropout to 0 in config.json" if refused == ["dropout"] else "use another model"
         raise JobFailure(
             Reason.INVALID_CONFIGURATION,
             f"model: {type(module).__name__} needs {', '.join(refused)} in its attention, which packed training does "
-            "not have; use another model, or set the option to 0 in config.json where it is one (attention_dropout)",
+            f"not have; {remedy}",
         )
     assert cu_seq_lens_q is not None, "the model must be called through its replaced forward"
 

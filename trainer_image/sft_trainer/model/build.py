@@ -64,8 +64,12 @@ def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:
         raise _unsuitable(config.model_type, " ".join(str(error).split())) from None
     if not transformers_private.supports_packed_attention(model):
         raise _unsuitable(config.model_type, "its attention can't be replaced by one that keeps documents apart")
-    if model.get_output_embeddings() is None or not transformers_private.decoder_layers(model):
-        raise _unsuitable(config.model_type, "it has no head or no layers of the usual kind")
+    if (
+        model.base_model is model
+        or model.get_output_embeddings() is None
+        or not transformers_private.decoder_layers(model)
+    ):
+        raise _unsuitable(config.model_type, "it is not made of layers under a base model, and a head")
     # What the export writes: the library's own object has lost which fields the file had, and how they were spelled.
     model.config_json = fields
     return model

@@ -4,7 +4,7 @@ T tokens of a pack, B documents, N trained positions, D hidden, V vocabulary. Th
 FSDP2 its weight is whole only between the root's pre-forward and its backward.
 """
 
-# ruff: noqa: N803, N806 -- a tensor's name ends with its shape
+# ruff: noqa: N806 -- a tensor's name ends with its shape
 
 from typing import Literal
 

@@ -40,8 +40,7 @@ def probe(model: torch.nn.Module, *, vocab_size: int) -> None:
     batch = _packed(documents, device=device)
     perturbed = _packed(torch.cat([others, documents[1:]]), device=device)
 
-    # Not compiled: these shapes never come again.
-    with _evaluating(model), _short_windows(model), torch.compiler.set_stance("force_eager"):
+    with _evaluating(model), _short_windows(model), _uncompiled(model):
         loss = model(batch)
         packed = model(batch, output="logits")[0].unflatten(0, (2, _LENGTH))
         after = model(perturbed, output="logits")[0].unflatten(0, (2, _LENGTH))
@@ -100,6 +99,17 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _uncompiled(model: PreTrainedModel) -> Iterator[None]:
+    """These shapes never come again."""
+    # Even to ask costs a second, for the import of the compiler.
+    if not transformers_private.is_compiled(model):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

@@ -32,6 +32,11 @@ def decoder_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     return found
 
 
+def is_compiled(model: PreTrainedModel) -> bool:
+    """Whether a module was compiled in place. torch's own private attribute, not the library's."""
+    return any(module._compiled_call_impl is not None for module in model.modules())
+
+
 @dataclass(frozen=True)
 class WeightProblems:
     """What a folder's weights lack or have too much of, by the model's names."""
