@@ -13,11 +13,11 @@ from pathlib import Path
 
 from sft_trainer.launcher.cause import Cause, cause_of_failure
 from sft_trainer.launcher.children import Children
+from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
 from sft_trainer.launcher.placement import Placement
 from sft_trainer.launcher.publish import finished_before, publish_outputs
 from sft_trainer.launcher.resources import available_cpus, rank_environment
 from sft_trainer.launcher.serve import serve_progress
-from sft_trainer.launcher.torchrun import RankExits, TorchrunTask, log_tail, rank_exits_path
 from sft_trainer.progress import read_progress, write_progress, write_stage
 from sft_trainer.report import Report, read_reports
 from sft_trainer.storage import fence
@@ -161,6 +161,6 @@ def _end(
     if entered:
         fence.leave(plan, outcome, pod_uid=placement.pod_uid)
     shutil.rmtree(placement.scratch / "tmp", ignore_errors=True)
-    shutil.rmtree(placement.scratch / "torchelastic", ignore_errors=True)
+    shutil.rmtree(torchrun_logs(placement.scratch), ignore_errors=True)
     log.info("%s (exit code %d) %s", outcome.reason, outcome.exit_code, outcome.message)
     return outcome

@@ -9,40 +9,10 @@ import sys
 from pathlib import Path
 
 from sft_trainer.death import die_with_parent
-from sftjob.base import Record
+from sft_trainer.launcher.exits import RankExits, TorchrunTask, rank_exits_path, torchrun_logs
 
 SURVIVORS_SECONDS = 5
 """After a rank's death: from SIGTERM to SIGKILL of the others, which can't save without it."""
-
-
-class TorchrunTask(Record):
-    parent_pid: int
-    nodes: int
-    processes_per_node: int
-    node_rank: int
-    master_address: str
-    master_port: int
-    run_id: str
-    scratch: str
-    shutdown_seconds: int
-    """After SIGTERM of this process: until ranks that still save are SIGKILLed."""
-
-
-class RankExits(Record):
-    """Exit codes of the ranks that torchrun saw fail; negative is a signal."""
-
-    exit_codes: dict[int, int]
-
-
-def rank_exits_path(scratch: Path) -> Path:
-    return scratch / "torchrun.json"
-
-
-def log_tail(scratch: Path, rank: int, *, most_bytes: int = 600) -> str:
-    """The end of what a rank wrote to its standard error."""
-    for path in (scratch / "torchelastic").glob(f"*/attempt_0/{rank}/stderr.log"):
-        return path.read_bytes()[-most_bytes:].decode(errors="replace")
-    return ""
 
 
 def main(task: TorchrunTask) -> int:
@@ -68,7 +38,7 @@ def main(task: TorchrunTask) -> int:
         monitor_interval=0.1,
         shutdown_timeout=task.shutdown_seconds,
         log_line_prefix_template="[rank ${rank}] ",
-        logs_specs=DefaultLogsSpecs(log_dir=str(Path(task.scratch) / "torchelastic"), tee=Std.ERR),
+        logs_specs=DefaultLogsSpecs(log_dir=str(torchrun_logs(Path(task.scratch))), tee=Std.ERR),
     )
     rank_command = ["-u", "-m", "sft_trainer.child", "rank", str(os.getpid()), task.scratch]
     try:

@@ -1,0 +1,52 @@
+# `make help` lists what there is. Needs Python 3.11 to 3.13 and the package registries; everything goes into .venv.
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+CHAT_DATA ?=
+CHAT_OPTION = $(if $(CHAT_DATA),--chat-data=$(CHAT_DATA))
+
+.PHONY: help venv demo test test-all lint generate lock
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## Make .venv with everything, hash-locked (torch is 4.7 GB)
+
+$(INSTALLED): requirements/all.txt requirements/uv.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit((3, 11) <= v <= (3, 13) or f"make venv: Python {v[0]}.{v[1]} is not supported; name one of 3.11 to 3.13: make venv PYTHON=python3.12")' \
+		|| exit 1
+	@echo "installing into $(VENV): a minute or two, most of it torch"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/all.txt requirements/uv.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## Fine-tune a real model on 90 support tickets, then ask it a question
+	@$(BIN)/python -m examples.demo
+
+test: lint ## All tests at their smallest size; CHAT_DATA=file.jsonl trains on real chats
+	$(PYTEST) $(CHAT_OPTION)
+
+test-all: lint ## All tests at full size; writes the table docs/test-all.md
+	$(PYTEST) --full --junitxml=$(VENV)/test-all.xml $(CHAT_OPTION)
+	$(BIN)/python -m tests.table $(VENV)/test-all.xml > docs/test-all.md
+	@cat docs/test-all.md
+
+lint: $(INSTALLED) ## Format, style, types, room directions, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(BIN)/python -m sftjob.reference | diff - docs/sftjob.md || { echo "docs/sftjob.md is old: run make generate"; exit 1; }
+
+generate: $(INSTALLED) ## Write generated files anew: docs/sftjob.md
+	$(BIN)/python -m sftjob.reference > docs/sftjob.md
+
+lock: $(INSTALLED) ## Resolve dependencies anew into requirements/
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 -c requirements/constraints.txt \
+		--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet -o requirements/all.txt

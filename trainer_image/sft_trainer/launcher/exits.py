@@ -1,0 +1,39 @@
+"""What passes between the launcher and its torchrun: the task, and afterwards the exit codes and logs of the ranks."""
+
+from pathlib import Path
+
+from sftjob.base import Record
+
+
+class TorchrunTask(Record):
+    parent_pid: int
+    nodes: int
+    processes_per_node: int
+    node_rank: int
+    master_address: str
+    master_port: int
+    run_id: str
+    scratch: str
+    shutdown_seconds: int
+    """After SIGTERM of this process: until ranks that still save are SIGKILLed."""
+
+
+class RankExits(Record):
+    """Exit codes of the ranks that torchrun saw fail; negative is a signal."""
+
+    exit_codes: dict[int, int]
+
+
+def rank_exits_path(scratch: Path) -> Path:
+    return scratch / "torchrun.json"
+
+
+def torchrun_logs(scratch: Path) -> Path:
+    return scratch / "torchelastic"
+
+
+def log_tail(scratch: Path, rank: int, *, most_bytes: int = 600) -> str:
+    """The end of what a rank wrote to its standard error."""
+    for path in torchrun_logs(scratch).glob(f"*/attempt_0/{rank}/stderr.log"):
+        return path.read_bytes()[-most_bytes:].decode(errors="replace")
+    return ""
