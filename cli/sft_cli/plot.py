@@ -9,13 +9,13 @@ from sft_cli.metrics import Row
 
 def plot_loss(rows: Sequence[Row], file: Path, *, title: str) -> None:
     """A PNG of loss over steps, with a line where a later attempt takes over."""
-    import matplotlib  # takes a second: only where something is drawn
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    # Imported where something is drawn, since it takes a second; without pyplot, which takes another.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), dpi=150)
+    axes = FigureCanvasAgg(figure).figure.subplots()
     marker = "o" if len(rows) <= 60 else ""
     axes.plot([row.step for row in rows], [row.loss for row in rows], marker=marker, markersize=3, linewidth=1.5)
     for before, after in pairwise(rows):
@@ -36,5 +36,4 @@ def plot_loss(rows: Sequence[Row], file: Path, *, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=min(0, *(row.loss for row in rows)))
     axes.grid(visible=True, alpha=0.3)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+    figure.savefig(file)

@@ -1,4 +1,4 @@
-"""A folder with a job, and `sft` as its user calls it: a process, with a stub in place of the launcher."""
+"""A folder with a job, and `sft` as its user calls it, with a stub in place of the launcher."""
 
 import json
 import os
@@ -8,8 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from sft_cli.main import app
 
 JOB = """
 apiVersion: sftjob.dev/v1alpha1
@@ -22,10 +25,17 @@ spec:
 """
 
 
+class Said(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 class User:
     """Works in a folder of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
         self.folder = folder
         self.file = folder / "job.yaml"
         self.file.write_text(JOB)
@@ -34,27 +44,36 @@ class User:
         self.step_seconds = 0.01
         self.started: list[subprocess.Popen[str]] = []
 
-    def sft(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        output, errors = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+    def sft(self, *arguments: str) -> "Said":
+        """Within this process: starting one takes longer than most runs."""
+        self._monkeypatch.chdir(self.folder)
+        self._monkeypatch.setattr(sys, "argv", ["sft", *arguments])
+        for name, value in self._environment().items():
+            self._monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            app()
+        captured = self._capsys.readouterr()
+        return Said(int(ended.value.code or 0), captured.out, captured.err)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        environment = os.environ | {
-            "PYTHONPATH": str(Path(__file__).with_name("stub")),
-            "STUB_FAULTS": json.dumps(self.faults),
-            "STUB_STEP_SECONDS": str(self.step_seconds),
-        }
+        """As a process: to be signalled, or to run beside another one."""
         process = subprocess.Popen(
             [sys.executable, "-c", "from sft_cli.main import app; app()", *arguments],
             cwd=self.folder,
-            env=environment,
+            env=os.environ | self._environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         self.started.append(process)
         return process
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PYTHONPATH": str(Path(__file__).with_name("stub")),
+            "STUB_FAULTS": json.dumps(self.faults),
+            "STUB_STEP_SECONDS": str(self.step_seconds),
+        }
 
     def wait_for_step(self, step: int, *, attempt: int = 1) -> None:
         metrics = self.folder / "claims/models/tuned.checkpoints/attempts" / str(attempt) / "metrics.jsonl"
@@ -72,8 +91,8 @@ class User:
 
 
 @pytest.fixture
-def user(tmp_path: Path) -> Iterator[User]:
-    user = User(tmp_path)
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[User]:
+    user = User(tmp_path, monkeypatch, capsys)
     yield user
     for process in user.started:
         if process.poll() is None:

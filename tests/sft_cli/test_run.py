@@ -1,4 +1,4 @@
-"""`sft run` as a process: what it says, what it leaves and how it ends."""
+"""`sft run`: what it says, what it leaves and how it ends."""
 
 import os
 import signal
