@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sft_trainer.model import get_model_config_from_hf
+from sft_trainer.model import FolderConfig, get_model_config_from_hf
 from sft_trainer.model.build import build_model
 from sft_trainer.packed import PackedBatch
 from sftjob.options import CELossConfig, FSDPConfig
@@ -74,6 +74,10 @@ def save_random_model(folder: Path, name: str, *, dtype: torch.dtype = torch.flo
 def transformers_model(folder: str, *, attention: str = "eager") -> PreTrainedModel:
     """The oracle."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+
+
+def config_of(folder: Path) -> FolderConfig:
+    return get_model_config_from_hf(folder)
 
 
 def built(folder: str | None, *, config: Any = None, **arguments: Any) -> torch.nn.Module:

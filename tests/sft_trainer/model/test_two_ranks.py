@@ -1,0 +1,98 @@
+"""Two gloo ranks against one process, in fp32: memory, losses, gradients, weights from scratch, export."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models as tiny
+import torch
+import torch.multiprocessing as mp
+from transformers import AutoModelForCausalLM
+from two_ranks import CASES, UNEVEN, each_ranks_pack, work
+
+CASE = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the models that the ranks read, and what they left."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    for case in CASES:
+        tiny.save_random_model(folder / case, case, **UNEVEN)
+    longer = folder / "longer"
+    tiny.save_random_model(longer, "llama", **UNEVEN | {"vocab_size": 98})
+    config = json.loads((longer / "config.json").read_text())
+    (longer / "config.json").write_text(json.dumps(config | {"vocab_size": 97}))
+    mp.spawn(work, args=(folder,), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@CASE
+def test_each_rank_holds_half_of_the_parameters_bytes(case: str, folder: Path, ranks: list) -> None:
+    whole = sum(parameter.nbytes for parameter in tiny.built(str(folder / case)).parameters())
+    assert sum(rank[case]["held"] for rank in ranks) == whole
+    assert max(rank[case]["held"] for rank in ranks) < 0.54 * whole
+
+
+@CASE
+def test_losses_and_summed_gradients_equal_one_process(case: str, folder: Path, ranks: list) -> None:
+    model = tiny.built(str(folder / case))
+    losses = [model(each_ranks_pack(rank)) for rank in range(2)]
+    sum(losses).backward()
+    for rank in range(2):
+        torch.testing.assert_close(ranks[rank][case]["loss"], losses[rank].detach(), rtol=1e-5, atol=0)
+        _assert_gradients_equal(ranks[rank][case]["gradients"], tiny.gradients(model))
+
+
+def test_a_rank_without_a_trained_token_adds_nothing_and_hangs_nothing(folder: Path, ranks: list) -> None:
+    model = tiny.built(str(folder / "llama"))
+    model(each_ranks_pack(0)).backward()
+    _assert_gradients_equal(ranks[1]["untrained_rank"], tiny.gradients(model))
+
+
+@CASE
+def test_weights_from_scratch_do_not_depend_on_the_number_of_ranks(case: str, folder: Path, ranks: list) -> None:
+    model = tiny.built(None, config=tiny.config_of(folder / case))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(ranks[1][case]["scratch"][name], tensor), name
+    for rank in range(2):
+        expected = model(each_ranks_pack(rank)).detach()
+        torch.testing.assert_close(ranks[rank][case]["scratch_loss"], expected, rtol=1e-5, atol=0)
+
+
+@CASE
+def test_the_export_of_two_ranks_loads_clean_and_equal(case: str, folder: Path) -> None:
+    exported, info = AutoModelForCausalLM.from_pretrained(folder / "exported" / case, output_loading_info=True)
+    assert {kind: set(keys) for kind, keys in info.items()} == {
+        "missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": set(),
+    }  # fmt: skip
+    source = tiny.transformers_model(str(folder / case)).state_dict()
+    assert exported.state_dict().keys() == source.keys()
+    for name, tensor in exported.state_dict().items():
+        assert torch.equal(tensor, source[name]), name
+
+
+def test_a_tensor_whose_parts_fit_by_chance_is_refused(ranks: list) -> None:
+    for rank in ranks:
+        assert "lm_head.weight ([98, 32], expected [97, 32])" in rank["longer"]
+
+
+def test_bf16_keeps_master_weights_and_gradients_in_fp32(folder: Path, ranks: list) -> None:
+    model = tiny.built(str(folder / "llama"))
+    for rank in range(2):
+        exact = model(each_ranks_pack(rank)).detach()
+        assert ranks[rank]["bf16"]["dtypes"] == {torch.float32}
+        assert ranks[rank]["bf16"]["loss"] != exact
+        torch.testing.assert_close(ranks[rank]["bf16"]["loss"], exact, rtol=0.02, atol=0)
+
+
+def _assert_gradients_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
