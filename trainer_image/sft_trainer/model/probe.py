@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sft_trainer.model import transformers_private
@@ -46,6 +47,10 @@ def probe(model: torch.nn.Module, *, vocab_size: int) -> None:
         after = model(perturbed, output="logits")[0].unflatten(0, (2, _LENGTH))
         with _own_attention(model):
             own = model(_as_rows(documents, device=device), output="own_logits")
+    if isinstance(model, FSDPModule):
+        # The root stays gathered until a backward, and there is none here: whoever asked it for its parameters now,
+        # an optimiser say, would get the gathered copies, which no step ever reaches.
+        model.reshard()
 
     dtype = torch.bfloat16 if own.dtype == torch.bfloat16 else torch.float32
     has_experts = any(parameter.ndim == 3 for parameter in model.parameters())
