@@ -59,7 +59,7 @@ def test_never_more_logits_than_those_of_one_chunk_exist() -> None:
     class Largest(TorchDispatchMode):
         numbers = 0
 
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ARG002
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
             if isinstance(result, torch.Tensor):
                 self.numbers = max(self.numbers, result.numel())

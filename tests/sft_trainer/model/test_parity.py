@@ -47,7 +47,9 @@ def test_logits_and_every_gradient_of_a_pack_equal_transformers_on_each_document
     ours = tiny.gradients(model)
     assert ours.keys() == expected.keys()
     for parameter, gradient in expected.items():
-        torch.testing.assert_close(ours[parameter], gradient, atol=1e-4, rtol=1e-4, msg=lambda m, p=parameter: f"{p}: {m}")
+        torch.testing.assert_close(
+            ours[parameter], gradient, atol=1e-4, rtol=1e-4, msg=lambda m, p=parameter: f"{p}: {m}"
+        )
 
 
 def test_another_document_in_the_pack_changes_no_bit_of_a_later_one(folder: str, name: str) -> None:

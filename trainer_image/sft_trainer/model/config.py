@@ -30,11 +30,6 @@ class FolderConfig:
     def hf_config(self) -> dict[str, Any]:
         return dict(self.fields)
 
-    @property
-    def vocab_size(self) -> int:
-        size: int = transformers_config(self.fields, said_by=self.folder).get_text_config().vocab_size
-        return size
-
 
 def get_model_config_from_hf(path: str | Path) -> FolderConfig:
     """Of any causal language model. Raises JobFailure(MODEL_UNREADABLE)."""
@@ -86,6 +81,12 @@ def trained_config(model_cfg: ModelConfig | FolderConfig, *, load_from: str | No
             Reason.INVALID_CONFIGURATION,
             f"model: {'; '.join(differing)}; use the preset of that model, or leave the preset out: the folder's "
             "config.json is used then",
+        )
+    if model_cfg.num_hidden_layers > in_folder.num_hidden_layers:
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"model: num_hidden_layers is {model_cfg.num_hidden_layers}, but {load_from} has "
+            f"{in_folder.num_hidden_layers} layers; use as many or fewer",
         )
     return _overridden(folder.fields, model_cfg, layers_in_folder=in_folder.num_hidden_layers)
 
