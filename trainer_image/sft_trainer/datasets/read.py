@@ -127,7 +127,7 @@ def _parsed(raw: bytes, *, is_first: bool) -> Any:
     except UnicodeDecodeError as error:
         raise _Refused(f"(line): byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         raise _Refused(
             f"(line): broken JSON, {error.msg} at column {error.colno}; write one whole JSON value a line"

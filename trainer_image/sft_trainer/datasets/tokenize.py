@@ -54,7 +54,7 @@ def tokenize_range(
     rows = 0
     with (
         (folder / f"tokens-{part}.bin").open("wb") as tokens_file,
-        (folder / f"trained-{part}.bin").open("wb") as flags,
+        (folder / f"trained-{part}.bin").open("wb") as flags_file,
     ):
         for batch in _in_batches(read_chats(path, lines)):
             for row in _tokenized(renderer, batch):
@@ -64,7 +64,7 @@ def tokenize_range(
                 elif sample is not None:
                     ids, trained, cut = sample
                     tokens_file.write(ids.tobytes())
-                    flags.write(trained.tobytes())
+                    flags_file.write(trained.tobytes())
                     samples.append((len(ids), int(trained.sum()), cut))
             rows += len(batch)
             on_rows(rows)
@@ -106,9 +106,7 @@ def _tokenized(renderer: Renderer, rows: list[Chat | Fault]) -> Iterator[Tokens 
     rendered = [row if isinstance(row, Fault) else _rendered(renderer, row) for row in rows]
     texts = [text for text, _ in (row for row in rendered if not isinstance(row, Fault))]
     # The template has written every special token that belongs there, a BOS too: none may be added.
-    encodings = (
-        iter(renderer.tokenizer(texts, add_special_tokens=False, verbose=False).encodings or []) if texts else iter(())
-    )
+    encodings = iter(renderer.tokenizer(texts, add_special_tokens=False, verbose=False).encodings if texts else ())
     for row, source in zip(rendered, rows, strict=True):
         if isinstance(row, Fault):
             yield row

@@ -49,7 +49,10 @@ def run_task(task: Task, *, renderer: Renderer, on_rows: Callable[[int], None]) 
 
 
 def main() -> None:
-    task = Task.from_json(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line:  # the parent died first
+        return
+    task = Task.from_json(line)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         renderer = Renderer(load_tokenizer(task.tokenizer_path), chat_template=task.chat_template)

@@ -1,0 +1,137 @@
+"""What each rank gets at each step: every sample once an epoch, the same whatever the number of ranks."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from sft_trainer.datasets.batch import BatchStream
+from sft_trainer.datasets.cache import TokenCache
+from sft_trainer.datasets.pack import Packs
+from sft_trainer.datasets.prepare import PreparedData
+from sftjob.outcome import DataReceipt
+
+RECEIPT = DataReceipt(samples=0, tokens=0, trained_tokens=0, packs=0)  # not read by a stream
+
+
+def data(samples: list[tuple[list[int], list[int]]], packs: list[list[int]]) -> PreparedData:
+    """Samples as tokens and flags, in the given packs."""
+    lengths = [len(tokens) for tokens, _ in samples]
+    trained = [sum(flags) for _, flags in samples]
+    cache = TokenCache(
+        meta=None,  # type: ignore[arg-type]
+        tokens=np.array([token for tokens, _ in samples for token in tokens], dtype=np.uint32),
+        trained=np.array([flag for _, flags in samples for flag in flags], dtype=np.bool_),
+        offsets=np.concatenate(([0], np.cumsum(lengths))),
+        trained_counts=np.array(trained),
+        is_cut=np.zeros(len(samples)),
+    )
+    return PreparedData(
+        caches=[cache],
+        first_ids=[0],
+        packs=Packs(np.array(sum(packs, [])), np.concatenate(([0], np.cumsum([len(pack) for pack in packs])))),  # noqa: RUF017
+        pack_tokens=np.array([sum(lengths[sample] for sample in pack) for pack in packs]),
+        pack_trained=np.array([sum(trained[sample] for sample in pack) for pack in packs]),
+        receipt=RECEIPT,
+        digest="",
+    )
+
+
+ONE_PACK = data([([11, 12, 13, 14], [0, 0, 1, 1]), ([21, 22], [0, 1])], [[0, 1]])
+
+
+def many(packs: int) -> PreparedData:
+    """Pack n holds sample n: two tokens, n and 100 + n, the second trained."""
+    return data([([number, 100 + number], [0, 1]) for number in range(packs)], [[number] for number in range(packs)])
+
+
+def stream(prepared: PreparedData, *, batch: int = 1, world: int = 1, rank: int = 0, seed: int = 3, **options):
+    return BatchStream(prepared, seed=seed, global_batch_size=batch, world_size=world, rank=rank, **options)
+
+
+def test_a_pack_is_documents_side_by_side_with_labels_that_never_cross_them() -> None:
+    [batch] = stream(ONE_PACK).micro_batches(1)
+    assert batch.input_ids.tolist() == [[11, 12, 13, 14, 21, 22]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch.labels.tolist() == [[-100, 13, 14, -100, 22, -100]]
+    assert batch.cu_seqlens.tolist() == [0, 4, 6]
+    assert [tensor.dtype for tensor in (batch.input_ids, batch.position_ids, batch.labels)] == [torch.int64] * 3
+    assert batch.cu_seqlens.dtype == torch.int32
+
+
+def test_pads_are_a_document_of_their_own_that_is_not_trained() -> None:
+    [batch] = stream(ONE_PACK, pad_to=9).micro_batches(1)
+    assert batch.input_ids.tolist() == [[11, 12, 13, 14, 21, 22, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2]]
+    assert batch.labels.tolist() == [[-100, 13, 14, -100, 22, -100, -100, -100, -100]]
+    assert batch.cu_seqlens.tolist() == [0, 4, 6, 9]
+    [full] = stream(ONE_PACK, pad_to=6).micro_batches(1)
+    assert full.cu_seqlens.tolist() == [0, 4, 6]
+
+
+def test_the_plan_knows_the_steps_trained_tokens_as_the_labels_of_all_ranks_count_them() -> None:
+    assert (stream(ONE_PACK).trained_tokens(1), stream(ONE_PACK).tokens(1)) == (3, 6)
+    prepared = data([([1] * (n + 2), [0] + [1] * (n + 1)) for n in range(6)], [[0, 1], [2], [3, 4], [5]])
+    ranks = [stream(prepared, batch=2, world=2, rank=rank, total_epoch=1, pad_to=40) for rank in (0, 1)]
+    for step in (1, 2):
+        labels = [batch.labels for rank in ranks for batch in rank.micro_batches(step)]
+        assert sum(int((tensor != -100).sum()) for tensor in labels) == ranks[0].trained_tokens(step)
+        assert ranks[0].trained_tokens(step) == ranks[1].trained_tokens(step)
+
+
+def test_each_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
+    whole = stream(many(10), batch=5)
+    epochs = [whole.sample_ids(step) + whole.sample_ids(step + 1) for step in (1, 3, 5)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_order_depends_on_the_seed_and_on_nothing_that_happened_before() -> None:
+    first, other = stream(many(20), batch=4), stream(many(20), batch=4, seed=4)
+    ids = [first.sample_ids(step) for step in range(1, 12)]
+    assert [stream(many(20), batch=4).sample_ids(step) for step in range(11, 0, -1)] == ids[::-1]
+    assert [other.sample_ids(step) for step in range(1, 12)] != ids
+
+
+def test_the_order_is_these_numbers_under_any_version() -> None:
+    """A run that began under an older version must go on in its order."""
+    assert stream(many(8), batch=8).sample_ids(1) == [-1]
+
+
+def test_a_step_may_span_two_epochs() -> None:
+    counts = Counter(sample for step in (1, 2, 3) for sample in stream(many(6), batch=4).sample_ids(step))
+    assert counts == dict.fromkeys(range(6), 2)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_number_of_ranks_trains_the_same_samples_in_a_step(world) -> None:
+    ranks = [stream(many(10), batch=4, world=world, rank=rank) for rank in range(world)]
+    for step in range(1, 8):
+        micro_batches = [rank.micro_batches(step) for rank in ranks]
+        assert {len(batches) for batches in micro_batches} == {4 // world}
+        in_stream_order = [batches[index] for index in range(4 // world) for batches in micro_batches]
+        ids = [int(batch.input_ids[0, 0]) for batch in in_stream_order]
+        assert ids == stream(many(10), batch=4).sample_ids(step)
+        assert all(rank.sample_ids(step) == ids for rank in ranks)
+
+
+def test_what_the_last_step_lacks_are_untrained_pads_so_that_ranks_stay_in_step() -> None:
+    ranks = [stream(many(5), batch=4, world=2, rank=rank, total_epoch=1) for rank in (0, 1)]
+    assert ranks[0].total_steps(1) == 2
+    [real, dummy], [absent, missing] = (rank.micro_batches(2) for rank in ranks)
+    assert real.labels.tolist() == [[real.input_ids[0, 1].item(), -100]]
+    for batch in (dummy, absent, missing):
+        assert batch.labels.tolist() == [[-100] * batch.input_ids.shape[1]]
+        assert batch.cu_seqlens.tolist() == [0, batch.input_ids.shape[1]]
+    assert ranks[1].sample_ids(2) == [int(real.input_ids[0, 0])]
+    assert sorted(ranks[0].sample_ids(1) + ranks[0].sample_ids(2)) == [0, 1, 2, 3, 4]
+    assert (ranks[0].trained_tokens(2), ranks[0].tokens(2)) == (1, 2)
+    [_, padded] = stream(many(5), batch=4, world=2, total_epoch=1, pad_to=16).micro_batches(2)
+    assert padded.input_ids.shape == (1, 16)
+
+
+def test_epochs_and_steps_are_counted() -> None:
+    ends = stream(many(5), batch=2, total_epoch=3)
+    assert [ends.total_steps(total_epoch) for total_epoch in (1, 2, 3)] == [3, 5, 8]
+    assert [ends.epoch(step) for step in (1, 5, 8)] == [0.4, 2.0, 3.0]

@@ -1,0 +1,166 @@
+"""Which tokens are trained, on real templates, against what a person would mark; and against TRL's marked templates."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.sft_trainer.datasets.chats import CHATML_TOKENS, LLAMA3_TOKENS, pair, trl_template
+
+TWO_TURNS = [*pair("What is two plus two?", "Four."), *pair("And three?", "Six, say I.")]
+SYSTEM = {"role": "system", "content": "Be brief."}
+IDS = [1, 9690, 198, 6077, 5453, 30, 2, 198, 1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198, 19556, 665, 2, 198]
+
+
+def test_smollm2_trains_each_answer_with_its_end_of_turn_and_no_header(smollm2: Path, tokenize) -> None:
+    result = tokenize(AutoTokenizer.from_pretrained(smollm2), [SYSTEM, *TWO_TURNS])
+    assert result.text() == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nWhat is two plus two?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n"
+        "<|im_start|>user\nAnd three?<|im_end|>\n<|im_start|>assistant\nSix, say I.<|im_end|>\n"
+    )
+    assert result.trained_pieces() == ["Four.<|im_end|>", "Six, say I.<|im_end|>"]
+
+
+def test_smollm2s_token_ids_and_mask_are_these(smollm2: Path, tokenize) -> None:
+    result = tokenize(AutoTokenizer.from_pretrained(smollm2), [SYSTEM, *pair("Hi", "Hello there")])
+    # <|im_start|> system \n Be brief . <|im_end|> \n <|im_start|> user \n Hi <|im_end|> \n
+    # <|im_start|> ass istant \n Hello there <|im_end|> \n
+    assert result.ids == [IDS]
+    assert result.trained == [[False] * (len(IDS) - 4) + [True, True, True, False]]
+
+
+def test_llama3_begins_with_one_bos_and_trains_the_end_of_turn_that_is_also_its_pad(llama3, tokenize) -> None:
+    result = tokenize(llama3, [SYSTEM, *TWO_TURNS])
+    assert result.text().count("<|begin_of_text|>") == 1
+    assert result.ids[0][0] == llama3.bos_token_id
+    assert result.trained_pieces() == ["Four.<|eot_id|>", "Six, say I.<|eot_id|>"]
+
+
+def test_qwen3_trains_the_think_block_of_the_last_answer_and_finds_answers_that_lost_theirs(qwen3, tokenize) -> None:
+    thoughtful = [
+        *pair("What is two plus two?", "<think>\nEasy.\n</think>\n\nFour."),
+        *pair("And three?", "<think>\nHarder.\n</think>\n\nSix."),
+    ]
+    assert tokenize(qwen3, thoughtful).trained_pieces() == [
+        "Four.<|im_end|>",
+        "<think>\nHarder.\n</think>\n\nSix.<|im_end|>",
+    ]
+    assert tokenize(qwen3, TWO_TURNS).trained_pieces() == [
+        "Four.<|im_end|>",
+        "<think>\n\n</think>\n\nSix, say I.<|im_end|>",
+    ]
+
+
+def test_qwen3_answers_around_a_tools_result_are_both_trained(qwen3, tokenize) -> None:
+    chat = [*pair("How warm is it?", "I ask."), {"role": "tool", "content": "7"}]
+    chat.append({"role": "assistant", "content": "Seven."})
+    assert tokenize(qwen3, chat).trained_pieces() == ["I ask.<|im_end|>", "<think>\n\n</think>\n\nSeven.<|im_end|>"]
+
+
+def test_a_think_block_opened_by_the_generation_prompt_is_not_trained(make_tokenizer, tokenize) -> None:
+    opener = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}" + opener
+    )
+    tokenizer = make_tokenizer(template, tokens=CHATML_TOKENS)
+    chat = [*pair("One?", "<b> one"), *pair("Two?", "<think>\nHm.\n</think>\nTwo.")]
+    assert tokenize(tokenizer, chat).trained_pieces() == ["<b> one<|im_end|>", "Hm.\n</think>\nTwo.<|im_end|>"]
+
+
+def test_a_chat_that_begins_with_the_assistant_is_trained_from_its_first_content(llama3, tokenize) -> None:
+    chat = [{"role": "assistant", "content": "Hello!"}, *pair("Hi", "How are you?")]
+    assert tokenize(llama3, chat).trained_pieces() == ["Hello!<|eot_id|>", "How are you?<|eot_id|>"]
+
+
+def test_loss_false_leaves_an_answer_out(qwen3, llama3, tokenize) -> None:
+    chat = [*pair("One?", "One."), *pair("Two?", "Two."), *pair("Three?", "Three.")]
+    chat[1]["loss"] = chat[5]["loss"] = False
+    assert tokenize(llama3, chat).trained_pieces() == ["Two.<|eot_id|>"]
+    assert tokenize(qwen3, chat).trained_pieces() == ["Two.<|im_end|>"]
+
+
+def test_special_tokens_in_an_answer_do_not_end_its_turn(llama3, tokenize) -> None:
+    chat = pair("Say it", "The token <|eot_id|> ends. <|eot_id|>\nReally.")
+    assert tokenize(llama3, chat).trained_pieces() == ["The token <|eot_id|> ends. <|eot_id|>\nReally.<|eot_id|>"]
+
+
+def test_a_token_across_the_turns_beginning_is_not_trained(make_tokenizer, tokenize) -> None:
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer = make_tokenizer(template, tokens=CHATML_TOKENS)
+    # Byte-level BPE has " two" as one token, whose space belongs to the header.
+    assert tokenize(tokenizer, pair("What?", "two plus two")).trained_pieces() == [" plus two\n"]
+
+
+def test_characters_of_several_tokens_are_trained_whole(qwen3, tokenize) -> None:
+    assert tokenize(qwen3, pair("Hi", "Grüße 😀")).trained_pieces() == ["<think>\n\n</think>\n\nGrüße 😀<|im_end|>"]
+
+
+def test_a_template_that_hides_where_answers_begin_is_refused(make_tokenizer, tokenize) -> None:
+    # Writes the system prompt into the last user message, as Mistral's first templates do: no text before it is stable.
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' and loop.index0 >= messages | length - 2 %}[last]{% endif %}"
+        "{{ m.content + '<|im_end|>' }}{% endfor %}"
+    )
+    result = tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
+    assert result.part.faults == [
+        (
+            1,
+            "messages[1]: where this turn begins can't be told from the chat template's text; "
+            "use another chatTemplate, or let user and assistant alternate from a user message on",
+        )
+    ]
+
+
+def test_a_template_that_refuses_a_chat_is_quoted_with_the_line(make_tokenizer, tokenize) -> None:
+    template = "{{ raise_exception('Roles must alternate') }}"
+    result = tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
+    assert result.part.faults == [
+        (
+            1,
+            "messages: the chat template refuses them: Roles must alternate; change them, or use another chatTemplate",
+        )
+    ]
+
+
+def test_generation_tags_decide_and_loss_false_still_counts(make_tokenizer, tokenize) -> None:
+    tokenizer = make_tokenizer(trl_template("llama3_training.jinja"), tokens=LLAMA3_TOKENS, bos_token=LLAMA3_TOKENS[0])
+    chat = [*pair("One?", "One."), *pair("Two?", "Two.")]
+    assert tokenize(tokenizer, chat).trained_pieces() == ["One.<|eot_id|>", "Two.<|eot_id|>"]
+    chat[1]["loss"] = False
+    assert tokenize(tokenizer, chat).trained_pieces() == ["Two.<|eot_id|>"]
+
+
+CHATS = [
+    pair("What is two plus two?", "Four."),
+    [SYSTEM, *pair("Hello", "  Hello there, how are you?  ")],
+    pair("Hi", "<think>\nThey greet.\n</think>\n\nHello."),
+    pair("Hi", ""),
+]
+MORE_TURNS = [TWO_TURNS, [SYSTEM, *TWO_TURNS, *pair("Grüße 😀", "Grüße\n\nzurück")]]
+
+
+@pytest.mark.parametrize(
+    ("model", "chats"), [("qwen3", CHATS), ("qwen2_5", CHATS + MORE_TURNS), ("llama3", CHATS + MORE_TURNS)]
+)
+def test_the_mask_is_the_one_transformers_takes_from_trls_marked_template(model, chats, tokenize, request) -> None:
+    """But for the newlines around a turn, which TRL's marks for Qwen enclose and a model is not to write."""
+    tokenizer = request.getfixturevalue(model)
+    result = tokenize(tokenizer, *chats)
+    for sample, chat in enumerate(chats):
+        oracle = tokenizer.apply_chat_template(
+            chat,
+            chat_template=trl_template(f"{model}_training.jinja"),
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        assert result.ids[sample] == oracle["input_ids"]
+        newline = tokenizer.convert_tokens_to_ids("Ċ")
+        expected = [bool(flag) for flag in oracle["assistant_masks"]]
+        for place, token in enumerate(oracle["input_ids"]):
+            ends_turn = place and oracle["input_ids"][place - 1] == tokenizer.eos_token_id
+            begins_turn = place and expected[place] and not oracle["assistant_masks"][place - 1]
+            if token == newline and (ends_turn or begins_turn):
+                expected[place] = False
+        assert result.trained[sample] == expected, tokenizer.decode(oracle["input_ids"])
