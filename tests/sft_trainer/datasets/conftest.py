@@ -18,15 +18,17 @@ TEXT = "user assistant system tool\n\nWhat is two plus two? Two plus two is four
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    """A byte-level BPE of about 330 tokens, as those of GPT-2, Llama 3 and Qwen are, with the template's own tokens."""
+    """A byte-level BPE of 330 tokens, as those of GPT-2, Llama 3 and Qwen are, with the template's own tokens."""
 
-    def make(template: str | None, *, tokens: list[str], **special: str) -> PreTrainedTokenizerFast:
+    def make(
+        template: str | None, *, tokens: list[str], vocab_size: int = 330, **special: str
+    ) -> PreTrainedTokenizerFast:
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
-            vocab_size=330, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+            vocab_size=vocab_size, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
         )
         backend.train_from_iterator([TEXT], trainer)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
