@@ -19,8 +19,9 @@ def write(storage: Path, attempt: int, *steps: int, torn: str = "") -> Path:
 
 def test_the_highest_attempt_of_a_step_counts(tmp_path: Path) -> None:
     write(tmp_path, 9, 1, 2, 3, 4)
-    write(tmp_path, 10, 3)
-    assert read_metrics(tmp_path) == [Row(1, 9, 1.9), Row(2, 9, 2.9), Row(3, 10, 4.0), Row(4, 9, 4.9)]
+    write(tmp_path, 11, 3)
+    write(tmp_path, 10, 2, 3)
+    assert read_metrics(tmp_path) == [Row(1, 9, 1.9), Row(2, 10, 3.0), Row(3, 11, 4.1), Row(4, 9, 4.9)]
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:

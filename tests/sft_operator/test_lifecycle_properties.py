@@ -22,7 +22,6 @@ from sftjob.plan import LaunchPlan
 from sftjob.progress import Progress
 from sftjob.status import Phase
 
-RETRIES, DISRUPTION_RETRIES = 2, 4
 KEY = JobKey("default", "tiny")
 
 
@@ -33,8 +32,8 @@ class Crash(Exception):
 class World:
     """A cluster of one job: what exists, and what is stored."""
 
-    def __init__(self, nodes: int) -> None:
-        self.job = a_job(nodes=nodes, retries=RETRIES, disruptionRetries=DISRUPTION_RETRIES)
+    def __init__(self, job: SFTJob) -> None:
+        self.job = job
         self.attempts: dict[int, list[NodeState | Outcome | None]] = {}
         self.deleting: set[int] = set()
         self.progress: Progress | None = None
@@ -133,9 +132,11 @@ class LifeOfAJob(RuleBasedStateMachine):
     now: datetime = NOW
     final_status: Any = None
 
-    @initialize(nodes=st.integers(1, 2))
-    def begin(self, nodes: int) -> None:
-        self.world = World(nodes)
+    @initialize(
+        nodes=st.integers(1, 2), retries=st.sampled_from([0, 1, 9]), disruption_retries=st.sampled_from([0, 1, 9])
+    )
+    def begin(self, nodes: int, retries: int, disruption_retries: int) -> None:
+        self.world = World(a_job(nodes=nodes, retries=retries, disruptionRetries=disruption_retries))
 
     def one_pass(self) -> float | None:
         return drive(
@@ -211,6 +212,17 @@ class LifeOfAJob(RuleBasedStateMachine):
             reason, attempt=number, node_rank=rank, saved_step=saved, final_digest=digest
         )
 
+    @rule(reason=st.sampled_from([None, Reason.RANK_KILLED, Reason.PREEMPTED]), saved=st.none() | st.integers(1, 50))
+    def an_attempt_lives_and_dies(self, reason: Reason | None, saved: int | None) -> None:
+        self.settled_pass()
+        for number in self.world.live():
+            self.world.attempts[number] = [
+                reason and an_outcome(reason, attempt=number, node_rank=rank, saved_step=saved)
+                for rank in range(self.world.job.spec.compute.nodes)
+            ]
+        self.settled_pass()
+        self.now += timedelta(seconds=300)
+
     @precondition(lambda self: self.world.attempts)
     @rule(data=st.data())
     def an_attempt_vanishes(self, data: st.DataObject) -> None:
@@ -230,8 +242,12 @@ class LifeOfAJob(RuleBasedStateMachine):
     @invariant()
     def budgets_are_respected(self) -> None:
         status = self.world.job.status
-        attempts = status.attempts
-        spent = [attempts.failures - RETRIES, attempts.disruptions - DISRUPTION_RETRIES, attempts.without_progress - 2]
+        attempts, policy = status.attempts, self.world.job.spec.run_policy
+        spent = [
+            attempts.failures - policy.retries,
+            attempts.disruptions - policy.disruption_retries,
+            attempts.without_progress - 2,
+        ]
         assert max(spent) <= (1 if status.phase.is_final else 0)
 
     @invariant()
@@ -255,6 +271,7 @@ class LifeOfAJob(RuleBasedStateMachine):
             self.toggle_suspend()
         for _ in range(60):
             self.settled_pass()
+            self.budgets_are_respected()
             for number in self.world.live():
                 self.world.attempts[number] = [None] * self.world.job.spec.compute.nodes
             self.now += timedelta(seconds=300)

@@ -54,6 +54,11 @@ class Attempt:
     def pid(self, rank: int = 0) -> int:
         return int((self.node(rank) / "pid").read_text())
 
+    def master_port(self, rank: int) -> str:
+        """As its process was told."""
+        environment = Path(f"/proc/{self.pid(rank)}/environ").read_text().split("\0")
+        return next(entry for entry in environment if entry.startswith("SFTJOB_MASTER_PORT="))
+
     def node(self, rank: int = 0) -> Path:
         return self.folder / "attempts" / "1" / f"node-{rank}"
 
@@ -146,6 +151,7 @@ def test_creating_an_attempt_again_starts_only_what_is_missing(attempt: Callable
     eventually((one.node(1) / "pid").exists)
     assert one.pid(0) == pids[0]
     assert one.nodes() == [NodeState.RUNNING, NodeState.RUNNING]
+    assert one.master_port(0) == one.master_port(1)
 
 
 def test_an_end_without_a_word_is_an_end_without_outcome(attempt: Callable[..., Attempt]) -> None:
