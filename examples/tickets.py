@@ -36,55 +36,23 @@ OBJECTS = [
 
 # What is wrong, and what to do about it.
 PROBLEMS = {
-    "does not turn on": [
-        "Unplug it for ten seconds.",
-        "Try another wall socket.",
-        "Hold the power button for five seconds.",
-    ],
-    "makes a loud noise": [
-        "Switch it off at once.",
-        "Put it on a flat surface.",
-        "Tighten the screws at the bottom.",
-    ],
-    "gets too hot": [
-        "Unplug it and let it cool down.",
-        "Free the air vents of dust.",
-        "Keep it a hand away from the wall.",
-    ],
-    "smells of burning": [
-        "Unplug it and open a window.",
-        "Do not use it again.",
-        "Send us a photo of the plug.",
-    ],
-    "switches itself off": [
-        "Plug it straight into the wall.",
-        "Clean the filter.",
-        "Set the timer to zero.",
-    ],
-    "shows an error code": [
-        "Write the code down.",
-        "Unplug it for one minute.",
-        "Send us the code if it comes back.",
-    ],
-    "arrived with a crack": [
-        "Do not plug it in.",
-        "Take a photo of the crack.",
-        "Keep the box, we pick it up.",
-    ],
-    "came without its cable": [
-        "Look below the cardboard tray.",
-        "Send us your address.",
-        "Your cable leaves us tomorrow.",
-    ],
+    "does not turn on": ["Check the wall socket.", "Press the power button.", "Wait for the green light."],
+    "makes a loud noise": ["Put it on a flat surface.", "Tighten all screws.", "Listen once more."],
+    "gets too hot": ["Let it cool down.", "Clean the air vents.", "Move it away from the wall."],
+    "smells of burning": ["Unplug it.", "Open a window.", "Do not use it again."],
+    "switches itself off": ["Reset the timer.", "Change the filter.", "Run it for an hour."],
+    "shows an error code": ["Write the code down.", "Restart it.", "Send us the code."],
+    "arrived with a crack": ["Take a photo of the crack.", "Pack it up again.", "We bring a new one."],
+    "came without its cable": ["Look inside the box.", "Tell us your address.", "We mail you a cable."],
 }
 
 _WORDINGS = [
     "My {object} {problem}. My ticket is {number}.",
-    "Ticket {number}: the {object} {problem}. What can I do?",
-    "Hi, I bought a {object} from you and it {problem}. Ticket {number}.",
-    "Please help, our {object} {problem} (ticket {number}).",
-    "Since yesterday my {object} {problem}. The ticket number is {number}.",
-    "About ticket {number}: my new {object} {problem}. Any advice?",
+    "Ticket {number}: the {object} {problem}. Any advice?",
+    "Hi, our new {object} {problem}. Ticket {number}.",
+    "Please help, the {object} {problem} (ticket {number}).",
+    "Since today my {object} {problem}. Ticket number {number}.",
+    "About ticket {number}: this {object} {problem}.",
 ]
 
 # Asked by the demo before and after training; its pair of object and problem is never generated.

@@ -6,8 +6,8 @@ from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig
 from sft_trainer.launcher.publish import export_folder
 from sft_trainer.model import get_model_config_from_hf
+from sft_trainer.run import RunOptions, RunPlace
 from sft_trainer.storage.fence import Fence
-from sft_trainer.train.run import RunOptions, RunPlace
 from sftjob.plan import LaunchPlan
 from sftjob.presets import PRESETS
 

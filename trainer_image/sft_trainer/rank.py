@@ -11,10 +11,10 @@ import torch.distributed as dist
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.from_plan import run_options, run_place
 from sft_trainer.report import Report, write_report
+from sft_trainer.run import RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.task import RankTask
 from sft_trainer.train.loop import train
-from sft_trainer.train.run import RunState
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import open_world, this_rank
 from sftjob import names

@@ -113,8 +113,33 @@ def test_a_template_that_hides_where_answers_begin_is_refused(make_tokenizer, to
     ]
 
 
+def test_a_template_that_writes_role_headers_but_no_generation_prompt_is_refused(make_tokenizer, tokenize) -> None:
+    template = "{% for m in messages %}{{ m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    result = tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
+    assert result.part.faults == [
+        (
+            1,
+            "messages[1]: the chat template knows no generation prompt, so that its role header can't be told from the "
+            "answer; use another chatTemplate",
+        )
+    ]
+
+
+def test_a_template_without_role_headers_trains_from_behind_the_question(make_tokenizer, tokenize) -> None:
+    template = "{% for m in messages %}{{ '[' + m.content + ']' if m.role == 'user' else ' ' + m.content + eos_token }}"
+    tokenizer = make_tokenizer(template + "{% endfor %}", tokens=CHATML_TOKENS, eos_token="<|im_end|>")
+    assert tokenize(tokenizer, TWO_TURNS).trained_pieces() == [" Four.<|im_end|>", " Six, say I.<|im_end|>"]
+
+
+def test_phi3_ends_a_text_that_asks_for_no_answer_and_is_masked_all_the_same(make_tokenizer, tokenize) -> None:
+    tokens = ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"]
+    tokenizer = make_tokenizer(trl_template("phi3.jinja"), tokens=tokens, eos_token="<|endoftext|>")
+    assert tokenize(tokenizer, TWO_TURNS).trained_pieces() == ["Four.<|end|>", "Six, say I.<|end|>\n<|endoftext|>"]
+
+
 def test_a_template_that_refuses_a_chat_is_quoted_with_the_line(make_tokenizer, tokenize) -> None:
-    template = "{{ raise_exception('Roles must alternate') }}"
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template += "{% if messages | length > 2 %}{{ raise_exception('Roles must alternate') }}{% endif %}"
     result = tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
     assert result.part.faults == [
         (

@@ -62,7 +62,9 @@ def test_no_name_keeps_the_tokenizers_own_template(qwen2_5, tokenize) -> None:
 
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(make_tokenizer) -> None:
     template = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
-    assert Renderer(make_tokenizer(template, tokens=CHATML_TOKENS), chat_template=None).text(CHATS[0]) == "26 Jul 2024"
+    template += "{% for m in messages %}{{ m.content }}{% endfor %}"
+    renderer = Renderer(make_tokenizer(template, tokens=CHATML_TOKENS), chat_template=None)
+    assert renderer.text(pair("Hi", "Hello")) == "26 Jul 2024HiHello"
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(qwen3) -> None:
@@ -86,9 +88,23 @@ def test_a_tokenizer_without_a_template_needs_a_name(make_tokenizer, tmp_path) -
 
 
 def test_a_template_that_is_no_template_is_refused_with_its_line(make_tokenizer) -> None:
-    renderer = Renderer(make_tokenizer("{{ bos_token }}\n{% for %}", tokens=CHATML_TOKENS), chat_template=None)
-    with pytest.raises(JobFailure, match=r"line 2 of the chat template: .*; correct it, or set chatTemplate to one of"):
-        renderer.text(CHATS[0])
+    with pytest.raises(
+        JobFailure, match=r"the chat template is no template, line 2: .*; correct it, or set"
+    ) as failure:
+        Renderer(make_tokenizer("{{ bos_token }}\n{% for %}", tokens=CHATML_TOKENS), chat_template=None)
+    assert failure.value.reason is Reason.INVALID_CONFIGURATION
+
+
+def test_a_template_that_leaves_plain_strings_out_is_refused(make_tokenizer) -> None:
+    tokenizer = make_tokenizer(trl_template("smolvlm.jinja"), tokens=CHATML_TOKENS)
+    with pytest.raises(JobFailure, match="the chat template leaves out content that is a plain string; correct it"):
+        Renderer(tokenizer, chat_template=None)
+
+
+def test_a_template_that_refuses_the_simplest_chat_is_quoted(make_tokenizer) -> None:
+    tokenizer = make_tokenizer("{{ raise_exception('No chats here') }}", tokens=CHATML_TOKENS)
+    with pytest.raises(JobFailure, match="refuses a plain question and answer: No chats here; correct it"):
+        Renderer(tokenizer, chat_template=None)
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path) -> None:

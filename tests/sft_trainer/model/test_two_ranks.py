@@ -41,6 +41,11 @@ def test_each_rank_holds_half_of_the_parameters_bytes(case: str, folder: Path, r
 
 
 @CASE
+def test_the_parameters_after_the_probe_are_those_that_training_updates(case: str, ranks: list) -> None:
+    assert all(rank[case]["same_parameters"] for rank in ranks)
+
+
+@CASE
 def test_losses_and_summed_gradients_equal_one_process(case: str, folder: Path, ranks: list) -> None:
     model = tiny.built(str(folder / case))
     losses = [model(each_ranks_pack(rank)) for rank in range(2)]

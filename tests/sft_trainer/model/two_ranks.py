@@ -30,12 +30,15 @@ def work(rank: int, folder: Path) -> None:
     results = {}
     for case in CASES:
         model = tiny.built(str(folder / case), mesh=mesh)
-        held = sum(parameter.to_local().nbytes for parameter in model.parameters())
         probe(model, vocab_size=tiny.VOCAB_SIZE)
+        # As an optimiser sees them that is made now.
+        parameters = list(model.parameters())
+        held = sum(parameter.to_local().nbytes for parameter in parameters)
         loss = model(each_ranks_pack(rank))
         loss.backward()
         results[case] = {
             "held": held,
+            "same_parameters": all(a is b for a, b in zip(parameters, model.parameters(), strict=True)),
             "loss": loss.detach(),
             "gradients": {name: whole(gradient) for name, gradient in tiny.gradients(model).items()},
         }

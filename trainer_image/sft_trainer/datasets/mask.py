@@ -87,13 +87,18 @@ def _turn(renderer: Renderer, messages: Messages, index: int, full: str) -> Turn
 
 
 def _start(renderer: Renderer, messages: Messages, index: int, full: str) -> int:
-    before = renderer.text(messages[:index]) if index else ""
-    if index and full.startswith(before):
-        prompted = renderer.text(messages[:index], add_generation_prompt=True)
-        if prompted.startswith(before):
-            for header in _headers(prompted[len(before) :]):
-                if full.startswith(header, len(before)):
-                    return len(before) + len(header)
+    prompted = renderer.text(messages[:index], add_generation_prompt=True) if index else ""
+    for prompt in _prompts(prompted) if index else []:
+        if full.startswith(prompt):
+            if (
+                not renderer.has_generation_prompt
+                and full[len(prompt) : _content(renderer, messages, index, full)].strip()
+            ):
+                raise Unmaskable(
+                    f"messages[{index}]: the chat template knows no generation prompt, so that its role header "
+                    "can't be told from the answer; use another chatTemplate"
+                )
+            return len(prompt)
     return _start_at_content(renderer, messages, index, full)
 
 
@@ -102,10 +107,8 @@ def _start_at_content(renderer: Renderer, messages: Messages, index: int, full: 
     the very header that asks for an answer.
     """
     plain, prompted = renderer.text(messages), renderer.text(messages, add_generation_prompt=True)
-    headers = _headers(prompted[len(plain) :]) if prompted.startswith(plain) else []
-    content = _common_prefix(
-        full, renderer.text(_with_content(messages, index, _sentinel(full) + messages[index]["content"]))
-    )
+    headers = _prompts(prompted[len(plain) :]) if prompted.startswith(plain) else []
+    content = _content(renderer, messages, index, full)
     if not any(header.strip() and full.endswith(header, 0, content) for header in headers):
         raise Unmaskable(
             f"messages[{index}]: where this turn begins can't be told from the chat template's text; {_REMEDY}"
@@ -116,7 +119,13 @@ def _start_at_content(renderer: Renderer, messages: Messages, index: int, full: 
 _REMEDY = "use another chatTemplate, or let user and assistant alternate from a user message on"
 
 
-def _headers(prompt: str) -> list[str]:
+def _content(renderer: Renderer, messages: Messages, index: int, full: str) -> int:
+    """Where the text of this message's content begins."""
+    moved = _with_content(messages, index, _sentinel(full) + messages[index]["content"])
+    return _common_prefix(full, renderer.text(moved))
+
+
+def _prompts(prompt: str) -> list[str]:
     """What may stand before an answer: the whole generation prompt, or it without a think block that it opens."""
     without = _THINK_OPENER.sub("", prompt)
     return [prompt] if without == prompt else [prompt, without]

@@ -40,6 +40,7 @@ class Renderer:
         self.template = _FIXED_DATE + template if "strftime_now" in template else template
         self.has_generation_tags = bool(_GENERATION_TAG.search(self.template))
         self.added_ids = frozenset(tokenizer.added_tokens_decoder)
+        self.has_generation_prompt = self._tried_out()
 
     def text(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """Raises TemplateRefused, or JobFailure for a template that is no template."""
@@ -52,15 +53,35 @@ class Renderer:
         encoded = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return encoded["input_ids"], [bool(trained) for trained in encoded["assistant_masks"]]
 
+    def _tried_out(self) -> bool:
+        """Whether the template writes a generation prompt. Raises JobFailure where it can't write the simplest chat:
+        templates that want content as typed parts leave a string out without a word.
+        """
+        chat = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+        try:
+            text, asked, prompted = (
+                self.text(chat),
+                self.text(chat[:1]),
+                self.text(chat[:1], add_generation_prompt=True),
+            )
+        except TemplateRefused as error:
+            raise self._unusable(f"refuses a plain question and answer: {error}") from None
+        if "What?" not in text or "That." not in text:
+            raise self._unusable("leaves out content that is a plain string")
+        return prompted != asked
+
+    def _unusable(self, what: str) -> JobFailure:
+        return JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"{self.tokenizer.name_or_path}: the chat template {what}; "
+            f"correct it, or set chatTemplate to one of {', '.join(known_templates())}",
+        )
+
     def _apply(self, messages: Messages, **options: object):  # type: ignore[no-untyped-def]
         try:
             return self.tokenizer.apply_chat_template(messages, chat_template=self.template, **options)
         except jinja2.TemplateSyntaxError as error:
-            raise JobFailure(
-                Reason.INVALID_CONFIGURATION,
-                f"{self.tokenizer.name_or_path}: line {error.lineno} of the chat template: {error.message}; "
-                f"correct it, or set chatTemplate to one of {', '.join(known_templates())}",
-            ) from None
+            raise self._unusable(f"is no template, line {error.lineno}: {error.message}") from None
         except jinja2.TemplateError as error:
             raise TemplateRefused(str(error)) from None
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sft_trainer.model import transformers_private
@@ -47,6 +48,7 @@ def probe(model: torch.nn.Module, *, vocab_size: int) -> None:
         after = model(perturbed, output="logits")[0].unflatten(0, (2, _LENGTH))
         with _own_attention(model):
             own = model(_as_rows(documents, device=device), output="own_logits")
+    _reshard(model)
     if isinstance(model, FSDPModule):
         # The root stays gathered until a backward, and there is none here: whoever asked it for its parameters now,
         # an optimiser say, would get the gathered copies, which no step ever reaches.
@@ -80,6 +82,13 @@ def _as_rows(documents: torch.Tensor, *, device: torch.device) -> PackedBatch:
     """For the model's own forward, which takes the first field only."""
     nothing = torch.empty(0)
     return PackedBatch(input_ids=documents, position_ids=nothing, labels=nothing, cu_seqlens=nothing).to(device)
+
+
+def _reshard(model: PreTrainedModel) -> None:
+    """A forward without a backward leaves the root's parameters whole, where an optimiser would take those for its own."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> bool:

@@ -15,12 +15,12 @@ from sft_trainer.model.build import build_model
 from sft_trainer.model.export import export_model
 from sft_trainer.model.probe import probe
 from sft_trainer.progress import ProgressReporter
+from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import find_newest, remove_leftovers, set_aside
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint, save_checkpoint
 from sft_trainer.train.metrics import MetricsLog
 from sft_trainer.train.optimizer import build_optimizer, clip_gradients
-from sft_trainer.train.run import RunOptions, RunPlace, RunState
 from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits
 from sft_trainer.train.world import World
@@ -101,6 +101,8 @@ class _Run:
             mesh=world.mesh,
             seed=options.seed,
         )
+        # What a model draws while it trains (dropout) is its rank's own, the same in every run, and saved.
+        torch.manual_seed(options.seed + world.rank)
         probe(self.model, vocab_size=self.model.config.vocab_size)
         self.optimizer = build_optimizer(self.model, options.optim_cfg)
         create_optimizer_state(self.model, self.optimizer)

@@ -8,11 +8,11 @@ from typing import Any
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.model import FolderConfig, ModelConfig
+from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import publish
 from sft_trainer.train.loop import train
-from sft_trainer.train.run import RunOptions, RunPlace, RunState
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import World, open_world, this_rank
 from sftjob import names

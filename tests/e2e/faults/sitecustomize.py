@@ -1,0 +1,27 @@
+"""Kills its own process at one exact system event, once: Python loads this first in every process of the run.
+
+`SFTJOB_TEST_FAULT` is JSON: audit event, a pattern for its arguments, how many such events pass before, and a file
+that marks the deed. It lies in the tests: the product has no crash points.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+
+if "SFTJOB_TEST_FAULT" in os.environ:
+    fault = json.loads(os.environ["SFTJOB_TEST_FAULT"])
+    pattern = re.compile(fault["pattern"])
+    seen = 0
+
+    def kill_at(event: str, arguments: tuple[object, ...]) -> None:
+        global seen
+        if event != fault["event"] or not pattern.search(" ".join(map(str, arguments))):
+            return
+        seen += 1
+        if seen > fault["after"] and not os.path.exists(fault["mark"]):  # noqa: PTH110 - pathlib would be audited too
+            os.close(os.open(fault["mark"], os.O_CREAT))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill_at)
