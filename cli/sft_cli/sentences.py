@@ -5,6 +5,7 @@ import signal
 from datetime import datetime
 
 from sftjob.job import SFTJob
+from sftjob.outcome import DataReceipt
 from sftjob.progress import Progress, Stage
 from sftjob.status import AttemptRecord, Phase, SFTJobStatus
 
@@ -50,9 +51,15 @@ def end_of_attempt(record: AttemptRecord) -> str:
     """One line: when, why, who, and what is saved."""
     step = f" after step {record.last_step}" if record.last_step else ""
     saved = f" (step {record.saved_step} is saved)" if record.saved_step else ""
-    culprit = _culprit(record)
-    message = f": {_first_line(record.message)}" if record.message else ""
-    return f"attempt {record.number} ended{step}{saved}: {record.reason}{culprit}{message}"
+    explained = _first_line(record.message) or _culprit(record)
+    return f"attempt {record.number} ended{step}{saved}: {record.reason}{f': {explained}' if explained else ''}"
+
+
+def data_receipt(data: DataReceipt) -> str:
+    return (
+        f"{data.samples:,} samples, {data.tokens:,} tokens, {data.trained_tokens:,} of them trained; "
+        f"{data.truncated:,} truncated, {data.dropped:,} dropped; {data.packs:,} packs"
+    )
 
 
 def duration_in_words(seconds: float) -> str:
@@ -80,7 +87,7 @@ def _culprit(record: AttemptRecord) -> str:
         parts.append(f"rank {record.rank}")
     if record.signal is not None:
         parts.append(f"by {signal.Signals(record.signal).name}")
-    return f", {' '.join(parts)}" if parts else ""
+    return " ".join(parts)
 
 
 def _first_line(text: str) -> str:

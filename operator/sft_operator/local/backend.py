@@ -77,8 +77,8 @@ class LocalBackend:
             names.NODE_RANK_VARIABLE: str(node.rank),
             names.MASTER_ADDRESS_VARIABLE: "127.0.0.1",
             names.MASTER_PORT_VARIABLE: str(port),
-            names.SCRATCH_VARIABLE: str(node.folder),
-            names.TERMINATION_MESSAGE_VARIABLE: str(node.outcome_file),
+            names.SCRATCH_VARIABLE: str(node.folder.absolute()),
+            names.TERMINATION_MESSAGE_VARIABLE: str(node.outcome_file.absolute()),
             names.SERVE_ADDRESS_VARIABLE: "127.0.0.1:0",
             names.POD_UID_VARIABLE: f"{name}-{node.rank}",
         }
