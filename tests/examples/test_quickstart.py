@@ -37,6 +37,6 @@ def test_the_quickstart_writes_at_most_three_full_checkpoints(manifest: Manifest
 def test_the_quickstart_trains_as_it_was_tried(manifest: Manifest) -> None:
     training = manifest.spec.training
     assert (training.total_step, training.global_batch_size, manifest.spec.data.packing.max_length) == (16, 1, 512)
-    assert training.optimizer.lr == 1e-4
-    assert training.lr_schedule.to_json_dict() == {"lrType": "cosine", "warmupRatio": 2.0, "lrMin": 5e-6}
+    assert training.optimizer.lr == 2e-4
+    assert training.lr_schedule.to_json_dict() == {"lrType": "cosine", "warmupRatio": 2.0, "lrMin": 1e-5}
     assert manifest.spec.compute.world_size == 1

@@ -25,11 +25,11 @@ def test_the_same_seed_gives_the_same_tickets_and_another_seed_others() -> None:
 def test_a_known_seed_gives_this_ticket_on_every_python() -> None:
     assert tickets(90, 7)[0] == {
         "messages": [
-            {"role": "user", "content": "About ticket 6305: my new microwave smells of burning. Any advice?"},
+            {"role": "user", "content": "About ticket 6305: this microwave smells of burning."},
             {
                 "role": "assistant",
                 "content": "Thank you for writing!\nTicket: 6305\nProblem: microwave smells of burning\n"
-                "1. Unplug it and open a window.\n2. Do not use it again.\n3. Send us a photo of the plug.\n"
+                "1. Unplug it.\n2. Open a window.\n3. Do not use it again.\n"
                 "Nora, Support",
             },
         ]
