@@ -4,6 +4,7 @@ It uses nothing that a user couldn't: model folder, JSONL file, `sft run`, trans
 `runs/quickstart-<N>`.
 """
 
+import json
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def main() -> int:
     data = run / "data"
     data.mkdir()
     file = tickets.write(data / "tickets.jsonl")
-    example = tickets.tickets(1, seed=0)[0]["messages"]
+    example = json.loads(file.read_text().splitlines()[0])["messages"]
     narrator.panel(f"one of the rows in {_short(file)}", "\n\n".join(turn["content"] for turn in example), style="dim")
     narrator.stage(f"3 of 4  Training: sft run {JOB}")
     code = _sft_run(run, model=model, data=data)
