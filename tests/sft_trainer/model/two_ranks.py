@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from sft_trainer.model.export import export_model
 from sft_trainer.model.probe import probe
 from sftjob.failure import JobFailure
+from sftjob.options import FSDPConfig
 
 CASES = ["llama", "qwen3_tied", "qwen3_moe", "gemma3_text"]
 # Divisible by two ranks in some tensors and not in others.
@@ -29,7 +30,7 @@ def work(rank: int, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
     results = {}
     for case in CASES:
-        model = tiny.built(str(folder / case), mesh=mesh)
+        model = tiny.built(str(folder / case), mesh=mesh, fsdp_cfg=FSDPConfig(reshard_after_forward=case != "llama"))
         probe(model, vocab_size=tiny.VOCAB_SIZE)
         # As an optimiser sees them that is made now.
         parameters = list(model.parameters())

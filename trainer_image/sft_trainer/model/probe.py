@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sft_trainer.model import transformers_private
@@ -49,10 +48,6 @@ def probe(model: torch.nn.Module, *, vocab_size: int) -> None:
         with _own_attention(model):
             own = model(_as_rows(documents, device=device), output="own_logits")
     _reshard(model)
-    if isinstance(model, FSDPModule):
-        # The root stays gathered until a backward, and there is none here: whoever asked it for its parameters now,
-        # an optimiser say, would get the gathered copies, which no step ever reaches.
-        model.reshard()
 
     dtype = torch.bfloat16 if own.dtype == torch.bfloat16 else torch.float32
     has_experts = any(parameter.ndim == 3 for parameter in model.parameters())
@@ -85,7 +80,8 @@ def _as_rows(documents: torch.Tensor, *, device: torch.device) -> PackedBatch:
 
 
 def _reshard(model: PreTrainedModel) -> None:
-    """A forward without a backward leaves the root's parameters whole, where an optimiser would take those for its own."""
+    # The root stays gathered until a backward, as do layers that the user wants so, and there is none here: an
+    # optimiser made now would get the gathered copies, which no step ever reaches.
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
