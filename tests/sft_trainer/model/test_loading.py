@@ -140,6 +140,15 @@ def test_fewer_layers_than_the_folder_are_the_folders_first(folder: Path) -> Non
         assert torch.equal(tensor, whole[name]), name
 
 
+def test_besides_dropped_layers_nothing_unexpected_is_accepted(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        tensors | {"model.layers.0.extra": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    message = _refusal(Reason.MODEL_UNREADABLE, str(folder), config=TinyQwen3(num_hidden_layers=1))
+    assert "; unexpected: model.layers.0.extra; " in message
+
+
 def test_fewer_layers_in_config_json_alone_are_an_error(folder: Path) -> None:
     _edit_json(folder / "config.json", num_hidden_layers=1, layer_types=["full_attention"])
     message = _refusal(Reason.MODEL_UNREADABLE, str(folder))

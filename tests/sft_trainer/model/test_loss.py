@@ -81,15 +81,16 @@ def test_without_gradients_no_gradient_is_computed() -> None:
 
 
 def test_a_bf16_head_sums_its_gradient_over_chunks_in_fp32() -> None:
-    """With one row a chunk: a sum in bf16 would lose most of 400 small terms."""
-    exact, rounded = _inputs(rows=400), _inputs(rows=400, dtype=torch.bfloat16)
+    """With one row a chunk: summed in bf16, the error over 400 rows is 1 %."""
+    rounded = _inputs(rows=400, dtype=torch.bfloat16)
+    exact = {name: value.detach().float().requires_grad_() for name, value in rounded.items() if name != "labels_N"}
     loss = _loss(rounded, chunk_size=1)
     loss.backward()
-    _loss(exact, chunk_size=400).backward()
+    _loss(exact | {"labels_N": rounded["labels_N"]}, chunk_size=400).backward()
     assert loss.dtype == torch.float32
     assert rounded["weight_VD"].grad.dtype == torch.bfloat16
     error = (rounded["weight_VD"].grad.float() - exact["weight_VD"].grad).norm() / exact["weight_VD"].grad.norm()
-    assert error < 0.02
+    assert error < 0.005
 
 
 def test_a_second_backward_is_refused_instead_of_doubling_what_the_first_scaled() -> None:

@@ -47,6 +47,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 8,
         "final_logit_softcapping": 3.0,
     },
+    # Learnt positions: with rotary ones, counting from the start of the pack would go unnoticed.
+    "gpt2": {"model_type": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     # Arithmetic after the head: a bias, a divisor, a factor.
     "phi": {"model_type": "phi"},
     "granite": {"model_type": "granite", "logits_scaling": 4.0},
