@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sft_trainer.datasets.read import scan
@@ -31,6 +31,11 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
             vocab_size=vocab_size, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
         )
         backend.train_from_iterator([TEXT], trainer)
+        # As Llama 3's: offsets leave leading spaces out, and a BOS goes before whatever is to get special tokens.
+        backend.post_processor = processors.ByteLevel(trim_offsets=True)
+        if bos := special.get("bos_token"):
+            begin = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))])
+            backend.post_processor = processors.Sequence([backend.post_processor, begin])
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
         tokenizer.chat_template = template
         return tokenizer

@@ -7,6 +7,7 @@ a library so that the exit code of every rank reaches the launcher.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from sft_trainer.death import die_with_parent
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, rank_exits_path, torchrun_logs
@@ -22,9 +23,21 @@ def main(task: TorchrunTask) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The agent closes its ranks with this default after one of them died; the 30 s of torch have no option.
-    PContext.close.__defaults__ = (None, SURVIVORS_SECONDS)
-    single = task.nodes == 1
+    scratch, single = Path(task.scratch), task.nodes == 1
+    close = PContext.close
+
+    def note_and_close(context: Any, death_sig: Any = None, timeout: int = SURVIVORS_SECONDS) -> None:
+        """Who is dead before torchrun ends the others is the cause. The 30 s that torch gives those have no option."""
+        exit_codes = {
+            task.node_rank * task.processes_per_node + local_rank: handler.proc.poll()
+            for local_rank, handler in context.subprocess_handlers.items()
+        }
+        failed = {rank: code for rank, code in exit_codes.items() if code}
+        if failed and not rank_exits_path(scratch).exists():
+            rank_exits_path(scratch).write_text(RankExits(exit_codes=failed).to_json())
+        close(context, death_sig, timeout)
+
+    PContext.close = note_and_close
     config = LaunchConfig(
         min_nodes=task.nodes,
         max_nodes=task.nodes,
@@ -38,16 +51,12 @@ def main(task: TorchrunTask) -> int:
         monitor_interval=0.1,
         shutdown_timeout=task.shutdown_seconds,
         log_line_prefix_template="[rank ${rank}] ",
-        logs_specs=DefaultLogsSpecs(log_dir=str(torchrun_logs(Path(task.scratch))), tee=Std.ERR),
+        logs_specs=DefaultLogsSpecs(log_dir=str(torchrun_logs(scratch)), tee=Std.ERR),
     )
     rank_command = ["-u", "-m", "sft_trainer.child", "rank", str(os.getpid()), task.scratch]
     try:
         elastic_launch(config, sys.executable)(*rank_command)
-    except ChildFailedError as error:
-        exits = RankExits(exit_codes={rank: failure.exitcode for rank, failure in error.failures.items()})
-        rank_exits_path(Path(task.scratch)).write_text(exits.to_json())
-        return 1
-    except SignalException:
+    except (ChildFailedError, SignalException):
         return 1
     return 0
 

@@ -1,0 +1,135 @@
+"""Launchers started by hand: two of one attempt, one that wakes up late, one that is told to stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from e2e.local_run import PATIENCE_SECONDS, LocalRun, assert_bit_equal, fingerprint
+
+from sft_operator.lifecycle.plan import launch_plan
+from sftjob.job import SFTJob
+from sftjob.outcome import Outcome
+
+
+class Launcher:
+    """One launcher process of a run's job, with a scratch folder of its own."""
+
+    def __init__(self, run: LocalRun, *, attempt: int, scratch: Path, uid: str = "uid-1") -> None:
+        scratch.mkdir(parents=True)
+        self.scratch = scratch
+        job = SFTJob.model_validate(
+            run.manifest | {"metadata": {"name": "small", "namespace": "default", "uid": uid}}, extra="ignore"
+        )
+        plan = launch_plan(
+            job,
+            attempt,
+            path_of=lambda uri: uri.removeprefix("file://").replace("pvc://results", str(run.folder)),
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sft_trainer.launcher", "--plan", plan.to_json()],
+            env=os.environ
+            | {
+                "SFTJOB_NODE_RANK": "0",
+                "SFTJOB_MASTER_ADDRESS": "127.0.0.1",
+                "SFTJOB_MASTER_PORT": "0",
+                "SFTJOB_SCRATCH": str(scratch),
+                "SFTJOB_TERMINATION_MESSAGE": str(scratch / "outcome.json"),
+                "SFTJOB_SERVE_ADDRESS": "127.0.0.1:0",
+                "SFTJOB_POD_UID": f"pod-{attempt}",
+            },
+            start_new_session=True,
+            stdout=(scratch / "launcher.log").open("wb"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def outcome(self) -> Outcome:
+        code = self.process.wait(timeout=PATIENCE_SECONDS)
+        outcome = Outcome.from_json((self.scratch / "outcome.json").read_text())
+        assert outcome.exit_code == code
+        return outcome
+
+
+@pytest.fixture
+def launched(run: LocalRun) -> LocalRun:
+    """The job of `run`, whose launchers the test starts itself."""
+    run.folder.mkdir(exist_ok=True)
+    return run
+
+
+def test_a_second_launcher_of_an_attempt_and_an_older_one_leave_and_change_nothing(
+    launched: LocalRun, undisturbed: LocalRun
+) -> None:
+    first = Launcher(launched, attempt=2, scratch=launched.folder / "s2")
+    launched.until_step(2, attempt=2)
+    os.killpg(first.process.pid, signal.SIGSTOP)
+    for pid in launched.processes("sft_trainer"):
+        os.kill(pid, signal.SIGSTOP)
+    before = fingerprint(launched.storage)
+    for name, attempt in (("same", 2), ("older", 1)):
+        late = Launcher(launched, attempt=attempt, scratch=launched.folder / name).outcome()
+        assert (late.reason, late.exit_code) == ("Superseded", 76)
+    foreign = Launcher(launched, attempt=3, scratch=launched.folder / "foreign", uid="uid-2").outcome()
+    assert (foreign.reason, foreign.exit_code) == ("StorageRefused", 73)
+    assert "belongs to the job default/small with uid uid-1" in foreign.message
+    assert "name another folder, or delete" in foreign.message
+    assert fingerprint(launched.storage) == before
+
+    # Attempt 3 trains to the end while attempt 2 sleeps; then attempt 2 wakes up.
+    last = Launcher(launched, attempt=3, scratch=launched.folder / "s3").outcome()
+    assert last.reason == "Succeeded"
+    whole = fingerprint(launched.storage) | fingerprint(launched.folder / "model")
+    for pid in launched.processes("sft_trainer"):
+        os.kill(pid, signal.SIGCONT)
+    os.killpg(first.process.pid, signal.SIGCONT)
+    assert first.outcome().reason == "Superseded"
+    after = fingerprint(launched.storage) | fingerprint(launched.folder / "model")
+    own = {name for name in after if name.startswith("attempts/2/")}
+    leftovers = {name for name in after if ".tmp-a2/" in name}
+    assert {n: d for n, d in after.items() if n not in own | leftovers} == {
+        n: d for n, d in whole.items() if n not in own
+    }
+    assert_bit_equal(launched, undisturbed)
+
+
+def test_a_stopped_attempt_saves_its_last_finished_step_and_the_next_goes_on(
+    launched: LocalRun, undisturbed: LocalRun
+) -> None:
+    first = Launcher(launched, attempt=1, scratch=launched.folder / "s1")
+    launched.until_step(3)
+    address = (first.scratch / "address").read_text()
+    progress = httpx.get(f"http://{address}/progress").json()
+    assert (progress["attempt"], progress["podUid"], progress["totalSteps"]) == (1, "pod-1", 12)
+    assert "sftjob_total_steps 12.0" in httpx.get(f"http://{address}/metrics").text
+    first.process.send_signal(signal.SIGTERM)
+    stopped = first.outcome()
+    assert (stopped.reason, stopped.exit_code, stopped.saved) == ("Preempted", 75, True)
+    assert stopped.saved_step == stopped.last_step >= 3
+
+    second = Launcher(launched, attempt=2, scratch=launched.folder / "s2").outcome()
+    assert (second.reason, second.resumed_from) == ("Succeeded", stopped.saved_step)
+    assert second.final_digest is not None
+    assert_bit_equal(launched, undisturbed)
+
+    # All is trained and published: one more attempt only says so.
+    began = time.monotonic()
+    third = Launcher(launched, attempt=3, scratch=launched.folder / "s3").outcome()
+    print(f"an attempt with nothing to do took {time.monotonic() - began:.1f} s")
+    assert (third.reason, third.final_digest) == ("Succeeded", second.final_digest)
+    assert third.artifacts == second.artifacts
+    assert not (launched.folder / "s3" / "reports").exists()
+
+
+def test_one_rank_and_two_ranks_train_the_same(undisturbed: LocalRun, run: LocalRun) -> None:
+    run.manifest["spec"]["compute"]["processesPerNode"] = 1
+    run.start().succeed()
+    one, two = run.metrics(), undisturbed.metrics()
+    assert [line["samples"] for line in one.values()] == [line["samples"] for line in two.values()]
+    for step in one:
+        assert one[step]["loss"] == pytest.approx(two[step]["loss"], rel=1e-5)
+    assert json.loads((run.storage / "step-12" / "manifest.json").read_text())["worldSize"] == 1

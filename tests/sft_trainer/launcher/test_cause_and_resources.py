@@ -1,0 +1,82 @@
+"""Which end explains an attempt, and what the ranks may use of a machine."""
+
+import math
+from pathlib import Path
+
+import pytest
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from sft_trainer.launcher.cause import Cause, cause_of_failure
+from sft_trainer.launcher.resources import available_cpus, rank_environment
+from sft_trainer.report import Report
+from sft_trainer.train.schedule import learning_rate
+from sft_trainer.train.stop import save_fits
+from sftjob.failure import Reason
+from sftjob.options import LRConfig
+
+LOST = Report(reason=Reason.RANK_FAILED, message="Connection reset by peer", peer_lost=True)
+STOPPED = Report(reason=Reason.PREEMPTED, message="stopped by SIGTERM", saved=False)
+
+
+def test_a_killed_rank_is_the_cause_whatever_the_survivors_say() -> None:
+    cause = cause_of_failure(exit_codes={0: 70, 1: -9}, reports={0: LOST}, stopping=False)
+    assert cause == Cause(Reason.RANK_KILLED, "rank 1 was ended by SIGKILL", rank=1, signal=9)
+    assert cause_of_failure(exit_codes={1: -9}, reports={0: STOPPED}, stopping=False).rank == 1
+
+
+def test_what_a_user_can_mend_comes_before_a_signal() -> None:
+    bad = Report(reason=Reason.INVALID_DATA, message="chats.jsonl:3: ...")
+    cause = cause_of_failure(exit_codes={0: 65, 1: -9}, reports={0: bad, 1: LOST}, stopping=False)
+    assert (cause.reason, cause.rank) == (Reason.INVALID_DATA, 0)
+
+
+def test_a_rank_that_lost_its_peer_is_not_the_cause_where_another_failed_by_itself() -> None:
+    own = Report(reason=Reason.RANK_FAILED, message="ZeroDivisionError")
+    assert cause_of_failure(exit_codes={0: 70, 1: 70}, reports={0: LOST, 1: own}, stopping=False).rank == 1
+
+
+def test_a_stop_that_all_ranks_heard_is_a_preemption() -> None:
+    cause = cause_of_failure(exit_codes={0: 75, 1: 75}, reports={0: STOPPED, 1: STOPPED}, stopping=True)
+    assert cause.reason is Reason.PREEMPTED
+    assert cause_of_failure(exit_codes={}, reports={}, stopping=True).reason is Reason.PREEMPTED
+    assert cause_of_failure(exit_codes={}, reports={}, stopping=False).reason is Reason.TORCHRUN_LOST
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "50000 100000"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1.0),
+    ],
+)
+def test_cpus_come_from_the_cgroup_s_quota(tmp_path: Path, files: dict[str, str], cpus: float) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_cpus(tmp_path) == cpus
+
+
+def test_threads_are_shared_by_the_ranks_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert rank_environment(processes_per_node=2, cpus=8.5)["OMP_NUM_THREADS"] == "4"
+    assert rank_environment(processes_per_node=4, cpus=2)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert rank_environment(processes_per_node=4, cpus=2)["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_save_that_would_outlast_the_grace_period_is_not_begun() -> None:
+    assert save_fits(seconds_ago=1, save_seconds=10, grace_seconds=30)
+    assert not save_fits(seconds_ago=10, save_seconds=10, grace_seconds=30)
+
+
+def test_the_cosine_is_that_of_transformers() -> None:
+    import torch
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 10, 100, min_lr=1e-5)
+    config = LRConfig(lr_type="cosine", lr_min=1e-5, warmup_ratio=0.1)
+    for step in range(1, 101):
+        optimizer.step()
+        schedule.step()
+        rate = learning_rate(config, peak=1e-3, step=step, total_steps=100)
+        assert math.isclose(rate, schedule.get_last_lr()[0], rel_tol=1e-9)
