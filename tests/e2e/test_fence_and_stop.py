@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
-import httpx
 import pytest
 from e2e.local_run import PATIENCE_SECONDS, LocalRun, assert_bit_equal, fingerprint
 
@@ -53,6 +53,11 @@ class Launcher:
         outcome = Outcome.from_json((self.scratch / "outcome.json").read_text())
         assert outcome.exit_code == code
         return outcome
+
+
+def fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
+        return str(answer.read().decode())
 
 
 @pytest.fixture
@@ -103,9 +108,9 @@ def test_a_stopped_attempt_saves_its_last_finished_step_and_the_next_goes_on(
     first = Launcher(launched, attempt=1, scratch=launched.folder / "s1")
     launched.until_step(3)
     address = (first.scratch / "address").read_text()
-    progress = httpx.get(f"http://{address}/progress").json()
+    progress = json.loads(fetched(f"http://{address}/progress"))
     assert (progress["attempt"], progress["podUid"], progress["totalSteps"]) == (1, "pod-1", 12)
-    assert "sftjob_total_steps 12.0" in httpx.get(f"http://{address}/metrics").text
+    assert "sftjob_total_steps 12.0" in fetched(f"http://{address}/metrics")
     first.process.send_signal(signal.SIGTERM)
     stopped = first.outcome()
     assert (stopped.reason, stopped.exit_code, stopped.saved) == ("Preempted", 75, True)

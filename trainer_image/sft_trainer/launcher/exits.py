@@ -19,7 +19,7 @@ class TorchrunTask(Record):
 
 
 class RankExits(Record):
-    """Exit codes of the ranks that had failed when torchrun saw it, before it ended the others; negative is a signal."""
+    """Exit codes of the ranks that had failed before torchrun ended the others; negative is a signal."""
 
     exit_codes: dict[int, int]
 
