@@ -17,7 +17,7 @@ help: ## This list
 venv: $(INSTALLED) ## Make .venv with everything, hash-locked (torch is 4.7 GB)
 
 $(INSTALLED): requirements/all.txt requirements/uv.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit((3, 11) <= v <= (3, 13) or f"make venv: Python {v[0]}.{v[1]} is not supported; name one of 3.11 to 3.13: make venv PYTHON=python3.12")' \
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"make venv: Python {v[0]}.{v[1]} is not supported; name one of 3.11 to 3.13: make venv PYTHON=python3.12")' \
 		|| exit 1
 	@echo "installing into $(VENV): a minute or two, most of it torch"
 	@$(PYTHON) -m venv $(VENV)
