@@ -87,7 +87,7 @@ class DataSpec(Declared):
         default="truncate", description="What happens to a sample longer than `packing.maxLength`; always counted."
     )
     chat_template: str | None = Field(
-        default=None, max_length=64, description="A named template that replaces the tokenizer's own (docs/data.md)."
+        default=None, max_length=64, description="chatml, qwen3 or llama3: replaces the tokenizer's own template."
     )
 
     @model_validator(mode="after")

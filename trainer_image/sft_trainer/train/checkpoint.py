@@ -7,6 +7,7 @@ the folder a checkpoint is its manifest (`sft_trainer.storage.checkpoints`).
 import errno
 import logging
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -53,8 +54,11 @@ def save_checkpoint(
     temporary = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
     state = _tensors(model, optimizer) | {f"rng.{world.rank}": _random_state(world.device)}
     try:
-        # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`.
-        dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=world.size == 1)
+        with warnings.catch_warnings():
+            # DCP warns of what `no_dist` asks for.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`.
+            dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=world.size == 1)
     except (CheckpointException, OSError) as error:
         raise _unavailable(temporary, error) from error
 
