@@ -18,6 +18,7 @@ TERMINATION_MESSAGE_VARIABLE = "SFTJOB_TERMINATION_MESSAGE"
 SERVE_ADDRESS_VARIABLE = "SFTJOB_SERVE_ADDRESS"
 POD_UID_VARIABLE = "SFTJOB_POD_UID"
 
+PROGRESS = "progress.json"
 RUN_RECORD = "run.json"
 ATTEMPTS = "attempts"
 CACHE = "cache"
@@ -34,7 +35,7 @@ def attempt_name(job_name: str, uid: str, attempt: int) -> str:
     """`<slug>-<hash8(uid)>-a<N>`: a DNS-1035 label of at most 40 characters, as the services derived from it need."""
     slug = re.sub(r"[^a-z0-9-]", "-", job_name.lower())[:24].strip("-")
     if not slug[:1].isalpha():
-        slug = f"j{slug}"
+        slug = f"j{slug[:23]}"
     return f"{slug}-{hashlib.sha256(uid.encode()).hexdigest()[:8]}-a{attempt}"
 
 

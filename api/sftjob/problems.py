@@ -83,7 +83,7 @@ def _shown(value: Any) -> str:
 
 def _pattern_remedy(pattern: str) -> str:
     if "pvc://" in pattern:
-        return "use pvc://<claim>/<path> or file:///<absolute path>"
+        return "use pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
     return "use lower-case letters, digits and dashes, with a letter or digit at both ends"
 
 

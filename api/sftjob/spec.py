@@ -12,10 +12,11 @@ from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Over
 from sftjob.presets import PRESETS
 
 URI_FORMS = "pvc://<claim>/<path> or file:///<absolute path>"
+# No part of a path is `.` or `..`: a path on a claim stays on that claim.
 Uri = Annotated[
     str,
     StringConstraints(
-        max_length=512, pattern=r"^(pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[^/\s][^\s]*|file:///[^/\s][^\s]*)$"
+        max_length=512, pattern=r"^(pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?|file://)(/\.?[^/\s.][^/\s]*)+/?$"
     ),
 ]
 
@@ -60,7 +61,7 @@ class ModelSpec(Declared):
             problems.append("loadFrom: missing, as is preset; name a model folder, or a preset to train from scratch")
         if self.load_from is None and self.tokenizer is None:
             problems.append("tokenizer: missing, and there is no loadFrom to take it from; name a tokenizer's folder")
-        if self.preset is None and self.overrides.model_fields_set:
+        if self.preset is None and self.overrides.to_json_dict():
             problems.append("overrides: given without preset; name the preset whose fields they replace")
         if problems:
             raise ValueError("\n".join(problems))

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sftjob import names
 from sftjob.base import utc_now
 from sftjob.progress import Progress, Stage
 
@@ -13,7 +14,7 @@ _WRITE_SECONDS = 0.5
 
 
 def progress_path(scratch: Path) -> Path:
-    return scratch / "progress.json"
+    return scratch / names.PROGRESS
 
 
 def read_progress(scratch: Path) -> Progress | None:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from sft_operator.lifecycle.observation import NodeObservation, NodeState
 from sft_operator.local.files import replace_file
 from sft_operator.local.lock import is_locked, locked
+from sftjob import names
 from sftjob.outcome import Outcome
 from sftjob.progress import Progress
 
@@ -33,7 +34,7 @@ class LocalNode:
         self.folder = folder
         self.log = folder / "launcher.log"
         self.outcome_file = folder / "outcome.json"
-        self.progress_file = folder / "progress.json"
+        self.progress_file = folder / names.PROGRESS
         self._lock = folder / "lock"
         self._pid = folder / "pid"
         self._terminated = folder / "terminated"
