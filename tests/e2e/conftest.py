@@ -12,7 +12,7 @@ from examples.tickets import tickets
 @pytest.fixture(scope="session")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in tickets(90, seed=3)))
+    path.write_text("".join(json.dumps(row) + "\n" for row in tickets(60, seed=3)))
     return path
 
 
