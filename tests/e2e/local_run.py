@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 1200
 """For anything that takes seconds on an idle machine."""
 
 TOTAL_STEPS = 12
