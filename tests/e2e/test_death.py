@@ -69,7 +69,7 @@ MOMENTS = {
     "before the shards are written": ("open", r"step-4\.tmp-a1/__0_0\.distcp", 0),
     "before the hashes": ("open", r"step-4\.tmp-a1/__0_0\.distcp r", 0),
     "before the manifest": ("os.rename", r"step-4\.tmp-a1/manifest\.json", 0),
-    "before the last sync": ("open", r"step-4\.tmp-a1/manifest\.json r", 0),
+    "before the last sync": ("open", r"step-4\.tmp-a1/manifest\.json None", 0),
     "before the rename": ("os.rename", r"step-4\.tmp-a1 \S+step-4 ", 0),
     "after the rename": ("os.rename", r"/latest ", 1),
     "in retention": ("os.rename", r"step-2 \S+step-2\.tmp-a1", 0),

@@ -11,7 +11,6 @@ _NAME = "task.json"
 
 class RankTask(Record):
     plan: LaunchPlan
-    pod_uid: str | None = None
 
     def write(self, scratch: Path) -> None:
         (scratch / _NAME).write_text(self.to_json())

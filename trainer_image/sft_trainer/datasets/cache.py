@@ -12,7 +12,6 @@ In: a `CacheKey`, and a function that writes the parts. Out: a `TokenCache`, who
 """
 
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sft_trainer.datasets.tokenize import Part
+from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record, digest
 
 FORMAT = 1
@@ -136,7 +136,7 @@ def _join(folder: Path, key: CacheKey, parts: list[Part]) -> None:
     np.save(folder / "offsets.npy", np.concatenate(([0], np.cumsum(table[:, 0], dtype=np.int64))))
     np.save(folder / "samples.npy", table[:, 1:])
     for name in _FILES:
-        _sync(folder / name)
+        sync_path(folder / name)
     counts = ("rows", "samples", "tokens", "trained_tokens", "truncated", "dropped")
     meta = CacheMeta(
         key=key,
@@ -144,7 +144,7 @@ def _join(folder: Path, key: CacheKey, parts: list[Part]) -> None:
         **{count: sum(getattr(part, count) for part in parts) for count in counts},
     )
     (folder / _META).write_text(meta.to_json(indent=1))
-    _sync(folder / _META)
+    sync_path(folder / _META)
 
 
 def _concatenate(sources: list[Path], target: Path) -> None:
@@ -154,15 +154,6 @@ def _concatenate(sources: list[Path], target: Path) -> None:
             with source.open("rb") as file:
                 shutil.copyfileobj(file, joined, 1 << 20)
             source.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Before the folder gets its name, so that a power loss can't leave a named folder with empty files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -69,8 +69,7 @@ def run_attempt(plan: LaunchPlan, placement: Placement) -> Outcome:
 def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     environment = rank_environment(processes_per_node=plan.spec.compute.processes_per_node, cpus=available_cpus())
     log.info("environment of ranks: %s", " ".join(f"{name}={value}" for name, value in environment.items()))
-    task = RankTask(plan=plan, pod_uid=placement.pod_uid)
-    task.write(placement.scratch)
+    RankTask(plan=plan).write(placement.scratch)
 
     write_stage(placement.scratch, Stage.PREPARING_DATA)
     code = children.run("sft_trainer.child", ["prepare", str(os.getpid()), str(placement.scratch)], environment={})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sft_trainer.storage.folders import sync_folder, write_atomically
+from sft_trainer.storage.folders import sync_path, write_atomically
 from sftjob import names
 from sftjob.base import Record
 from sftjob.failure import JobFailure, Reason
@@ -98,7 +98,7 @@ def _create(claim: Path, content: str) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(claim.parent)
+    sync_path(claim.parent)
 
 
 def _refuse_foreign_storage(plan: LaunchPlan) -> None:

@@ -19,11 +19,12 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """A file's content, or a folder's names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -32,12 +33,8 @@ def sync_folder(folder: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            sync_folder(path)
-    sync_folder(folder)
+        sync_path(path)
+    sync_path(folder)
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -46,7 +43,7 @@ def publish(temporary: Path, final: Path) -> None:
     if final.exists():
         raise FileExistsError(f"{final} exists")
     temporary.rename(final)
-    sync_folder(final.parent)
+    sync_path(final.parent)
 
 
 def hash_tree(folder: Path, *, leave_out: str) -> list[FileEntry]:
