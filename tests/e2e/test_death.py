@@ -93,7 +93,7 @@ def test_a_rank_killed_inside_a_save_leaves_a_checkpoint_to_go_on_from(
     assert mark.exists()
     last, first = run.status()["attempts"]["history"]
     assert (first["reason"], first["rank"], first["signal"]) == ("RankKilled", 0, signal.SIGKILL)
-    assert last["resumedFrom"] == {"after the rename": 4, "in retention": 6}.get(moment, 2)
+    assert last["resumedFrom"] == first["savedStep"] == {"after the rename": 4, "in retention": 6}.get(moment, 2)
     assert not [path for path in run.storage.iterdir() if ".tmp-" in path.name]
     assert_bit_equal(run, undisturbed)
 

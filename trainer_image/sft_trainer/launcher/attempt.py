@@ -21,6 +21,7 @@ from sft_trainer.launcher.serve import serve_progress
 from sft_trainer.progress import read_progress, write_progress, write_stage
 from sft_trainer.report import Report, read_reports
 from sft_trainer.storage import fence
+from sft_trainer.storage.checkpoints import newest_step
 from sft_trainer.storage.folders import write_atomically
 from sft_trainer.task import RankTask
 from sftjob.base import utc_now
@@ -134,6 +135,12 @@ def _end(
         saved = all(report.saved for report in reports.values())
     else:
         saved = progress is not None and progress.step == (progress.saved_step or 0)
+    last_step = first.last_step if first else progress and progress.step
+    saved_step = first.saved_step if first else progress and progress.saved_step
+    stored = newest_step(Path(plan.storage)) if entered else None
+    if stored is not None and stored > (saved_step or 0):
+        # Killed between the publish and the word of it: storage is right.
+        last_step, saved_step = max(stored, last_step or 0), stored
     outcome = Outcome(
         attempt=plan.attempt,
         node_rank=placement.node_rank,
@@ -144,8 +151,8 @@ def _end(
         signal=cause.signal,
         rank_exit_code=cause.rank_exit_code,
         resumed_from=first.resumed_from if first else progress and progress.resumed_from,
-        last_step=first.last_step if first else progress and progress.step,
-        saved_step=first.saved_step if first else progress and progress.saved_step,
+        last_step=last_step,
+        saved_step=saved_step,
         saved=saved if cause.reason is Reason.PREEMPTED else None,
         skipped_checkpoints=progress.skipped_checkpoints if progress else [],
         final_digest=first.final_digest if first and cause.reason is Reason.SUCCEEDED else None,

@@ -43,6 +43,11 @@ def find_newest(storage: Path) -> Found:
     return Found(None, corrupt)
 
 
+def newest_step(storage: Path) -> int | None:
+    """Of the published checkpoints, unverified: what was saved, though nobody may have lived to tell."""
+    return max(_steps(storage), default=None)
+
+
 def set_aside(fence: Fence, steps: list[int]) -> None:
     """Renames checkpoints that do not verify, for their steps will be saved again."""
     fence.check()
