@@ -1,6 +1,7 @@
 """What the runs of these tests share: chats, and one run that nobody disturbs."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, smollm2: Path, chats: 
 
 
 @pytest.fixture
-def run(tmp_path: Path, smollm2: Path, chats: Path) -> LocalRun:
+def run(tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[LocalRun]:
     """The same job again, not yet started."""
-    return LocalRun(tmp_path, job(tokenizer=smollm2, data=chats))
+    run = LocalRun(tmp_path, job(tokenizer=smollm2, data=chats))
+    yield run
+    run.stop()

@@ -1,5 +1,6 @@
 """A real `sft run` of a small model on this machine: started, watched, hurt and compared by the tests."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -101,6 +102,12 @@ class LocalRun:
     def wait(self) -> int:
         assert self.process is not None
         return self.process.wait(timeout=PATIENCE_SECONDS)
+
+    def stop(self) -> None:
+        """Nothing of this run lives on, whatever became of its test."""
+        for pid in [*([self.process.pid] if self.process else []), *self.processes("sft_trainer")]:
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid)
 
     def succeed(self) -> "LocalRun":
         assert self.wait() == 0, self.log

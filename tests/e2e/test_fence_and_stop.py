@@ -116,9 +116,13 @@ def test_a_stopped_attempt_saves_its_last_finished_step_and_the_next_goes_on(
     assert (stopped.reason, stopped.exit_code, stopped.saved) == ("Preempted", 75, True)
     assert stopped.saved_step == stopped.last_step >= 3
 
+    unpublished = launched.folder / "model.tmp-a1"
+    unpublished.mkdir()
+    (unpublished / "model.safetensors").write_bytes(b"half")
     second = Launcher(launched, attempt=2, scratch=launched.folder / "s2").outcome()
     assert (second.reason, second.resumed_from) == ("Succeeded", stopped.saved_step)
     assert second.final_digest is not None
+    assert not unpublished.exists()
     assert_bit_equal(launched, undisturbed)
 
     # All is trained and published: one more attempt only says so.

@@ -1,6 +1,7 @@
 """One rank on each of two nodes, met by torchrun's static rendezvous: what two ranks on one node train, and no less."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ def undisturbed_nodes(tmp_path_factory: pytest.TempPathFactory, smollm2: Path, c
 
 
 @pytest.fixture
-def run(tmp_path: Path, smollm2: Path, chats: Path) -> LocalRun:
-    return two_nodes(tmp_path, tokenizer=smollm2, data=chats)
+def run(tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[LocalRun]:
+    run = two_nodes(tmp_path, tokenizer=smollm2, data=chats)
+    yield run
+    run.stop()
 
 
 def two_nodes(folder: Path, *, tokenizer: Path, data: Path) -> LocalRun:

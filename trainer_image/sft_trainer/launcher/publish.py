@@ -46,10 +46,20 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
     return Finished([_artifact(plan, uri, export) for uri, export in exports.items()], report)
 
 
-def export_folder(plan: LaunchPlan, uri: str) -> Path:
-    """Where the ranks of this attempt write an output until it is published."""
+def export_folder(plan: LaunchPlan, uri: str, *, attempt: int) -> Path:
+    """Where the ranks of an attempt write an output until it is published."""
     folder = Path(plan.path(uri))
-    return folder.with_name(names.temporary(folder.name, attempt=plan.attempt))
+    return folder.with_name(names.temporary(folder.name, attempt=attempt))
+
+
+def remove_unpublished(plan: LaunchPlan, fence: Fence) -> None:
+    """Deletes what earlier attempts exported and did not live to publish."""
+    fence.check()
+    for output in plan.spec.output:
+        for attempt in range(1, plan.attempt):
+            folder = export_folder(plan, output.uri, attempt=attempt)
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
@@ -59,7 +69,7 @@ def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
 
 
 def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManifest) -> Artifact:
-    folder, temporary = Path(plan.path(uri)), export_folder(plan, uri)
+    folder, temporary = Path(plan.path(uri)), export_folder(plan, uri, attempt=plan.attempt)
     manifest = ExportManifest(
         owner_uid=plan.job.uid,
         attempt=plan.attempt,
