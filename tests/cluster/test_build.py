@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 300
 
 
 def test_a_program_is_built_once_and_runs(tmp_path: Path) -> None:
-    assert list(build(tmp_path, PAUSE))
+    list(build(tmp_path, PAUSE))  # says nothing of what Go's own cache holds
     built = binary(tmp_path, PAUSE)
     first = built.stat()
     assert list(build(tmp_path, PAUSE)) == []
