@@ -9,8 +9,6 @@ from pathlib import Path
 
 from cluster import versions
 
-HERE = Path(__file__).parent
-
 
 @dataclass(frozen=True)
 class Program:
@@ -22,19 +20,20 @@ class Program:
     link: str = "-s -w"
 
 
-KUBERNETES = tuple(
-    Program(
-        name,
-        versions.KUBERNETES,
-        f"k8s.io/kubernetes/cmd/{name}",
-        HERE / "kubernetes",
-        f"-s -w -X k8s.io/component-base/version.gitVersion={versions.KUBERNETES}",
-    )
-    for name in ("kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-)
+_KUBERNETES = ("kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+
 PROGRAMS = (
-    Program("pause", "v1", ".", HERE / "pause"),
-    *KUBERNETES,
+    Program("pause", "v1", ".", Path(__file__).parent / "pause"),
+    *(
+        Program(
+            name,
+            versions.KUBERNETES,
+            f"k8s.io/kubernetes/cmd/{name}",
+            versions.KUBERNETES_MODULE,
+            f"-s -w -X k8s.io/component-base/version.gitVersion={versions.KUBERNETES}",
+        )
+        for name in _KUBERNETES
+    ),
     Program(
         "training-operator",
         versions.TRAINING_OPERATOR,
@@ -69,17 +68,16 @@ def build(cache: Path, program: Program) -> Iterator[str]:
     unfinished = cache / "unfinished" / program.name
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    flags = ["-v", "-trimpath", "-ldflags", program.link]
+    flags = ["-v", "-buildvcs=false", "-trimpath", "-ldflags", program.link]
     if program.module:
         command = ["go", "build", *flags, "-o", str(unfinished), program.package]
     else:
         command = ["go", "install", *flags, f"{program.package}@{program.version}"]
-    # Without C: they run in images that hold nothing else.
-    places = {"CGO_ENABLED": "0", "GOBIN": str(unfinished), "GOFLAGS": "-buildvcs=false"}
+    # Without C: some run in images that hold nothing else.
     process = subprocess.Popen(
         command,
         cwd=program.module or cache,
-        env=os.environ | places,
+        env=os.environ | {"CGO_ENABLED": "0", "GOBIN": str(unfinished)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

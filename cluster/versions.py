@@ -1,6 +1,10 @@
-"""Every version that the local cluster is made of; kubernetes/go.mod has Kubernetes' modules, with their hashes."""
+"""Every version that the local cluster is made of; Kubernetes' own is read from the go.mod that pins its modules."""
 
-KUBERNETES = "v1.34.4"
+import re
+from pathlib import Path
+
+KUBERNETES_MODULE = Path(__file__).parent / "kubernetes"
+(KUBERNETES,) = re.findall(r"k8s\.io/kubernetes (v\S+)", (KUBERNETES_MODULE / "go.mod").read_text())
 TRAINING_OPERATOR = "v1.9.4"
 COREDNS = "v1.12.0"
 REGISTRY = "v3.0.0"

@@ -4,7 +4,6 @@ What must hold from the first moment comes before the imports that take seconds:
 rank that is told to stop while it starts still hears it.
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -23,7 +22,6 @@ def main(stage: str, parent_pid: str, scratch: str) -> int:
     from sft_trainer.rank import rank_stage
 
     code = rank_stage(Path(scratch), stop)
-    logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     # All is written. Python's own exit now and then aborts a rank that has succeeded (seen: SIGABRT, "terminate called

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig
-from sft_trainer.launcher.publish import export_folder
 from sft_trainer.model import get_model_config_from_hf
 from sft_trainer.run import RunOptions, RunPlace
+from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
 from sftjob.plan import LaunchPlan
 from sftjob.presets import PRESETS

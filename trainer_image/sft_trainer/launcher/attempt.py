@@ -15,13 +15,14 @@ from sft_trainer.launcher.cause import Cause, cause_of_failure
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
 from sft_trainer.launcher.placement import Placement
-from sft_trainer.launcher.publish import finished_before, publish_outputs, remove_unpublished
+from sft_trainer.launcher.publish import finished_before, publish_outputs
 from sft_trainer.launcher.resources import available_cpus, rank_environment
 from sft_trainer.launcher.serve import serve_progress
 from sft_trainer.progress import read_progress, write_progress, write_stage
 from sft_trainer.report import Report, read_reports
 from sft_trainer.storage import fence
 from sft_trainer.storage.checkpoints import newest_step
+from sft_trainer.storage.exports import remove_unpublished
 from sft_trainer.storage.folders import write_atomically
 from sft_trainer.task import RankTask
 from sftjob.base import utc_now

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sft_trainer.report import Report
 from sft_trainer.storage.checkpoints import find_newest
+from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence, read_export_manifest
 from sft_trainer.storage.folders import first_difference, hash_tree, publish, write_atomically
 from sftjob import names
@@ -44,22 +45,6 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
         final_digest=final.digest(),
     )
     return Finished([_artifact(plan, uri, export) for uri, export in exports.items()], report)
-
-
-def export_folder(plan: LaunchPlan, uri: str, *, attempt: int) -> Path:
-    """Where the ranks of an attempt write an output until it is published."""
-    folder = Path(plan.path(uri))
-    return folder.with_name(names.temporary(folder.name, attempt=attempt))
-
-
-def remove_unpublished(plan: LaunchPlan, fence: Fence) -> None:
-    """Deletes what earlier attempts exported and did not live to publish."""
-    fence.check()
-    for output in plan.spec.output:
-        for attempt in range(1, plan.attempt):
-            folder = export_folder(plan, output.uri, attempt=attempt)
-            if folder.exists():
-                shutil.rmtree(folder)
 
 
 def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
