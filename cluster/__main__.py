@@ -1,68 +1,222 @@
-"""`python -m cluster check|build|clean`."""
+"""`python -m cluster check|up|status|down|build|images|clean`."""
 
 import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cluster.build import PROGRAMS, BuildFailed, build, cache_folder, is_built
-from cluster.machine import GIB, problems, read_machine
+from cluster import archives, status, versions
+from cluster import down as built_down
+from cluster import up as built_up
+from cluster.build import PROGRAMS, BuildFailed, binary_of, build, finish, is_built, program_of
+from cluster.kind_runner import kind_down, kind_up
+from cluster.machine import GIB, Backend, backend_for, problems, read_machine
+from cluster.place import Busy, Record, alone, cache_folder, cluster_folder, read_record
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="What a local Kubernetes for SFTJobs is made of.")
-console = Console(soft_wrap=True)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A real local Kubernetes for SFTJobs: kind where a Docker engine answers, else built from Go modules.",
+)
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+BackendOption = Annotated[Backend | None, typer.Option(help="Default: kind where a Docker engine answers, else built.")]
 
 
 @app.command()
-def check() -> None:
+def check(backend: BackendOption = None) -> None:
     """Say what this machine lacks for a cluster, all at once; exit code 1 where it lacks anything."""
-    cache = cache_folder()
-    machine = read_machine(cache, is_built=is_built(cache))
-    found = problems(machine)
-    for problem in found:
-        console.print(problem, highlight=False, markup=False)
-    if found:
-        raise typer.Exit(1)
+    chosen = _checked(cache_folder(), backend)
+    machine = read_machine(cache_folder(), is_built=is_built(cache_folder()))
     console.print(
-        f"nothing is missing: cgroup v{machine.cgroup_version}, {machine.free_bytes / GIB:.0f} GiB free "
-        f"for {cache}, programs {'built' if machine.is_built else 'not built yet'}",
-        highlight=False,
+        f"nothing is missing: {chosen}, cgroup v{machine.cgroup_version}, {machine.free_bytes / GIB:.0f} GiB free "
+        f"for {machine.folder}, programs {'built' if machine.is_built else 'not built yet'}"
     )
+
+
+@app.command()
+def up(
+    name: Annotated[str, typer.Option(help="There is one cluster on a machine at a time.")] = "sftjob",
+    nodes: Annotated[int, typer.Option(min=1, max=2, help="A second one can be added later.")] = 1,
+    backend: BackendOption = None,
+) -> None:
+    """Start the cluster; what lives already is left alone, what died is started again."""
+    began = time.monotonic()
+    cache = cache_folder()
+    with _errors(), alone(cache):
+        folder = cluster_folder(cache)
+        record = read_record(folder)
+        if record and record.name != name:
+            raise Refused(f"--name {name}: cluster {record.name} is there; first: python -m cluster down")
+        if record and not record.ready:
+            console.print("an earlier start was not finished: taking it down first")
+            _down(folder, record)
+            record = None
+        if record and nodes <= record.nodes and not status.dead_parts(folder, cache, record):
+            console.print(f"cluster {name} is up already")
+            _tell_use(folder)
+            return
+        if record is None:
+            record = Record(name, _checked(cache, backend).value, nodes)
+        elif record.backend == "kind":
+            raise Refused(f"cluster {name}: kind can't mend or enlarge it; first: python -m cluster down")
+        record.nodes = max(nodes, record.nodes)
+        _build(cache)
+        start = kind_up if record.backend == "kind" else built_up.up
+        for step in start(folder, cache, record):
+            console.print(f"{time.monotonic() - began:6.1f} s  {step}")
+        _link_programs(folder, cache)
+        console.print(f"cluster {name} is up after {time.monotonic() - began:.0f} s: {versions.KUBERNETES}")
+        _tell_use(folder)
+
+
+@app.command()
+def down() -> None:
+    """Take the cluster away with all that is in it, whole or half; built programs and images stay (clean)."""
+    began = time.monotonic()
+    cache = cache_folder()
+    with _errors(), alone(cache):
+        folder = cluster_folder(cache)
+        _down(folder, read_record(folder))
+    console.print(f"no cluster is there any more ({time.monotonic() - began:.1f} s)")
+
+
+@app.command("status")
+def show_status() -> None:
+    """Name what died, the nodes, and what is on the disk; exit code 1 where not all is well."""
+    cache = cache_folder()
+    folder = cluster_folder(cache)
+    record = read_record(folder)
+    dead = []
+    if record is None:
+        console.print("no cluster; start one: python -m cluster up")
+    else:
+        with _errors():
+            dead = status.dead_parts(folder, cache, record)
+            ready = status.nodes(folder, cache)
+        console.print(
+            f"cluster {record.name} ({record.backend}){'' if record.ready else ': its start is not finished'}"
+        )
+        for sentence in dead:
+            console.print(f"  {sentence}")
+        for node, is_ready in ready.items():
+            console.print(f"  {node}: {'ready' if is_ready else 'not ready'}")
+        if not ready:
+            console.print("  API server: no answer")
+            dead.append("API server")
+    for what, size in status.disk(folder, cache).items():
+        console.print(f"{size / GIB:6.2f} GiB  {what}")
+    console.print(f"{shutil.disk_usage(cache.anchor).free / GIB:6.2f} GiB  free")
+    if dead or record is None or not record.ready or not all(ready.values()):
+        raise typer.Exit(1)
 
 
 @app.command("build")
 def build_programs() -> None:
     """Build Kubernetes and what runs beside it; minutes the first time, and where it was stopped it goes on."""
     cache = cache_folder()
-    columns = (
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(PROGRAMS))
-        for program in PROGRAMS:
-            progress.update(task, description=f"{program.name} {program.version}")
-            try:
-                for line in build(cache, program):
-                    progress.update(task, description=f"{program.name} {program.version}: {line[:60]}")
-            except BuildFailed as failure:
-                console.print(str(failure), highlight=False, markup=False)
-                raise typer.Exit(1) from None
-            progress.advance(task)
-    console.print(f"{len(PROGRAMS)} programs in {cache / 'bin'}", highlight=False)
+    with _errors(), alone(cache):
+        _build(cache)
+    console.print(f"{len(PROGRAMS)} programs in {cache / 'bin'}")
 
 
 @app.command()
 def clean() -> None:
-    """Delete the built programs; Go's own caches stay (`go clean -cache -modcache`)."""
+    """Delete what was built: programs, images, the registry's and the builder's storage."""
     cache = cache_folder()
-    freed = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
-    if cache.exists():
-        shutil.rmtree(cache)
-    console.print(f"{cache}: {freed / GIB:.1f} GiB freed", highlight=False)
+    with _errors(), alone(cache):
+        folder = cluster_folder(cache)
+        if read_record(folder):
+            raise Refused(f"{folder}: a cluster is there; first: python -m cluster down")
+        freed = sum(status.disk(folder, cache).values())
+        if cache.exists():
+            shutil.rmtree(cache)
+    console.print(f"{cache}: {freed / GIB:.1f} GiB freed")
+
+
+class Refused(Exception):
+    pass
+
+
+def _checked(cache: Path, asked: Backend | None) -> Backend:
+    """Exits with every problem that this machine has; else returns the backend that fits."""
+    machine = read_machine(cache, is_built=is_built(cache))
+    backend = asked or backend_for(machine)
+    found = problems(machine, backend)
+    for problem in found:
+        console.print(problem)
+    if found:
+        raise typer.Exit(1)
+    return backend
+
+
+def _build(cache: Path) -> None:
+    if not is_built(cache):
+        columns = (
+            SpinnerColumn(),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=len(PROGRAMS))
+            for program in PROGRAMS:
+                progress.update(task, description=f"{program.name} {program.version}")
+                for line in build(cache, program):
+                    progress.update(task, description=f"{program.name} {program.version}: {line[:60]}")
+                progress.advance(task)
+        for old in status.old_programs(cache):
+            old.unlink()
+    finish(cache)
+    for name in archives.IN_PODS:
+        archives.make_archive(cache, program_of(name))
+
+
+def _down(folder: Path, record: Record | None) -> None:
+    if record and record.backend == "kind":
+        kind_down(folder, record)
+    else:
+        built_down.down(folder)
+
+
+def _link_programs(folder: Path, cache: Path) -> None:
+    """Under their plain names, for a user's PATH."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name in ("kubectl", "helm"):
+        link = folder / "bin" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(binary_of(cache, name))
+
+
+def _tell_use(folder: Path) -> None:
+    console.print(f"export KUBECONFIG={built_up.kubeconfig_path(folder)} PATH={folder / 'bin'}:$PATH")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except (Refused, Busy, BuildFailed, built_up.StartFailed, TimeoutError) as failure:
+        console.print(str(failure))
+        raise typer.Exit(1) from None
+    except subprocess.CalledProcessError as failure:
+        said = failure.stderr or failure.stdout or b""
+        console.print(
+            f"{' '.join(map(str, failure.cmd))}: failed: {said.decode() if isinstance(said, bytes) else said}"
+        )
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("stopped; `up` again goes on, `down` takes away what is there")
+        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

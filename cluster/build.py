@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import versions
+from cluster import manifests, versions
 
 
 @dataclass(frozen=True)
@@ -15,50 +15,61 @@ class Program:
     name: str
     version: str
     package: str
-    module: Path | None = None
-    """The folder whose go.mod pins what it is built from; None for a package that carries its own pins."""
+    module: Path = versions.PROGRAMS
+    """The folder whose go.mod and go.sum pin what it is built from."""
     link: str = "-s -w"
 
 
-_KUBERNETES = ("kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+def _own(name: str, version: str = "") -> Program:
+    digest = versions.digest(versions.PROGRAMS / name)
+    return Program(name, f"{version}-{digest}" if version else digest, f"./{name}")
+
+
+def _kubernetes(name: str) -> Program:
+    stamp = f"-s -w -X k8s.io/component-base/version.gitVersion={versions.KUBERNETES}"
+    return Program(name, versions.KUBERNETES, f"k8s.io/kubernetes/cmd/{name}", link=stamp)
+
 
 PROGRAMS = (
-    Program("pause", "v1", ".", Path(__file__).parent / "pause"),
-    *(
-        Program(
-            name,
-            versions.KUBERNETES,
-            f"k8s.io/kubernetes/cmd/{name}",
-            versions.KUBERNETES_MODULE,
-            f"-s -w -X k8s.io/component-base/version.gitVersion={versions.KUBERNETES}",
-        )
-        for name in _KUBERNETES
-    ),
+    _own("pause"),
+    _kubernetes("kubectl"),
+    _kubernetes("kube-apiserver"),
+    _kubernetes("kube-controller-manager"),
+    _kubernetes("kube-scheduler"),
+    _kubernetes("kubelet"),
+    _kubernetes("kube-proxy"),
+    _own("provisioner"),
+    _own("coredns", versions.COREDNS),
+    _own("registry", versions.REGISTRY),
+    Program("helm", versions.HELM, "helm.sh/helm/v3/cmd/helm"),
     Program(
         "training-operator",
         versions.TRAINING_OPERATOR,
         "github.com/kubeflow/training-operator/cmd/training-operator.v1",
+        versions.TRAINING_OPERATOR_MODULE,
     ),
-    Program("coredns", versions.COREDNS, "github.com/coredns/coredns"),
-    Program("registry", versions.REGISTRY, "github.com/distribution/distribution/v3/cmd/registry"),
-    Program("helm", versions.HELM, "helm.sh/helm/v3/cmd/helm"),
 )
+"""In an order in which each finds most of what it needs compiled by those before it."""
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftjob" / "cluster"
+def program_of(name: str) -> Program:
+    return next(program for program in PROGRAMS if program.name == name)
 
 
 def binary(cache: Path, program: Program) -> Path:
     return cache / "bin" / f"{program.name}-{program.version}"
 
 
+def binary_of(cache: Path, name: str) -> Path:
+    return binary(cache, program_of(name))
+
+
 def is_built(cache: Path) -> bool:
-    return all(binary(cache, program).exists() for program in PROGRAMS)
+    return all(binary(cache, program).exists() for program in PROGRAMS) and manifests.rendered(cache).exists()
 
 
 def build(cache: Path, program: Program) -> Iterator[str]:
-    """Yields what it compiles. The binary appears whole or not at all; Go's own cache keeps what was compiled before.
+    """Yields what it compiles. The binary appears whole or not at all; what was compiled before is not compiled again.
 
     Raises BuildFailed with the compiler's last words.
     """
@@ -68,16 +79,11 @@ def build(cache: Path, program: Program) -> Iterator[str]:
     unfinished = cache / "unfinished" / program.name
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    flags = ["-v", "-buildvcs=false", "-trimpath", "-ldflags", program.link]
-    if program.module:
-        command = ["go", "build", *flags, "-o", str(unfinished), program.package]
-    else:
-        command = ["go", "install", *flags, f"{program.package}@{program.version}"]
-    # Without C: some run in images that hold nothing else.
+    command = ["go", "build", "-v", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", program.link]
     process = subprocess.Popen(
-        command,
-        cwd=program.module or cache,
-        env=os.environ | {"CGO_ENABLED": "0", "GOBIN": str(unfinished)},
+        [*command, "-o", str(unfinished), program.package],
+        cwd=program.module,
+        env=_environment(cache),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -93,6 +99,25 @@ def build(cache: Path, program: Program) -> Iterator[str]:
     target.parent.mkdir(exist_ok=True)
     built.rename(target)
     unfinished.rmdir()
+
+
+def finish(cache: Path) -> None:
+    """After all programs: takes upstream's manifests from its module, then gives Go's caches back to the disk."""
+    if not manifests.rendered(cache).exists():
+        module = versions.TRAINING_OPERATOR_MODULE
+        command = ["go", "list", "-m", "-f", "{{.Dir}}", "github.com/kubeflow/training-operator"]
+        told = subprocess.run(command, cwd=module, env=_environment(cache), capture_output=True, text=True, check=True)
+        manifests.render(cache, Path(told.stdout.strip()), binary_of(cache, "kubectl"))
+    if (cache / "go").exists():
+        # Go writes its modules read-only.
+        subprocess.run(["go", "clean", "-modcache"], env=_environment(cache), check=True)
+        shutil.rmtree(cache / "go")
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    # Without C: some run in images that hold nothing else. Caches of our own: 10 GB that go again.
+    go = {"CGO_ENABLED": "0", "GOCACHE": str(cache / "go/compiled"), "GOMODCACHE": str(cache / "go/modules")}
+    return os.environ | go
 
 
 class BuildFailed(Exception):

@@ -5,35 +5,33 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from cluster import versions
+from cluster import cgroups, kind, network, versions
 
 GIB = 2**30
 
-CLUSTER_BYTES = 25 * GIB
-"""Programs, images and the trainer's layers, all in all."""
-BUILD_BYTES = 12 * GIB
-"""Go's caches and the programs while they are built; counted until they are there."""
+CLUSTER_BYTES = 4 * GIB
+"""Programs, their images and what a small cluster writes."""
+BUILD_BYTES = 10 * GIB
+"""Go's caches while the programs are built."""
+IMAGE_BYTES = 16 * GIB
+"""The trainer's image: in the builder, in the registry, unpacked on one node."""
 MEMORY_BYTES = 4 * GIB
 
-PORTS = {
-    6443: "the API server",
-    2379: "etcd",
-    2380: "etcd's peers",
-    5000: "the image registry",
-    10248: "the kubelet's health",
-    10249: "kube-proxy's metrics",
-    10250: "the kubelet",
-    10256: "kube-proxy's health",
-    10257: "the controller manager",
-    10259: "the scheduler",
-}
+
+class Backend(StrEnum):
+    BUILT = "built"
+    KIND = "kind"
 
 
 @dataclass(frozen=True)
 class Machine:
+    system: str
+    docker_answers: bool
     is_root: bool
     memory_bytes: int
     free_bytes: int
@@ -42,62 +40,100 @@ class Machine:
     cgroup_version: int | None
     go_version: tuple[int, int] | None
     missing: tuple[str, ...]
-    """Programs of `versions.DEBIAN_PACKAGES` that are not there."""
+    """Programs of `versions` that are not there."""
     taken_ports: tuple[int, ...]
+    taken_ranges: tuple[str, ...]
     is_built: bool
     """All programs lie in the cache."""
 
 
-def problems(machine: Machine) -> list[str]:
+def backend_for(machine: Machine) -> Backend:
+    return Backend.KIND if machine.docker_answers else Backend.BUILT
+
+
+def problems(machine: Machine, backend: Backend) -> list[str]:
     """Everything that stands in a cluster's way at once, each with what to do about it; empty where nothing does."""
     found = []
-    if not machine.is_root:
-        found.append("user: not root; containers, networks and cgroups need it: sudo python -m cluster ...")
+    if backend is Backend.KIND:
+        found += _problems_of_kind(machine)
+    else:
+        found += _problems_of_built(machine)
     if machine.memory_bytes < MEMORY_BYTES:
         found.append(
             f"memory: {machine.memory_bytes / GIB:.1f} GiB; the cluster and a small job need {MEMORY_BYTES // GIB} GiB"
         )
     needed = CLUSTER_BYTES + (0 if machine.is_built else BUILD_BYTES)
     if machine.free_bytes < needed:
-        found.append(
-            f"disk: {machine.folder} has {machine.free_bytes / GIB:.1f} GiB free of the {needed / GIB:.0f} GiB needed; "
-            f"free {(needed - machine.free_bytes) / GIB:.1f} GiB, or set XDG_CACHE_HOME to a larger disk"
-        )
-    if machine.cgroup_version is None:
-        found.append("cgroups: neither version 1 nor 2 is mounted under /sys/fs/cgroup; mount one of them")
-    packages = sorted({versions.DEBIAN_PACKAGES[program] for program in machine.missing})
-    if packages:
-        found.append(f"packages: missing {', '.join(packages)}: apt-get install --yes {' '.join(packages)}")
+        found.append(disk_problem(machine, needed))
     if not machine.is_built and (machine.go_version is None or machine.go_version < versions.GO):
         have = "not found" if machine.go_version is None else "{}.{} is too old".format(*machine.go_version)
         found.append("go: {}; the programs are built with {}.{} or later: install it".format(have, *versions.GO))
-    for port in machine.taken_ports:
-        found.append(f"port {port}: taken, and {PORTS[port]} needs it; see who listens: ss -ltnp sport = :{port}")
+    return found
+
+
+def disk_problem(machine: Machine, needed: int) -> str:
+    return (
+        f"disk: {machine.folder} has {machine.free_bytes / GIB:.1f} GiB free of the {needed / GIB:.0f} GiB needed; "
+        f"free {(needed - machine.free_bytes) / GIB:.1f} GiB, or set XDG_CACHE_HOME to a larger disk"
+    )
+
+
+def _problems_of_kind(machine: Machine) -> list[str]:
+    found = []
+    if not machine.docker_answers:
+        found.append("docker: no engine answers; start it, or leave --backend away to build without Docker")
+    if "kind" in machine.missing:
+        found.append(
+            f"kind: not found, and a Docker engine answers: go install sigs.k8s.io/kind@{kind.KIND}, "
+            "or build without Docker: sudo python -m cluster up --backend built"
+        )
+    if kind.REGISTRY_PORT in machine.taken_ports:
+        found.append(
+            f"port {kind.REGISTRY_PORT}: taken, and the image registry needs it; "
+            f"see who listens: ss -ltnp sport = :{kind.REGISTRY_PORT}"
+        )
+    return found
+
+
+def _problems_of_built(machine: Machine) -> list[str]:
+    found = []
+    if machine.system != "linux":
+        found.append(f"system: {machine.system}; a cluster without Docker needs Linux: install Docker and kind")
+        return found
+    if not machine.is_root:
+        found.append("user: not root; namespaces, networks and cgroups need it: sudo python -m cluster ...")
+    if machine.cgroup_version is None:
+        found.append("cgroups: neither version 1 nor 2 is mounted under /sys/fs/cgroup; mount one of them")
+    packages = sorted({versions.DEBIAN_PACKAGES[program] for program in machine.missing if program != "kind"})
+    if packages:
+        found.append(f"packages: missing {', '.join(packages)}: apt-get install --yes {' '.join(packages)}")
+    for taken in machine.taken_ranges:
+        found.append(
+            f"addresses: the route {taken} lies in the cluster's {network.CLUSTER} or {network.SERVICES}; remove it"
+        )
     return found
 
 
 def read_machine(folder: Path, *, is_built: bool) -> Machine:
+    programs = ("kind", *versions.DEBIAN_PACKAGES)
     return Machine(
+        system=sys.platform,
+        docker_answers=kind.engine_answers(),
         is_root=os.geteuid() == 0,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         free_bytes=shutil.disk_usage(_existing(folder)).free,
         folder=folder,
-        cgroup_version=_cgroup_version(Path("/sys/fs/cgroup")),
+        cgroup_version=cgroups.version(),
         go_version=_go_version(),
-        missing=tuple(program for program in versions.DEBIAN_PACKAGES if shutil.which(program) is None),
-        taken_ports=tuple(port for port in PORTS if _is_taken(port)),
+        missing=tuple(program for program in programs if shutil.which(program) is None),
+        taken_ports=(kind.REGISTRY_PORT,) if _is_taken(kind.REGISTRY_PORT) else (),
+        taken_ranges=tuple(network.taken_ranges()) if shutil.which("ip") else (),
         is_built=is_built,
     )
 
 
 def _existing(folder: Path) -> Path:
     return folder if folder.exists() else _existing(folder.parent)
-
-
-def _cgroup_version(root: Path) -> int | None:
-    if (root / "cgroup.controllers").exists():
-        return 2
-    return 1 if (root / "memory").is_dir() and (root / "cpu").is_dir() else None
 
 
 def _go_version() -> tuple[int, int] | None:
@@ -113,7 +149,7 @@ def _is_taken(port: int) -> bool:
         # As the programs themselves do: a connection that is only dying doesn't count.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("0.0.0.0", port))
+            listener.bind(("127.0.0.1", port))
         except OSError:
             return True
     return False

@@ -1,3 +1,0 @@
-module sftjob.dev/cluster/pause
-
-go 1.24.0
