@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 CHAT_DATA ?=
+NODES ?= 1
 CHAT_OPTION = $(if $(CHAT_DATA),--chat-data=$(CHAT_DATA))
 
-.PHONY: help venv demo test test-all lint generate lock
+.PHONY: help venv demo test test-all lint generate lock cluster-up cluster-down cluster-status images cluster-packages
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED) ## Make .venv with everything, hash-locked (torch is 4.7 GB)
 
@@ -30,13 +31,28 @@ $(INSTALLED): requirements/all.txt requirements/uv.txt pyproject.toml
 demo: $(INSTALLED) ## Fine-tune a real model on 90 support tickets, then ask it a question
 	@$(BIN)/python -m examples.demo
 
-test: lint ## All tests at their smallest size; CHAT_DATA=file.jsonl trains on real chats
+test: lint cluster-packages ## All tests at their smallest size; CHAT_DATA=file.jsonl trains on real chats
 	$(PYTEST) $(CHAT_OPTION)
 
-test-all: lint ## All tests at full size; writes the table docs/test-all.md
+test-all: lint cluster-packages ## All tests at full size; writes the table docs/test-all.md
 	$(PYTEST) --full --junitxml=$(VENV)/test-all.xml $(CHAT_OPTION)
 	$(BIN)/python -m tests.table $(VENV)/test-all.xml > docs/test-all.md
 	@cat docs/test-all.md
+
+cluster-up: $(INSTALLED) ## A real Kubernetes on this machine (docs/cluster.md); NODES=2 for a second node
+	@$(BIN)/python -m cluster up --nodes $(NODES)
+
+cluster-down: $(INSTALLED) ## Take it away with all that is in it
+	@$(BIN)/python -m cluster down
+
+cluster-status: $(INSTALLED) ## What of it lives, and what it takes of the disk
+	@$(BIN)/python -m cluster status
+
+cluster-packages: $(INSTALLED)
+	@$(BIN)/python -m cluster packages
+
+images: $(INSTALLED) ## Build the trainer's image, and push it where a cluster is up
+	@$(BIN)/python -m cluster images
 
 lint: $(INSTALLED) ## Format, style, types, room directions, generated files
 	$(BIN)/ruff format --check .

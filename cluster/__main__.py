@@ -1,5 +1,6 @@
 """`python -m cluster check|up|status|down|build|images|clean`."""
 
+import os
 import shutil
 import subprocess
 import time
@@ -51,7 +52,7 @@ def up(
     """Start the cluster; what lives already is left alone, what died is started again."""
     began = time.monotonic()
     cache = cache_folder()
-    with _errors(), alone(cache):
+    with _errors(), alone():
         folder = cluster_folder(cache)
         record = read_record(folder)
         if record and record.name != name:
@@ -83,7 +84,7 @@ def down() -> None:
     """Take the cluster away with all that is in it, whole or half; built programs and images stay (clean)."""
     began = time.monotonic()
     cache = cache_folder()
-    with _errors(), alone(cache):
+    with _errors(), alone():
         folder = cluster_folder(cache)
         _down(folder, read_record(folder))
     console.print(f"no cluster is there any more ({time.monotonic() - began:.1f} s)")
@@ -123,16 +124,36 @@ def show_status() -> None:
 def build_programs() -> None:
     """Build Kubernetes and what runs beside it; minutes the first time, and where it was stopped it goes on."""
     cache = cache_folder()
-    with _errors(), alone(cache):
+    with _errors(), alone():
         _build(cache)
     console.print(f"{len(PROGRAMS)} programs in {cache / 'bin'}")
+
+
+@app.command()
+def packages() -> None:
+    """Install the Debian packages that are missing, where this is root's Debian; else say which."""
+    machine = read_machine(cache_folder(), is_built=True)
+    needed = versions.DEBIAN_PACKAGES | versions.IMAGE_PACKAGES
+    missing = sorted({package for program, package in needed.items() if shutil.which(program) is None})
+    if not missing or machine.docker_answers:
+        return
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    if not machine.is_root or shutil.which("apt-get") is None:
+        console.print(f"packages: missing {', '.join(missing)}; on Debian: sudo {' '.join(install)}")
+        return
+    console.print(f"installing {', '.join(missing)}")
+    quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "check": True}
+    # A package must not start a service of its own: etcd's would take the ports of another one.
+    with _errors(), _no_services():
+        subprocess.run(["apt-get", "update"], **quiet)
+        subprocess.run(install, **quiet)
 
 
 @app.command()
 def clean() -> None:
     """Delete what was built: programs, images, the registry's and the builder's storage."""
     cache = cache_folder()
-    with _errors(), alone(cache):
+    with _errors(), alone():
         folder = cluster_folder(cache)
         if read_record(folder):
             raise Refused(f"{folder}: a cluster is there; first: python -m cluster down")
@@ -144,6 +165,21 @@ def clean() -> None:
 
 class Refused(Exception):
     pass
+
+
+@contextmanager
+def _no_services() -> Iterator[None]:
+    """Debian asks this file before a package starts what it brings; one that is there already is left alone."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
 
 
 def _checked(cache: Path, asked: Backend | None) -> Backend:

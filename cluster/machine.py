@@ -51,6 +51,11 @@ def backend_for(machine: Machine) -> Backend:
     return Backend.KIND if machine.docker_answers else Backend.BUILT
 
 
+def is_hopeless(machine: Machine) -> bool:
+    """Neither way can work here, whatever is installed or freed."""
+    return not machine.docker_answers and not (machine.system == "linux" and machine.is_root)
+
+
 def problems(machine: Machine, backend: Backend) -> list[str]:
     """Everything that stands in a cluster's way at once, each with what to do about it; empty where nothing does."""
     found = []

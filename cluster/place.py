@@ -49,18 +49,21 @@ def read_record(folder: Path) -> Record | None:
 
 
 @contextmanager
-def alone(cache: Path) -> Iterator[None]:
-    """Only one command changes the cluster at a time.
+def alone() -> Iterator[None]:
+    """Only one command of this machine changes its cluster at a time.
 
     Raises Busy where another one does.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"{cache / 'lock'}: another `python -m cluster` is at work; wait for it or end it") from None
+    # A folder that is there on every machine: a lock needs no file of its own that would be left.
+    lock = os.open("/var/run", os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy("another `python -m cluster` is at work on this machine; wait for it or end it") from None
+    else:
         yield
+    finally:
+        os.close(lock)
 
 
 class Busy(Exception):

@@ -1,5 +1,6 @@
 """What tests of every room share: the two options of the command line, and the pretrained model."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,12 +16,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chat-data", type=Path, help="A JSONL file of real chats for the tests that train on some.")
 
 
+WITHOUT_CLUSTER = pytest.StashKey[str]()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_cluster_out(config, [item for item in items if item.get_closest_marker("cluster")])
     if config.getoption("--full"):
         return
     for item in items:
         if item.get_closest_marker("full"):
             item.add_marker(pytest.mark.skip(reason="full size: needs --full"))
+
+
+def _leave_cluster_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from cluster.build import is_built
+    from cluster.machine import is_hopeless, read_machine
+    from cluster.place import cache_folder
+
+    if not items or not is_hopeless(read_machine(cache_folder(), is_built=is_built(cache_folder()))):
+        return
+    reason = f"{len(items)} tests of the cluster were left out: it needs a Docker engine, or root on Linux"
+    if os.environ.get("CI") == "true":
+        raise pytest.UsageError(f"{reason}; with CI=true that is a failure")
+    config.stash[WITHOUT_CLUSTER] = reason
+    for item in items:
+        item.add_marker(pytest.mark.skip(reason="no cluster can work here"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if WITHOUT_CLUSTER in config.stash:
+        terminalreporter.write_line(config.stash[WITHOUT_CLUSTER], yellow=True)
 
 
 @pytest.fixture(scope="session")

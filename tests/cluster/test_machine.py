@@ -1,68 +1,94 @@
 """What a machine lacks for a cluster is said all at once, each lack with its remedy."""
 
 import dataclasses
-import socket
 from pathlib import Path
 
-from cluster.machine import GIB, Machine, problems, read_machine
+import pytest
+
+from cluster.machine import GIB, Backend, Machine, backend_for, is_hopeless, problems
 
 GOOD = Machine(
+    system="linux",
+    docker_answers=False,
     is_root=True,
     memory_bytes=24 * GIB,
     free_bytes=60 * GIB,
     folder=Path("/cache"),
     cgroup_version=1,
     go_version=(1, 26),
-    missing=(),
-    taken_ports=(),
+    missing=("kind",),
+    taken_ports=(5000,),
+    taken_ranges=(),
     is_built=False,
 )
 
 
-def without(**facts: object) -> list[str]:
-    return problems(dataclasses.replace(GOOD, **facts))
+def built(**facts: object) -> list[str]:
+    return problems(dataclasses.replace(GOOD, **facts), Backend.BUILT)
+
+
+def kind(**facts: object) -> list[str]:
+    return problems(dataclasses.replace(GOOD, docker_answers=True, **facts), Backend.KIND)
 
 
 def test_a_machine_that_has_everything_has_no_problem() -> None:
-    assert problems(GOOD) == []
-    assert without(cgroup_version=2, go_version=(1, 24), free_bytes=37 * GIB) == []
+    assert built() == []
+    assert built(cgroup_version=2, go_version=(1, 26), free_bytes=14 * GIB) == []
+    assert kind(missing=(), taken_ports=(), is_root=False, cgroup_version=None, system="darwin") == []
 
 
 def test_every_lack_is_named_at_once_with_what_to_do() -> None:
-    assert without(
+    assert built(
         is_root=False,
         memory_bytes=2 * GIB,
-        free_bytes=30 * GIB,
+        free_bytes=5 * GIB,
         cgroup_version=None,
         go_version=(1, 19),
         missing=("etcd", "/usr/lib/cni/bridge"),
-        taken_ports=(6443, 10250),
+        taken_ranges=("10.244.0.0/24 (docker0)",),
     ) == [
-        "user: not root; containers, networks and cgroups need it: sudo python -m cluster ...",
-        "memory: 2.0 GiB; the cluster and a small job need 4 GiB",
-        "disk: /cache has 30.0 GiB free of the 37 GiB needed; free 7.0 GiB, or set XDG_CACHE_HOME to a larger disk",
+        "user: not root; namespaces, networks and cgroups need it: sudo python -m cluster ...",
         "cgroups: neither version 1 nor 2 is mounted under /sys/fs/cgroup; mount one of them",
         "packages: missing containernetworking-plugins, etcd-server: "
         "apt-get install --yes containernetworking-plugins etcd-server",
-        "go: 1.19 is too old; the programs are built with 1.24 or later: install it",
-        "port 6443: taken, and the API server needs it; see who listens: ss -ltnp sport = :6443",
-        "port 10250: taken, and the kubelet needs it; see who listens: ss -ltnp sport = :10250",
+        "addresses: the route 10.244.0.0/24 (docker0) lies in the cluster's 10.244.0.0/16 or 10.96.0.0/16; remove it",
+        "memory: 2.0 GiB; the cluster and a small job need 4 GiB",
+        "disk: /cache has 5.0 GiB free of the 14 GiB needed; free 9.0 GiB, or set XDG_CACHE_HOME to a larger disk",
+        "go: 1.19 is too old; the programs are built with 1.26 or later: install it",
+    ]
+    assert kind() == [
+        "kind: not found, and a Docker engine answers: go install sigs.k8s.io/kind@v0.30.0, "
+        "or build without Docker: sudo python -m cluster up --backend built",
+        "port 5000: taken, and the image registry needs it; see who listens: ss -ltnp sport = :5000",
     ]
 
 
 def test_once_built_neither_go_nor_its_room_on_disk_is_needed() -> None:
-    assert without(is_built=True, go_version=None, free_bytes=25 * GIB) == []
-    assert without(go_version=None) == ["go: not found; the programs are built with 1.24 or later: install it"]
-    assert without(is_built=True, free_bytes=24 * GIB) == [
-        "disk: /cache has 24.0 GiB free of the 25 GiB needed; free 1.0 GiB, or set XDG_CACHE_HOME to a larger disk"
+    assert built(is_built=True, go_version=None, free_bytes=4 * GIB) == []
+    assert built(go_version=None) == ["go: not found; the programs are built with 1.26 or later: install it"]
+    assert built(is_built=True, free_bytes=3 * GIB) == [
+        "disk: /cache has 3.0 GiB free of the 4 GiB needed; free 1.0 GiB, or set XDG_CACHE_HOME to a larger disk"
     ]
 
 
-def test_a_port_on_which_something_listens_is_taken(tmp_path: Path) -> None:
-    with socket.socket() as listener:
-        try:
-            listener.bind(("127.0.0.1", 10259))
-            listener.listen()
-        except OSError:
-            pass  # taken by something else: as good
-        assert 10259 in read_machine(tmp_path / "not" / "yet", is_built=True).taken_ports
+@pytest.mark.parametrize(
+    ("facts", "backend", "hopeless"),
+    [
+        ({}, Backend.BUILT, False),
+        ({"docker_answers": True}, Backend.KIND, False),
+        ({"is_root": False}, Backend.BUILT, True),
+        ({"is_root": False, "docker_answers": True}, Backend.KIND, False),
+        ({"system": "darwin"}, Backend.BUILT, True),
+        ({"system": "darwin", "docker_answers": True, "is_root": False}, Backend.KIND, False),
+    ],
+)
+def test_docker_goes_first_and_without_it_only_root_on_linux_can(
+    facts: dict[str, object], backend: Backend, hopeless: bool
+) -> None:
+    machine = dataclasses.replace(GOOD, **facts)
+    assert backend_for(machine) is backend
+    assert is_hopeless(machine) is hopeless
+    if machine.system != "linux" and not machine.docker_answers:
+        assert problems(machine, backend) == [
+            "system: darwin; a cluster without Docker needs Linux: install Docker and kind"
+        ]

@@ -1,0 +1,150 @@
+"""The cluster tool run as a user runs it, and what a machine looks like with and without a cluster."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster import node
+from cluster.place import LINK
+
+PATIENCE_SECONDS = 900
+
+
+def run_tool(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    """`python -m cluster ...`, with what it says on both streams as one."""
+    return subprocess.run(
+        [sys.executable, "-m", "cluster", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE_SECONDS * 3,  # the first one builds everything
+        **more,
+    )
+
+
+class Machine:
+    """What a cluster could leave behind, as this machine has it now."""
+
+    def __init__(self) -> None:
+        self.processes = _processes()
+        self.mounts = set(Path("/proc/mounts").read_text().splitlines())
+        self.links = set(_lines("ip", "-brief", "address"))
+        self.routes = set(_lines("ip", "route", "show", "table", "all"))
+        self.rules = {line for save in ("iptables-save", "ip6tables-save") for line in _rules(save)}
+        self.ports = {line.split()[4] for line in _lines("ss", "-Hltun")}
+        self.sysctls = {name: Path("/proc/sys", name).read_text() for name in node.SYSCTLS}
+        self.groups = {str(path) for path in Path("/sys/fs/cgroup").glob("**/sftjob")}
+        self.folders = {path for path in (*node.PRIVATE_FOLDERS, str(LINK)) if os.path.lexists(path)}
+
+    def more_than(self, before: "Machine") -> dict[str, object]:
+        """What is here and wasn't, or is not what it was; empty where nothing is left of a cluster."""
+        found: dict[str, object] = {
+            name: value - getattr(before, name)
+            for name, value in vars(self).items()
+            if isinstance(value, set) and value - getattr(before, name)
+        }
+        new = {pid: command for pid, command in self.processes.items() if pid not in before.processes}
+        if new:
+            found["processes"] = new
+        if self.sysctls != before.sysctls:
+            found["sysctls"] = self.sysctls
+        return found
+
+
+def assert_nothing_is_left(before: Machine) -> None:
+    """Processes of others come and go: only what stays is ours."""
+    deadline = time.monotonic() + 60
+    while left := Machine().more_than(before):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
+def _lines(*command: str) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def _rules(save: str) -> list[str]:
+    return [f"{save}: {line}" for line in _lines(save) if line.startswith("-A") or line.split()[1:2] == ["-"]]
+
+
+def _processes() -> dict[int, str]:
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_text().replace("\0", " ").strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if command:  # neither a zombie nor of the kernel
+            found[int(folder.name)] = command
+    return found
+
+
+class Cluster:
+    """The cluster that is up, spoken to as a user does."""
+
+    image = "localhost:5000/sft-trainer:dev"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        command = [str(self.folder / "bin" / "kubectl"), f"--kubeconfig={self.folder / 'kubeconfig'}", *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        listing = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        self.kubectl("apply", "--filename=-", stdin=json.dumps(listing))
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "--output=json"))
+        return found
+
+    def phase_of(self, pod: str) -> str:
+        """Waits for its end."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (phase := str(self.get("pod", pod)["status"].get("phase"))) not in ("Succeeded", "Failed"):
+            assert time.monotonic() < deadline, self.kubectl("describe", "pod", pod)
+            time.sleep(0.5)
+        return phase
+
+
+def claim(name: str, *, modes: tuple[str, ...] = ("ReadWriteOnce",)) -> dict[str, Any]:
+    spec = {"accessModes": list(modes), "resources": {"requests": {"storage": "1Gi"}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+
+
+def pod(
+    name: str,
+    command: list[str],
+    *,
+    claims: dict[str, str] | None = None,
+    node: str | None = None,
+    fs_group: int | None = None,
+) -> dict[str, Any]:
+    """Of the trainer's image, as strict as Pod Security `restricted` asks; `claims` maps a claim to its mount point."""
+    claims = claims or {}
+    container = {
+        "name": "main",
+        "image": Cluster.image,
+        "command": command,
+        "volumeMounts": [{"name": name, "mountPath": path} for name, path in claims.items()],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": security | ({"fsGroup": fs_group} if fs_group else {}),
+        "containers": [container],
+        "volumes": [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in claims],
+    }
+    if node:
+        spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
