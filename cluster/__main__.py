@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cluster import archives, status, versions
-from cluster import down as built_down
-from cluster import up as built_up
 from cluster.build import PROGRAMS, BuildFailed, binary_of, build, finish, is_built, program_of
+from cluster.client import Client, StartFailed
+from cluster.down import down as down_built
 from cluster.kind_runner import kind_down, kind_up
 from cluster.machine import GIB, Backend, backend_for, problems, read_machine
-from cluster.place import Busy, Record, alone, cache_folder, cluster_folder, read_record
+from cluster.place import Busy, Record, alone, cache_folder, cluster_folder, kubeconfig_path, read_record
+from cluster.up import up as up_built
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +72,7 @@ def up(
             raise Refused(f"cluster {name}: kind can't mend or enlarge it; first: python -m cluster down")
         record.nodes = max(nodes, record.nodes)
         _build(cache)
-        start = kind_up if record.backend == "kind" else built_up.up
+        start = kind_up if record.backend == "kind" else up_built
         for step in start(folder, cache, record):
             console.print(f"{time.monotonic() - began:6.1f} s  {step}")
         _link_programs(folder, cache)
@@ -102,7 +103,7 @@ def show_status() -> None:
     else:
         with _errors():
             dead = status.dead_parts(folder, cache, record)
-            ready = status.nodes(folder, cache)
+            ready = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig_path(folder)).nodes()
         console.print(
             f"cluster {record.name} ({record.backend}){'' if record.ready else ': its start is not finished'}"
         )
@@ -142,11 +143,11 @@ def packages() -> None:
         console.print(f"packages: missing {', '.join(missing)}; on Debian: sudo {' '.join(install)}")
         return
     console.print(f"installing {', '.join(missing)}")
-    quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "check": True}
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     # A package must not start a service of its own: etcd's would take the ports of another one.
     with _errors(), _no_services():
-        subprocess.run(["apt-get", "update"], **quiet)
-        subprocess.run(install, **quiet)
+        for command in (["apt-get", "update"], install):
+            subprocess.run(command, env=environment, capture_output=True, check=True)
 
 
 @app.command()
@@ -221,7 +222,7 @@ def _down(folder: Path, record: Record | None) -> None:
     if record and record.backend == "kind":
         kind_down(folder, record)
     else:
-        built_down.down(folder)
+        down_built(folder)
 
 
 def _link_programs(folder: Path, cache: Path) -> None:
@@ -234,14 +235,14 @@ def _link_programs(folder: Path, cache: Path) -> None:
 
 
 def _tell_use(folder: Path) -> None:
-    console.print(f"export KUBECONFIG={built_up.kubeconfig_path(folder)} PATH={folder / 'bin'}:$PATH")
+    console.print(f"export KUBECONFIG={kubeconfig_path(folder)} PATH={folder / 'bin'}:$PATH")
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
     try:
         yield
-    except (Refused, Busy, BuildFailed, built_up.StartFailed, TimeoutError) as failure:
+    except (Refused, Busy, BuildFailed, StartFailed, TimeoutError) as failure:
         console.print(str(failure))
         raise typer.Exit(1) from None
     except subprocess.CalledProcessError as failure:

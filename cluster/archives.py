@@ -46,13 +46,13 @@ def make_archive(cache: Path, program: Program) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".unfinished")
     with tarfile.open(unfinished, "w") as tar:
-        for name, content in (
+        for name, data in (
             ("layer.tar", layer.getvalue()),
             ("configuration.json", json.dumps(configuration).encode()),
             ("manifest.json", json.dumps(listing).encode()),
         ):
             entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
     unfinished.rename(target)
     return target

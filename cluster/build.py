@@ -88,7 +88,7 @@ def build(cache: Path, program: Program) -> Iterator[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    said = []
+    said: list[str] = []
     assert process.stdout is not None
     for line in process.stdout:
         said = [*said[-20:], line.rstrip()]

@@ -4,6 +4,7 @@ import base64
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -54,7 +55,7 @@ def certificate(folder: Path, name: str, user: str, *, organisation: str = "sftj
     (folder / f"{name}.kubeconfig").chmod(0o600)
 
 
-def kubeconfig(folder: Path, name: str) -> dict:
+def kubeconfig(folder: Path, name: str) -> dict[str, Any]:
     def content(file: str) -> str:
         return base64.b64encode((folder / file).read_bytes()).decode()
 

@@ -43,11 +43,11 @@ def make_for_pods(node: int) -> str:
     return f"/{path}"
 
 
-def joining(part: str) -> Callable[[], None]:
+def joining(part: str) -> Callable[[], object]:
     """To be called in a new process: what it becomes, and all it starts, is in the part's group."""
     procs = _tracked() / NAME / "parts" / part / "cgroup.procs"
     procs.parent.mkdir(parents=True, exist_ok=True)
-    return lambda: procs.write_text("0") and None
+    return lambda: procs.write_text("0")
 
 
 def processes(part: str) -> dict[int, str]:

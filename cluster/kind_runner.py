@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import archives, kind, manifests
-from cluster.build import program_of
-from cluster.place import Record
-from cluster.up import DEPLOYMENTS, StartFailed, kubeconfig_path, kubectl
-
-IN_PODS = ("provisioner", "training-operator")
-"""kind's nodes have pause and CoreDNS of their own."""
+from cluster.build import binary_of, program_of
+from cluster.client import Client, StartFailed
+from cluster.place import Record, kubeconfig_path
 
 
 def kind_up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
@@ -22,25 +19,24 @@ def kind_up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
     record.write(folder)
     (folder / "claims").mkdir(exist_ok=True)
     kubeconfig = kubeconfig_path(folder)
-    kubeconfig.parent.mkdir(exist_ok=True)
-    commands = kind.up_commands(record.name, nodes=record.nodes, claims=folder / "claims", kubeconfig=kubeconfig)
-    programs = [program_of(name) for name in IN_PODS]
-    archive_paths = [archives.archive_path(cache, program) for program in programs]
-    commands += [kind.load_archive_command(record.name, archive=path) for path in archive_paths]
-    for command in commands:
+    # kind's nodes have pause and CoreDNS of their own.
+    provisioner, operator = program_of("provisioner"), program_of("training-operator")
+    for command in (
+        *kind.up_commands(record.name, nodes=record.nodes, claims=folder / "claims", kubeconfig=kubeconfig),
+        *(
+            kind.load_archive_command(record.name, archive=archives.archive_path(cache, program))
+            for program in (provisioner, operator)
+        ),
+    ):
         yield " ".join(command.arguments[:3])
         _run(command)
-    for document in (
-        manifests.storage(archives.image_name(programs[0]), claims=folder / "claims"),
-        manifests.training_operator(cache),
-    ):
-        done = kubectl(folder, cache, "apply", "--server-side", "--force-conflicts", "--filename=-", stdin=document)
-        if done.returncode:
-            raise StartFailed(f"kubectl apply: {done.stderr.strip()}")
-    for namespace, name in DEPLOYMENTS:
+    client = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig)
+    client.apply(manifests.storage(archives.image_name(provisioner), claims=folder / "claims"))
+    client.apply(manifests.training_operator(cache))
+    for name, namespace in manifests.DEPLOYMENTS.items():
         yield name
         wait = ("wait", "--for=condition=Available", f"deployment/{name}", f"--namespace={namespace}", "--timeout=300s")
-        done = kubectl(folder, cache, *wait)
+        done = client.run(*wait)
         if done.returncode:
             raise StartFailed(f"{name}: {done.stderr.strip()}")
     record.ready = True

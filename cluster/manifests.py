@@ -7,6 +7,9 @@ from pathlib import Path
 
 from cluster import network, versions
 
+DEPLOYMENTS = {"coredns": "kube-system", "provisioner": "kube-system", "training-operator": "kubeflow"}
+"""By name, their namespace."""
+
 FOLDER = Path(__file__).parent / "manifests"
 
 
@@ -36,7 +39,7 @@ def render(cache: Path, module: Path, kubectl: Path) -> None:
     shutil.copytree(module / "manifests", unfinished / "manifests", copy_function=shutil.copyfile)
     kustomization = _fill("training-operator/kustomization.yaml", VERSION=versions.TRAINING_OPERATOR)
     (unfinished / "kustomization.yaml").write_text(kustomization)
-    command = [kubectl, "kustomize", unfinished]
+    command = [str(kubectl), "kustomize", str(unfinished)]
     (unfinished / "rendered").write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
     (unfinished / "rendered").rename(rendered(cache))
     shutil.rmtree(unfinished)

@@ -3,12 +3,14 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cluster import archives, cgroups, network
 from cluster.build import program_of
 from cluster.certificates import node_name
+from cluster.client import StartFailed
 
 PRIVATE_FOLDERS = (
     "/var/lib/kubelet",
@@ -94,7 +96,7 @@ version = 2
 """
 
 
-def pod_network(node: int) -> dict:
+def pod_network(node: int) -> dict[str, Any]:
     addresses = {
         "type": "host-local",
         "ranges": [[{"subnet": network.pods_of(node)}]],
@@ -105,7 +107,7 @@ def pod_network(node: int) -> dict:
     return {"cniVersion": "1.0.0", "name": "sftjob", "plugins": [bridge, ports]}
 
 
-def kubelet_configuration(folder: Path, node: int) -> dict:
+def kubelet_configuration(folder: Path, node: int) -> dict[str, Any]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -170,7 +172,23 @@ def proxy_command(folder: Path, node: int, binary: Path) -> list[str]:
     ]
 
 
-def ctr(pid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Asks the containerd of the node that process `pid` holds."""
-    command = [*enter_command(pid), "ctr", "--namespace=k8s.io", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+class Containerd:
+    """The one of the node that process `holder` holds."""
+
+    def __init__(self, holder: int) -> None:
+        self._command = [*enter_command(holder), "ctr", "--namespace=k8s.io"]
+
+    def answers(self) -> bool:
+        return self._run("version").returncode == 0
+
+    def images(self) -> list[str]:
+        return self._run("images", "list", "--quiet").stdout.split()
+
+    def load(self, archive: Path) -> None:
+        """Raises StartFailed with containerd's words."""
+        done = self._run("images", "import", str(archive))
+        if done.returncode:
+            raise StartFailed(f"{archive}: containerd doesn't take it: {done.stderr.strip()}")
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*self._command, *arguments], capture_output=True, text=True)

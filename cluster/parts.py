@@ -116,6 +116,10 @@ def pid_of(part: Part) -> int | None:
     return next((pid for pid, program in programs.items() if program == part.program), None)
 
 
+def is_alive(part: Part) -> bool:
+    return pid_of(part) is not None
+
+
 def start(part: Part, folder: Path, *, holder: int | None) -> None:
     """`holder` is the process that holds the part's node; None for the holder itself."""
     log = log_file(folder, part)

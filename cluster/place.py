@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,10 @@ def cache_folder() -> Path:
 
 def cluster_folder(cache: Path) -> Path:
     return LINK.resolve() if LINK.is_symlink() else cache / "run"
+
+
+def kubeconfig_path(folder: Path) -> Path:
+    return folder / "kubeconfig"
 
 
 @dataclass
@@ -95,8 +98,3 @@ def _device(path: Path) -> int | None:
         return path.lstat().st_dev
     except FileNotFoundError:
         return None
-
-
-def delete(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -1,14 +1,12 @@
 """What of the cluster lives, and what it takes of the disk."""
 
-import json
 import subprocess
 from pathlib import Path
 
 from cluster import kind
 from cluster.build import PROGRAMS
-from cluster.parts import log_file, parts, pid_of
+from cluster.parts import is_alive, log_file, parts
 from cluster.place import Record, size_bytes
-from cluster.up import kubectl
 
 
 def dead_parts(folder: Path, cache: Path, record: Record) -> list[str]:
@@ -20,20 +18,7 @@ def dead_parts(folder: Path, cache: Path, record: Record) -> list[str]:
         dead = {name: states.get(name, "gone") for name in expected if states.get(name) != "running"}
         return [f"{name}: {state}; see docker logs {name}" for name, state in dead.items()]
     every = parts(folder, cache, nodes=record.nodes)
-    return [f"{part.name}: ended; see {log_file(folder, part)}" for part in every if pid_of(part) is None]
-
-
-def nodes(folder: Path, cache: Path) -> dict[str, bool]:
-    """By name, whether it is ready; empty where the API server does not answer."""
-    told = kubectl(folder, cache, "get", "nodes", "--output=json", "--request-timeout=5s")
-    if told.returncode:
-        return {}
-    return {
-        item["metadata"]["name"]: any(
-            condition["type"] == "Ready" and condition["status"] == "True" for condition in item["status"]["conditions"]
-        )
-        for item in json.loads(told.stdout)["items"]
-    }
+    return [f"{part.name}: ended; see {log_file(folder, part)}" for part in every if not is_alive(part)]
 
 
 def disk(folder: Path, cache: Path) -> dict[str, int]:

@@ -1,22 +1,18 @@
 """A built cluster's start. What lives already is left alone, so a second call does nothing and a later one mends."""
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from cluster import archives, certificates, manifests, network, node
 from cluster.build import binary_of, program_of
-from cluster.parts import Part, log_file, parts, pid_of, start
-from cluster.place import LINK, Record
+from cluster.client import Client, StartFailed
+from cluster.parts import Part, is_alive, log_file, parts, pid_of, start
+from cluster.place import LINK, Record, kubeconfig_path
 
 PATIENCE_SECONDS = 300
-DEPLOYMENTS = (("kube-system", "coredns"), ("kube-system", "provisioner"), ("kubeflow", "training-operator"))
-
-
-class StartFailed(Exception):
-    pass
 
 
 def up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
@@ -27,43 +23,32 @@ def up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
     _prepare(folder, cache, record)
     yield "certificates"
     certificates.make(folder / "pki", nodes=record.nodes)
-    kubeconfig_path(folder).write_bytes((folder / "pki" / "admin.kubeconfig").read_bytes())
-    kubeconfig_path(folder).chmod(0o600)
+    kubeconfig = kubeconfig_path(folder)
+    kubeconfig.touch(mode=0o600)
+    kubeconfig.write_bytes((folder / "pki" / "admin.kubeconfig").read_bytes())
+    client = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig)
     yield "programs"
-    every = parts(folder, cache, nodes=record.nodes)
-    if network.BRIDGE not in network.links():
-        network.run(network.bridge_commands())
-    holders = _start_nodes(folder, every)
-    _start(folder, [part for part in every if not part.needs_api], holders)
+    starter = _Starter(folder, parts(folder, cache, nodes=record.nodes))
+    starter.start_nodes()
+    starter.start(with_api=False)
     yield "API server"
-    _wait(
-        lambda: kubectl(folder, cache, "get", "--raw=/readyz").returncode == 0, "API server: not ready", folder, every
-    )
-    _start(folder, every, holders)
+    starter.wait(client.is_ready, otherwise="API server: not ready")
+    starter.start(with_api=True)
     with ThreadPoolExecutor() as pool:
-        applied = pool.submit(_apply, folder, cache)
-        for number, pid in holders.items():
+        applied = pool.map(client.apply, _documents(folder, cache))
+        for number, holder in starter.holders.items():
             yield f"images on {certificates.node_name(number)}"
-            _wait(lambda pid=pid: node.ctr(pid, "version").returncode == 0, "containerd: no answer", folder, every)
-            _import_images(pid, cache, ("pause",) if number > 1 else archives.IN_PODS)
-        applied.result()
-    for number in holders:
-        yield certificates.node_name(number)
-        _wait_for(folder, cache, every, "node", certificates.node_name(number), "condition=Ready")
-    for namespace, name in DEPLOYMENTS:
+            starter.wait(node.Containerd(holder).answers, otherwise=f"containerd-{number}: no answer")
+            _import_images(node.Containerd(holder), cache, archives.IN_PODS if number == 1 else ("pause",))
+        list(applied)  # raises what one of them raised
+    nodes = [(f"node/{certificates.node_name(number)}", "Ready", "default") for number in starter.holders]
+    deployments = [(f"deployment/{name}", "Available", space) for name, space in manifests.DEPLOYMENTS.items()]
+    for name, condition, space in [*nodes, *deployments]:
         yield name
-        _wait_for(folder, cache, every, "deployment", name, "condition=Available", f"--namespace={namespace}")
+        has_condition = partial(client.has_condition, name, condition, namespace=space)
+        starter.wait(has_condition, otherwise=f"{name}: not {condition}")
     record.ready = True
     record.write(folder)
-
-
-def kubeconfig_path(folder: Path) -> Path:
-    return folder / "kubeconfig"
-
-
-def kubectl(folder: Path, cache: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [binary_of(cache, "kubectl"), f"--kubeconfig={kubeconfig_path(folder)}", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True)
 
 
 def _prepare(folder: Path, cache: Path, record: Record) -> None:
@@ -76,7 +61,8 @@ def _prepare(folder: Path, cache: Path, record: Record) -> None:
     for path in node.PRIVATE_FOLDERS:
         Path(path).mkdir(parents=True, exist_ok=True)
     (folder / "claims").mkdir(exist_ok=True)
-    (folder / "resolv.conf").write_text(node.nameservers(*(f.read_text() for f in node.RESOLV_CONFS if f.exists())))
+    texts = [path.read_text() for path in node.RESOLV_CONFS if path.exists()]
+    (folder / "resolv.conf").write_text(node.nameservers(*texts))
     (folder / "registry.yaml").write_text(
         f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {cache}/registry}}, delete: {{enabled: true}}}}\n"
         f"http: {{addr: '{network.REGISTRY}'}}\nlog: {{level: warn}}\n"
@@ -85,67 +71,68 @@ def _prepare(folder: Path, cache: Path, record: Record) -> None:
         node.write_files(folder, number)
 
 
-def _start_nodes(folder: Path, every: list[Part]) -> dict[int, int]:
-    """Returns for each node the process that holds it."""
-    holders = {}
-    for part in every:
-        if not part.holds_node:
-            continue
-        if pid_of(part) is None:
-            network.remove_link(network.cable(part.node))  # of a node that died
-            start(part, folder, holder=None)
-            _wait(lambda part=part: pid_of(part) is not None, f"{part.name}: no namespaces", folder, [])
-            network.run(network.node_commands(part.node, pid=pid_of(part)))
-        holders[part.node] = pid_of(part)
-    network.run(network.pod_route_commands(holders))
-    return holders
-
-
-def _start(folder: Path, some: list[Part], holders: dict[int, int]) -> None:
-    for part in some:
-        if pid_of(part) is None:
-            start(part, folder, holder=holders[part.node])
-            _wait(lambda part=part: pid_of(part) is not None, f"{part.name}: does not start", folder, [])
-
-
-def _import_images(pid: int, cache: Path, names: tuple[str, ...]) -> None:
-    there = node.ctr(pid, "images", "list", "--quiet").stdout.split()
-    for program in map(program_of, names):
-        if archives.image_name(program) in there:
-            continue
-        done = node.ctr(pid, "images", "import", str(archives.archive_path(cache, program)))
-        if done.returncode:
-            raise StartFailed(f"{archives.image_name(program)}: containerd doesn't take it: {done.stderr.strip()}")
-
-
-def _apply(folder: Path, cache: Path) -> None:
+def _documents(folder: Path, cache: Path) -> list[str]:
     coredns, provisioner = (archives.image_name(program_of(name)) for name in ("coredns", "provisioner"))
-    for document in (
+    return [
         manifests.coredns(coredns, nameservers=(folder / "resolv.conf").read_text()),
         manifests.storage(provisioner, claims=folder / "claims"),
         manifests.training_operator(cache),
-    ):
-        done = kubectl(folder, cache, "apply", "--server-side", "--force-conflicts", "--filename=-", stdin=document)
-        if done.returncode:
-            raise StartFailed(f"kubectl apply: {done.stderr.strip()}")
+    ]
 
 
-def _wait_for(folder: Path, cache: Path, every: list[Part], kind: str, name: str, condition: str, *more: str) -> None:
-    command = ("wait", f"--for={condition}", f"{kind}/{name}", "--timeout=2s", *more)
-    _wait(lambda: kubectl(folder, cache, *command).returncode == 0, f"{kind} {name}: not {condition}", folder, every)
+def _import_images(containerd: node.Containerd, cache: Path, names: tuple[str, ...]) -> None:
+    there = containerd.images()
+    for program in map(program_of, names):
+        if archives.image_name(program) not in there:
+            containerd.load(archives.archive_path(cache, program))
 
 
-def _wait(is_so: Callable[[], bool], otherwise: str, folder: Path, alive: list[Part]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        for part in alive:
-            if log_file(folder, part).exists() and pid_of(part) is None:
-                raise StartFailed(
-                    f"{part.name} ended: {log_file(folder, part)}:\n{_last_lines(log_file(folder, part))}"
-                )
-        if time.monotonic() > deadline:
-            raise StartFailed(f"{otherwise} after {PATIENCE_SECONDS} s; logs in {folder / 'log'}")
-        time.sleep(0.1)
+class _Starter:
+    """Starts parts that don't live, and waits, but not for what has died."""
+
+    def __init__(self, folder: Path, every: list[Part]) -> None:
+        self._folder = folder
+        self._every = every
+        self._started: list[Part] = []
+        self.holders: dict[int, int] = {}
+        """For each node the process that holds it."""
+
+    def start_nodes(self) -> None:
+        if network.BRIDGE not in network.links():
+            network.run(network.bridge_commands())
+        for part in self._every:
+            if part.holds_node:
+                pid = pid_of(part)
+                self.holders[part.node] = self._start_node(part) if pid is None else pid
+        network.run(network.pod_route_commands(self.holders))
+
+    def _start_node(self, part: Part) -> int:
+        network.remove_link(network.cable(part.node))  # of a node that died
+        start(part, self._folder, holder=None)
+        self.wait(partial(is_alive, part), otherwise=f"{part.name}: no namespaces")
+        pid = pid_of(part)
+        assert pid is not None
+        network.run(network.node_commands(part.node, pid=pid))
+        return pid
+
+    def start(self, *, with_api: bool) -> None:
+        """Those that need the API server, or the others."""
+        for part in self._every:
+            if part.needs_api is with_api and not part.holds_node and not is_alive(part):
+                start(part, self._folder, holder=self.holders[part.node])
+                self.wait(partial(is_alive, part), otherwise=f"{part.name}: does not start")
+                self._started.append(part)
+
+    def wait(self, is_so: Callable[[], bool], *, otherwise: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not is_so():
+            for part in self._started:
+                if not is_alive(part):
+                    log = log_file(self._folder, part)
+                    raise StartFailed(f"{part.name} ended: {log}:\n{_last_lines(log)}")
+            if time.monotonic() > deadline:
+                raise StartFailed(f"{otherwise} after {PATIENCE_SECONDS} s; logs in {self._folder / 'log'}")
+            time.sleep(0.1)
 
 
 def _last_lines(log: Path) -> str:
