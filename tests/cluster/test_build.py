@@ -1,16 +1,17 @@
 """The smallest of the cluster's programs, really built."""
 
 import dataclasses
-import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from cluster import versions
 from cluster.build import PROGRAMS, BuildFailed, binary, build
 
-pytestmark = pytest.mark.skipif(shutil.which("go") is None, reason="Go is needed for the cluster only")
+pytestmark = pytest.mark.cluster
 PAUSE = next(program for program in PROGRAMS if program.name == "pause")
 PATIENCE_SECONDS = 300
 
@@ -21,7 +22,7 @@ def test_a_program_is_built_once_and_runs(tmp_path: Path) -> None:
     first = built.stat()
     assert list(build(tmp_path, PAUSE)) == []
     assert built.stat() == first
-    assert [path.name for path in (tmp_path / "bin").iterdir()] == ["pause-v1"]
+    assert [path.name for path in (tmp_path / "bin").iterdir()] == [f"pause-{PAUSE.version}"]
     assert list((tmp_path / "unfinished").iterdir()) == []
 
     process = subprocess.Popen([built])
@@ -43,6 +44,44 @@ def test_a_build_that_was_stopped_leaves_no_program_and_is_made_again(tmp_path: 
 
 def test_a_failed_build_says_what_the_compiler_said(tmp_path: Path) -> None:
     wrong = dataclasses.replace(PAUSE, package="./nowhere")
-    with pytest.raises(BuildFailed, match=r"pause v1: go build .*failed:\n[^$]*nowhere"):
+    with pytest.raises(BuildFailed, match=rf"pause {PAUSE.version}: go build .*failed:\n[^$]*nowhere"):
         list(build(tmp_path, wrong))
     assert not binary(tmp_path, wrong).exists()
+
+
+def test_an_orphan_of_a_node_is_collected_by_its_first_process(tmp_path: Path) -> None:
+    list(build(tmp_path, PAUSE))
+    # The shell leaves an orphan and becomes pause, which nobody else would tell of the orphan's end.
+    script = f"(sleep 0.5 &) ; exec {binary(tmp_path, PAUSE)}"
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
+    with subprocess.Popen(command) as unshare:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (pids := _below(unshare.pid)) or len(pids) > 1:
+            assert time.monotonic() < deadline, "the orphan was never collected"
+            time.sleep(0.1)
+        time.sleep(1)
+        assert [_program(pid) for pid in _below(unshare.pid)] == [f"pause-{PAUSE.version}"]
+        unshare.kill()
+
+
+def _below(pid: int) -> list[int]:
+    """All descendants, zombies too."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [below for child in children for below in _below(child)]
+
+
+def _program(pid: int) -> str:
+    return Path(f"/proc/{pid}/exe").readlink().name
+
+
+def test_a_program_of_another_source_is_another_version(tmp_path: Path) -> None:
+    (tmp_path / "main.go").write_text("package main")
+    first = versions.digest(tmp_path)
+    (tmp_path / "main.go").write_text("package main\n")
+    assert versions.digest(tmp_path) != first
+
+
+def test_versions_stand_in_go_mod() -> None:
+    assert versions.KUBERNETES == "v1.34.4"
+    assert versions.TRAINING_OPERATOR == "v1.9.4"
+    assert [program.version for program in PROGRAMS if program.name in ("kubelet", "helm")] == ["v1.34.4", "v3.19.0"]
