@@ -26,6 +26,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # An error is one line, not a box.
+    rich_markup_mode=None,
     help="A real local Kubernetes for SFTJobs: kind where a Docker engine answers, else built from Go modules.",
 )
 console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -35,7 +37,10 @@ BackendOption = Annotated[Backend | None, typer.Option(help="Default: kind where
 
 @app.command()
 def check(backend: BackendOption = None) -> None:
-    """Say what this machine lacks for a cluster, all at once; exit code 1 where it lacks anything."""
+    """Say all that this machine lacks for a cluster.
+
+    Exit code 1 where it lacks anything.
+    """
     chosen = _checked(cache_folder(), backend)
     machine = read_machine(cache_folder(), is_built=is_built(cache_folder()))
     console.print(
@@ -50,7 +55,7 @@ def up(
     nodes: Annotated[int, typer.Option(min=1, max=2, help="A second one can be added later.")] = 1,
     backend: BackendOption = None,
 ) -> None:
-    """Start the cluster; what lives already is left alone, what died is started again."""
+    """Start the cluster, or what of it has died."""
     began = time.monotonic()
     cache = cache_folder()
     with _errors(), alone():
@@ -82,7 +87,10 @@ def up(
 
 @app.command()
 def down() -> None:
-    """Take the cluster away with all that is in it, whole or half; built programs and images stay (clean)."""
+    """Take the cluster away with all that is in it.
+
+    Whole or half. Built programs and images stay; `clean` deletes them.
+    """
     began = time.monotonic()
     cache = cache_folder()
     with _errors(), alone():
@@ -93,7 +101,10 @@ def down() -> None:
 
 @app.command("status")
 def show_status() -> None:
-    """Name what died, the nodes, and what is on the disk; exit code 1 where not all is well."""
+    """Name what has died, the nodes, and what is on disk.
+
+    Exit code 1 where not all is well.
+    """
     cache = cache_folder()
     folder = cluster_folder(cache)
     record = read_record(folder)
@@ -123,7 +134,10 @@ def show_status() -> None:
 
 @app.command("build")
 def build_programs() -> None:
-    """Build Kubernetes and what runs beside it; minutes the first time, and where it was stopped it goes on."""
+    """Build Kubernetes and what runs beside it.
+
+    Minutes the first time; where it was stopped it goes on. `up` does it too.
+    """
     cache = cache_folder()
     with _errors(), alone():
         _build(cache)
@@ -132,7 +146,10 @@ def build_programs() -> None:
 
 @app.command()
 def packages() -> None:
-    """Install the Debian packages that are missing, where this is root's Debian; else say which."""
+    """Install the Debian packages that are missing.
+
+    Where that can't be done, say which they are.
+    """
     machine = read_machine(cache_folder(), is_built=True)
     needed = versions.DEBIAN_PACKAGES | versions.IMAGE_PACKAGES
     missing = sorted({package for program, package in needed.items() if shutil.which(program) is None})
@@ -152,7 +169,7 @@ def packages() -> None:
 
 @app.command()
 def clean() -> None:
-    """Delete what was built: programs, images, the registry's and the builder's storage."""
+    """Delete built programs, images, registry and builder."""
     cache = cache_folder()
     with _errors(), alone():
         folder = cluster_folder(cache)

@@ -1,5 +1,6 @@
 """A built cluster's start. What lives already is left alone, so a second call does nothing and a later one mends."""
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,9 @@ def up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
     kubeconfig.write_bytes((folder / "pki" / "admin.kubeconfig").read_bytes())
     client = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig)
     yield "programs"
-    starter = _Starter(folder, parts(folder, cache, nodes=record.nodes))
+    every = parts(folder, cache, nodes=record.nodes)
+    _drop_untagged(folder, cache, next(part for part in every if part.name == "registry"))
+    starter = _Starter(folder, every)
     starter.start_nodes()
     starter.start(with_api=False)
     yield "API server"
@@ -69,6 +72,13 @@ def _prepare(folder: Path, cache: Path, record: Record) -> None:
     )
     for number in range(1, record.nodes + 1):
         node.write_files(folder, number)
+
+
+def _drop_untagged(folder: Path, cache: Path, registry: Part) -> None:
+    """Layers of images that were pushed anew since; the registry must not run while it looks for them."""
+    if (cache / "registry").exists() and not is_alive(registry):
+        command = [registry.command[0], "garbage-collect", "--delete-untagged", f"{folder}/registry.yaml"]
+        subprocess.run(command, check=True, capture_output=True)
 
 
 def _documents(folder: Path, cache: Path) -> list[str]:

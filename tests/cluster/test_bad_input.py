@@ -94,9 +94,9 @@ def test_no_engine_where_kind_is_asked_for(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("upp",), "No such command 'upp'"),
-        (("up", "--nodes", "3"), "3 is not in the range 1<=x<=2"),
-        (("up", "--backend", "minikube"), "'minikube' is not one of 'built', 'kind'"),
+        (("upp",), "Error: No such command 'upp'. Did you mean 'up'?\n"),
+        (("up", "--nodes", "3"), "Error: Invalid value for '--nodes': Input should be less than or equal to 2\n"),
+        (("up", "--backend", "minikube"), "'minikube' is not one of 'built', 'kind'.\n"),
     ],
 )
 def test_what_the_command_line_does_not_know(arguments: tuple[str, ...], says: str, cache: Path) -> None:

@@ -16,14 +16,26 @@ PAUSE = next(program for program in PROGRAMS if program.name == "pause")
 PATIENCE_SECONDS = 300
 
 
-def test_a_program_is_built_once_and_runs(tmp_path: Path) -> None:
-    list(build(tmp_path, PAUSE))  # says nothing of what Go's own cache holds
-    built = binary(tmp_path, PAUSE)
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("go")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, compiled: Path) -> Path:
+    """An empty one, but what Go compiled for an earlier test is not compiled again."""
+    (tmp_path / "go").symlink_to(compiled)
+    return tmp_path
+
+
+def test_a_program_is_built_once_and_runs(cache: Path) -> None:
+    list(build(cache, PAUSE))  # says nothing of what Go's own cache holds
+    built = binary(cache, PAUSE)
     first = built.stat()
-    assert list(build(tmp_path, PAUSE)) == []
+    assert list(build(cache, PAUSE)) == []
     assert built.stat() == first
-    assert [path.name for path in (tmp_path / "bin").iterdir()] == [f"pause-{PAUSE.version}"]
-    assert list((tmp_path / "unfinished").iterdir()) == []
+    assert [path.name for path in (cache / "bin").iterdir()] == [f"pause-{PAUSE.version}"]
+    assert list((cache / "unfinished").iterdir()) == []
 
     process = subprocess.Popen([built])
     with pytest.raises(subprocess.TimeoutExpired):
@@ -33,26 +45,26 @@ def test_a_program_is_built_once_and_runs(tmp_path: Path) -> None:
     assert process.wait(timeout=PATIENCE_SECONDS) in (0, -signal.SIGTERM)
 
 
-def test_a_build_that_was_stopped_leaves_no_program_and_is_made_again(tmp_path: Path) -> None:
-    leftover = tmp_path / "unfinished" / "pause"
+def test_a_build_that_was_stopped_leaves_no_program_and_is_made_again(cache: Path) -> None:
+    leftover = cache / "unfinished" / "pause"
     leftover.mkdir(parents=True)
     (leftover / "half").touch()
-    for _ in build(tmp_path, PAUSE):
-        assert not binary(tmp_path, PAUSE).exists()
-    assert binary(tmp_path, PAUSE).stat().st_size > 500_000
+    for _ in build(cache, PAUSE):
+        assert not binary(cache, PAUSE).exists()
+    assert binary(cache, PAUSE).stat().st_size > 500_000
 
 
-def test_a_failed_build_says_what_the_compiler_said(tmp_path: Path) -> None:
+def test_a_failed_build_says_what_the_compiler_said(cache: Path) -> None:
     wrong = dataclasses.replace(PAUSE, package="./nowhere")
     with pytest.raises(BuildFailed, match=rf"pause {PAUSE.version}: go build .*failed:\n[^$]*nowhere"):
-        list(build(tmp_path, wrong))
-    assert not binary(tmp_path, wrong).exists()
+        list(build(cache, wrong))
+    assert not binary(cache, wrong).exists()
 
 
-def test_an_orphan_of_a_node_is_collected_by_its_first_process(tmp_path: Path) -> None:
-    list(build(tmp_path, PAUSE))
+def test_an_orphan_of_a_node_is_collected_by_its_first_process(cache: Path) -> None:
+    list(build(cache, PAUSE))
     # The shell leaves an orphan and becomes pause, which nobody else would tell of the orphan's end.
-    script = f"(sleep 0.5 &) ; exec {binary(tmp_path, PAUSE)}"
+    script = f"(sleep 0.5 &) ; exec {binary(cache, PAUSE)}"
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
     with subprocess.Popen(command) as unshare:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -1,0 +1,179 @@
+"""The trainer's image: the commands that build it, push it and free what the builder no longer needs.
+
+In come this repository and the package sources of this machine; out goes `localhost:5000/sft-trainer:dev` in the
+cluster's registry. The builder is Docker where an engine answers, else buildah with its storage in the cache folder.
+Called by `python -m cluster images`: `read_sources`, then `docker_steps` or `buildah_steps`, then each by `run`.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+DOCKERFILE = REPOSITORY / "trainer_image" / "Dockerfile"
+
+NAME = "sft-trainer:dev"
+IMAGE = f"localhost:5000/{NAME}"
+BASE = "localhost/sft-base"
+LABEL = "dev.sftjob.image=trainer"
+"""The Dockerfile's: tells our images from others that Docker has."""
+
+# What the Dockerfile would install otherwise; usr-is-merged keeps usrmerge out, which brings all of Perl.
+BASE_PACKAGES = ("usr-is-merged", "python3", "python3-venv", "libpython3-dev", "g++", "ca-certificates")
+BASE_RECIPE = (
+    "--variant=minbase",
+    f"--include={','.join(BASE_PACKAGES)}",
+    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--dpkgopt=path-exclude=/usr/lib/python3.*/config-*/*.a",
+)
+
+# buildah's --root doesn't move what it remembers of pushed layers. Without that, each push would compress all of them
+# again, so it must stay; in the cache folder, by a mount that nobody else sees.
+_WITH_OWN_MEMORY = 'mkdir -p /var/lib/containers && mount --bind "$0" /var/lib/containers && exec buildah "$@"'
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where this machine gets packages from. None of it is written into an image, save for apt's sources."""
+
+    index: str | None
+    """Of Python packages; None for PyPI itself."""
+    certificates: str | None
+    """A PEM file; None for those that a Debian image has."""
+    suite: str
+    apt: tuple[str, ...]
+    """apt's own files."""
+
+
+def docker_steps(sources: Sources, *, push: bool) -> list[Step]:
+    """The base comes from Docker's own registry. `push` is for a cluster that listens on localhost:5000."""
+    return [
+        Step("build", ("docker", "build", *_build_arguments(sources))),
+        *([Step("push", ("docker", "push", "--quiet", IMAGE))] if push else []),
+        # Docker keeps the cache of layers apart, so this takes only what a later build has replaced.
+        Step("free", ("docker", "image", "prune", "--force", "--filter", f"label={LABEL}")),
+    ]
+
+
+def buildah_steps(cache: Path, sources: Sources, *, bases: list[str], registry: str | None) -> list[Step]:
+    """`bases` are the names of base images in the builder, `registry` is host:port of one that speaks plain HTTP."""
+    builder = buildah(cache)
+    base = base_name(sources)
+    steps = []
+    if base not in bases:
+        folder = cache / "unfinished" / "base"
+        archive = folder / "base.tar"
+        bootstrap = ("mmdebstrap", *BASE_RECIPE, sources.suite, str(archive), *sources.apt)
+        dockerfile = str(DOCKERFILE.with_name("base.Dockerfile"))
+        steps = [
+            Step("Debian", ("mkdir", "-p", str(folder))),
+            Step("Debian", bootstrap),
+            Step(
+                "base image",
+                (*builder, "bud", "--isolation=chroot", f"--file={dockerfile}", f"--tag={base}", str(folder)),
+            ),
+            Step("base image", ("rm", "-r", str(folder))),
+        ]
+    # Without an engine there is no network for a build to have but the machine's.
+    options = ("--layers", "--isolation=chroot", "--network=host", "--pull-never", f"--build-arg=BASE={base}")
+    steps.append(Step("build", (*builder, "bud", *options, *_build_arguments(sources))))
+    if registry:
+        # The fastest that there is for a first push; later ones send only layers that changed.
+        compression = ("--compression-format=gzip", "--compression-level=1")
+        destination = f"docker://{registry}/{NAME}"
+        steps.append(Step("push", (*builder, "push", "--tls-verify=false", *compression, IMAGE, destination)))
+    old = [name for name in bases if name != base]
+    if old:
+        steps.append(Step("free", (*builder, "rmi", *old)))
+    # Takes what no name needs; the layers of what has a name stay, and with them the cache of the next build.
+    steps.append(Step("free", (*builder, "rmi", "--prune")))
+    return steps
+
+
+def base_name(sources: Sources) -> str:
+    """Another recipe or another Debian is another base."""
+    recipe = "\n".join((sources.suite, *BASE_RECIPE))
+    return f"{BASE}:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def base_images(cache: Path) -> list[str]:
+    """Names of the base images that the builder has."""
+    storage(cache).mkdir(parents=True, exist_ok=True)
+    command = [*buildah(cache), "images", "--format={{.Name}}:{{.Tag}}", f"--filter=reference={BASE}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def storage(cache: Path) -> Path:
+    return cache / "builder"
+
+
+def run(step: Step, sources: Sources) -> Iterator[str]:
+    """Yields what it says. Raises ImageFailed with its last words."""
+    index = {"PIP_INDEX_URL": sources.index} if sources.index else {}
+    process = subprocess.Popen(
+        step.command,
+        cwd=REPOSITORY,
+        env=os.environ | index,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    said: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said = [*said[-20:], line.rstrip()]
+        yield said[-1]
+    if process.wait():
+        raise ImageFailed(f"{step.name}: {shlex.join(step.command)} failed:\n" + "\n".join(said))
+
+
+class ImageFailed(Exception):
+    pass
+
+
+def read_sources() -> Sources:
+    apt = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    return Sources(
+        index=_pip_option("index-url"),
+        certificates=_pip_option("cert"),
+        suite=platform.freedesktop_os_release()["VERSION_CODENAME"],
+        apt=tuple(str(path) for path in apt if path.is_file() and path.suffix in (".list", ".sources")),
+    )
+
+
+def _pip_option(name: str) -> str | None:
+    """As pip itself finds it: in its environment variable, else in its configuration files."""
+    variable = os.environ.get(f"PIP_{name.upper().replace('-', '_')}")
+    command = [sys.executable, "-m", "pip", "config", "get", f"global.{name}"]
+    return variable or subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
+def _build_arguments(sources: Sources) -> tuple[str, ...]:
+    secrets = []
+    if sources.index:
+        secrets.append("--secret=id=index,env=PIP_INDEX_URL")
+    if sources.certificates:
+        secrets.append(f"--secret=id=certificates,src={sources.certificates}")
+    return (*secrets, f"--file={DOCKERFILE}", f"--tag={IMAGE}", str(REPOSITORY))
+
+
+def buildah(cache: Path) -> tuple[str, ...]:
+    folder = storage(cache)
+    roots = (f"--root={folder}/storage", f"--runroot={folder}/run")
+    return ("unshare", "--mount", "sh", "-c", _WITH_OWN_MEMORY, str(folder), *roots)
