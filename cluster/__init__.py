@@ -1,1 +1,1 @@
-"""A real Kubernetes on this machine, for development and tests: so far what it needs, and its programs."""
+"""A real Kubernetes on this machine, for development and tests: `python -m cluster --help`, docs/cluster.md."""

@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cluster import archives, status, versions
-from cluster.build import PROGRAMS, BuildFailed, binary_of, build, finish, is_built, program_of
-from cluster.client import Client, StartFailed
+from cluster import cgroups, kind, network, status, versions
+from cluster.archives import make_archive
+from cluster.build import BuildFailed, binary_of, build, finish, is_built, old_files, programs_for
+from cluster.client import StartFailed
 from cluster.down import down as down_built
 from cluster.kind_runner import kind_down, kind_up
-from cluster.machine import GIB, Backend, backend_for, problems, read_machine
-from cluster.place import Busy, Record, alone, cache_folder, cluster_folder, kubeconfig_path, read_record
+from cluster.machine import GIB, Backend, Machine, existing, problems, read_machine
+from cluster.place import RUN, Busy, Record, alone, cache_folder, cluster_folder, kubeconfig_path, read_record
 from cluster.up import up as up_built
 
 app = typer.Typer(
@@ -41,8 +42,8 @@ def check(backend: BackendOption = None) -> None:
 
     Exit code 1 where it lacks anything.
     """
-    chosen = _checked(cache_folder(), backend)
-    machine = read_machine(cache_folder(), is_built=is_built(cache_folder()))
+    cache = cache_folder()
+    machine, chosen = _checked(cache, backend)
     console.print(
         f"nothing is missing: {chosen}, cgroup v{machine.cgroup_version}, {machine.free_bytes / GIB:.0f} GiB free "
         f"for {machine.folder}, programs {'built' if machine.is_built else 'not built yet'}"
@@ -58,30 +59,34 @@ def up(
     """Start the cluster, or what of it has died."""
     began = time.monotonic()
     cache = cache_folder()
+    folder = cluster_folder(cache)
     with _errors(), alone():
-        folder = cluster_folder(cache)
         record = read_record(folder)
-        if record and record.name != name:
-            raise Refused(f"--name {name}: cluster {record.name} is there; first: python -m cluster down")
-        if record and not record.ready:
+        if record:
+            _check_same(record, name, backend)
+        if _is_half(folder, record):
             console.print("an earlier start was not finished: taking it down first")
             _down(folder, record)
             record = None
-        if record and nodes <= record.nodes and not status.dead_parts(folder, cache, record):
+        if record and nodes <= record.nodes and not status.not_well(folder, cache, record):
             console.print(f"cluster {name} is up already")
             _tell_use(folder)
             return
         if record is None:
-            record = Record(name, _checked(cache, backend).value, nodes)
-        elif record.backend == "kind":
+            _, chosen = _checked(cache, backend)
+            record = Record(name, chosen, nodes, programs=_program_names(chosen))
+        elif record.backend is Backend.KIND:
             raise Refused(f"cluster {name}: kind can't mend or enlarge it; first: python -m cluster down")
         record.nodes = max(nodes, record.nodes)
-        _build(cache)
-        start = kind_up if record.backend == "kind" else up_built
+        _build(cache, record.backend)
+        record.write(folder)
+        start = kind_up if record.backend is Backend.KIND else up_built
         for step in start(folder, cache, record):
             console.print(f"{time.monotonic() - began:6.1f} s  {step}")
         _link_programs(folder, cache)
-        console.print(f"cluster {name} is up after {time.monotonic() - began:.0f} s: {versions.KUBERNETES}")
+        record.ready = True
+        record.write(folder)
+        console.print(f"cluster {name} is up after {time.monotonic() - began:.0f} s")
         _tell_use(folder)
 
 
@@ -92,9 +97,8 @@ def down() -> None:
     Whole or half. Built programs and images stay; `clean` deletes them.
     """
     began = time.monotonic()
-    cache = cache_folder()
+    folder = cluster_folder(cache_folder())
     with _errors(), alone():
-        folder = cluster_folder(cache)
         _down(folder, read_record(folder))
     console.print(f"no cluster is there any more ({time.monotonic() - began:.1f} s)")
 
@@ -107,41 +111,34 @@ def show_status() -> None:
     """
     cache = cache_folder()
     folder = cluster_folder(cache)
-    record = read_record(folder)
-    dead = []
-    if record is None:
-        console.print("no cluster; start one: python -m cluster up")
-    else:
-        with _errors():
-            dead = status.dead_parts(folder, cache, record)
-            ready = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig_path(folder)).nodes()
-        console.print(
-            f"cluster {record.name} ({record.backend}){'' if record.ready else ': its start is not finished'}"
-        )
-        for sentence in dead:
-            console.print(f"  {sentence}")
-        for node, is_ready in ready.items():
-            console.print(f"  {node}: {'ready' if is_ready else 'not ready'}")
-        if not ready:
-            console.print("  API server: no answer")
-            dead.append("API server")
-    for what, size in status.disk(folder, cache).items():
-        console.print(f"{size / GIB:6.2f} GiB  {what}")
-    console.print(f"{shutil.disk_usage(cache.anchor).free / GIB:6.2f} GiB  free")
-    if dead or record is None or not record.ready or not all(ready.values()):
+    with _errors():
+        record = read_record(folder)
+        if record is None:
+            troubles = ["no cluster; start one: python -m cluster up"]
+        else:
+            state = f"{record.nodes} nodes" if record.ready else "its start is not finished"
+            console.print(f"cluster {record.name} ({record.backend}): {state}")
+            troubles = status.not_well(folder, cache, record)
+        for trouble in troubles:
+            console.print(trouble)
+        for what, size in status.disk(folder, cache).items():
+            console.print(f"{size / GIB:6.2f} GiB  {what}")
+        console.print(f"{shutil.disk_usage(existing(cache)).free / GIB:6.2f} GiB  free")
+    if troubles or record is None or not record.ready:
         raise typer.Exit(1)
 
 
 @app.command("build")
-def build_programs() -> None:
+def build_programs(backend: BackendOption = None) -> None:
     """Build Kubernetes and what runs beside it.
 
     Minutes the first time; where it was stopped it goes on. `up` does it too.
     """
     cache = cache_folder()
     with _errors(), alone():
-        _build(cache)
-    console.print(f"{len(PROGRAMS)} programs in {cache / 'bin'}")
+        _, chosen = _checked(cache, backend)
+        _build(cache, chosen)
+    console.print(f"{len(programs_for(chosen))} programs in {cache / 'bin'}")
 
 
 @app.command()
@@ -150,10 +147,10 @@ def packages() -> None:
 
     Where that can't be done, say which they are.
     """
-    machine = read_machine(cache_folder(), is_built=True)
+    machine, backend = _machine(cache_folder(), None)
     needed = versions.DEBIAN_PACKAGES | versions.IMAGE_PACKAGES
     missing = sorted({package for program, package in needed.items() if shutil.which(program) is None})
-    if not missing or machine.docker_answers:
+    if not missing or backend is Backend.KIND:
         return
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
     if not machine.is_root or shutil.which("apt-get") is None:
@@ -162,7 +159,7 @@ def packages() -> None:
     console.print(f"installing {', '.join(missing)}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     # A package must not start a service of its own: etcd's would take the ports of another one.
-    with _errors(), _no_services():
+    with _errors(), alone(), _no_services():
         for command in (["apt-get", "update"], install):
             subprocess.run(command, env=environment, capture_output=True, check=True)
 
@@ -171,12 +168,13 @@ def packages() -> None:
 def clean() -> None:
     """Delete built programs, images, registry and builder."""
     cache = cache_folder()
+    folder = cluster_folder(cache)
     with _errors(), alone():
-        folder = cluster_folder(cache)
-        if read_record(folder):
+        if folder.exists() or _remains():
             raise Refused(f"{folder}: a cluster is there; first: python -m cluster down")
         freed = sum(status.disk(folder, cache).values())
         if cache.exists():
+            _make_writable(cache / "go")
             shutil.rmtree(cache)
     console.print(f"{cache}: {freed / GIB:.1f} GiB freed")
 
@@ -185,35 +183,48 @@ class Refused(Exception):
     pass
 
 
-@contextmanager
-def _no_services() -> Iterator[None]:
-    """Debian asks this file before a package starts what it brings; one that is there already is left alone."""
-    policy = Path("/usr/sbin/policy-rc.d")
-    if policy.exists():
-        yield
-        return
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
-    try:
-        yield
-    finally:
-        policy.unlink()
+def _check_same(record: Record, name: str, backend: Backend | None) -> None:
+    first = "first: python -m cluster down"
+    if record.name != name:
+        raise Refused(f"--name {name}: cluster {record.name} is there; {first}")
+    if backend not in (None, record.backend):
+        raise Refused(f"--backend {backend}: cluster {name} is {record.backend}; {first}")
+    if record.programs != _program_names(record.backend):
+        raise Refused(f"cluster {name} was started with programs of other versions; {first}")
 
 
-def _checked(cache: Path, asked: Backend | None) -> Backend:
-    """Exits with every problem that this machine has; else returns the backend that fits."""
-    machine = read_machine(cache, is_built=is_built(cache))
-    backend = asked or backend_for(machine)
+def _program_names(backend: Backend) -> list[str]:
+    return [f"{program.name}-{program.version}" for program in programs_for(backend)]
+
+
+def _is_half(folder: Path, record: Record | None) -> bool:
+    return folder.exists() or _remains() if record is None else not record.ready
+
+
+def _remains() -> bool:
+    return RUN.exists() or cgroups.exists() or bool(network.links())
+
+
+def _machine(cache: Path, asked: Backend | None) -> tuple[Machine, Backend]:
+    docker_answers = kind.engine_answers()
+    backend = asked or (Backend.KIND if docker_answers else Backend.BUILT)
+    return read_machine(cache, docker_answers=docker_answers, is_built=is_built(cache, backend)), backend
+
+
+def _checked(cache: Path, asked: Backend | None) -> tuple[Machine, Backend]:
+    """Exits with every problem that this machine has."""
+    machine, backend = _machine(cache, asked)
     found = problems(machine, backend)
     for problem in found:
         console.print(problem)
     if found:
         raise typer.Exit(1)
-    return backend
+    return machine, backend
 
 
-def _build(cache: Path) -> None:
-    if not is_built(cache):
+def _build(cache: Path, backend: Backend) -> None:
+    programs = programs_for(backend)
+    if not is_built(cache, backend):
         columns = (
             SpinnerColumn(),
             BarColumn(),
@@ -222,23 +233,26 @@ def _build(cache: Path) -> None:
             TextColumn("{task.description}"),
         )
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=len(PROGRAMS))
-            for program in PROGRAMS:
+            task = progress.add_task("", total=len(programs))
+            for program in programs:
                 progress.update(task, description=f"{program.name} {program.version}")
                 for line in build(cache, program):
                     progress.update(task, description=f"{program.name} {program.version}: {line[:60]}")
                 progress.advance(task)
-        for old in status.old_programs(cache):
-            old.unlink()
+                if not console.is_terminal:
+                    console.print(f"built {program.name} {program.version}")
     finish(cache)
-    for name in archives.IN_PODS:
-        archives.make_archive(cache, program_of(name))
+    for old in old_files(cache):
+        old.unlink()
+    for program in programs:
+        if program.in_pods:
+            make_archive(cache, program)
 
 
 def _down(folder: Path, record: Record | None) -> None:
-    if record and record.backend == "kind":
+    if record and record.backend is Backend.KIND:
         kind_down(folder, record)
-    else:
+    elif folder.exists() or _remains():
         down_built(folder)
 
 
@@ -255,22 +269,52 @@ def _tell_use(folder: Path) -> None:
     console.print(f"export KUBECONFIG={kubeconfig_path(folder)} PATH={folder / 'bin'}:$PATH")
 
 
+def _make_writable(modules: Path) -> None:
+    """Go makes its modules' folders read-only, for their owner too."""
+    for parent, _, _ in os.walk(modules):
+        Path(parent).chmod(0o755)
+
+
+NO_SERVICES = "#!/bin/sh\n# sftjob: packages are installed without starting their services\nexit 101\n"
+
+
+@contextmanager
+def _no_services() -> Iterator[None]:
+    """Debian asks this file before a package starts what it brings; another's is left alone."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists() and policy.read_text() != NO_SERVICES:
+        yield
+        return
+    policy.write_text(NO_SERVICES)
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
+    """A sentence instead of a traceback, for what can go wrong on a user's machine."""
     try:
         yield
     except (Refused, Busy, BuildFailed, StartFailed, TimeoutError) as failure:
         console.print(str(failure))
-        raise typer.Exit(1) from None
+    except PermissionError as failure:
+        console.print(f"user: may not use {failure.filename}; a built cluster is root's: sudo python -m cluster ...")
+    except OSError as failure:
+        console.print(f"{failure.filename}: {failure.strerror}")
     except subprocess.CalledProcessError as failure:
         said = failure.stderr or failure.stdout or b""
         console.print(
             f"{' '.join(map(str, failure.cmd))}: failed: {said.decode() if isinstance(said, bytes) else said}"
         )
-        raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        console.print("stopped; `up` again goes on, `down` takes away what is there")
+        console.print("stopped; `up` starts anew, `down` takes away what is there")
         raise typer.Exit(130) from None
+    else:
+        return
+    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

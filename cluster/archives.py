@@ -6,16 +6,19 @@ An archive is what `docker save` writes: a layer, a configuration, a list. No im
 import hashlib
 import io
 import json
+import platform
 import tarfile
 from pathlib import Path
 
 from cluster.build import Program, binary
 
-IN_PODS = ("pause", "coredns", "provisioner", "training-operator")
+REGISTRY_NAME = "localhost:5000"
+"""As images are named in pods, on either backend."""
+ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 
 def image_name(program: Program) -> str:
-    return f"localhost:5000/{program.name}:{program.version}"
+    return f"{REGISTRY_NAME}/{program.name}:{program.version}"
 
 
 def archive_path(cache: Path, program: Program) -> Path:
@@ -37,7 +40,7 @@ def make_archive(cache: Path, program: Program) -> Path:
             tar.addfile(entry, content)
     digest = hashlib.sha256(layer.getvalue()).hexdigest()
     configuration = {
-        "architecture": "amd64",
+        "architecture": ARCHITECTURES[platform.machine()],
         "os": "linux",
         "config": {"Entrypoint": [f"/{program.name}"], "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import manifests, versions
+from cluster.machine import Backend
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class Program:
     module: Path = versions.PROGRAMS
     """The folder whose go.mod and go.sum pin what it is built from."""
     link: str = "-s -w"
+    in_pods: bool = False
+    """It runs in a container, whatever this machine's system is."""
 
 
-def _own(name: str, version: str = "") -> Program:
+def _own(name: str, version: str = "", *, in_pods: bool) -> Program:
     digest = versions.digest(versions.PROGRAMS / name)
-    return Program(name, f"{version}-{digest}" if version else digest, f"./{name}")
+    return Program(name, f"{version}-{digest}" if version else digest, f"./{name}", in_pods=in_pods)
 
 
 def _kubernetes(name: str) -> Program:
@@ -31,25 +34,32 @@ def _kubernetes(name: str) -> Program:
 
 
 PROGRAMS = (
-    _own("pause"),
+    _own("pause", in_pods=True),
     _kubernetes("kubectl"),
     _kubernetes("kube-apiserver"),
     _kubernetes("kube-controller-manager"),
     _kubernetes("kube-scheduler"),
     _kubernetes("kubelet"),
     _kubernetes("kube-proxy"),
-    _own("provisioner"),
-    _own("coredns", versions.COREDNS),
-    _own("registry", versions.REGISTRY),
+    _own("provisioner", in_pods=True),
+    _own("coredns", versions.COREDNS, in_pods=True),
+    _own("registry", versions.REGISTRY, in_pods=False),
     Program("helm", versions.HELM, "helm.sh/helm/v3/cmd/helm"),
     Program(
         "training-operator",
         versions.TRAINING_OPERATOR,
         "github.com/kubeflow/training-operator/cmd/training-operator.v1",
         versions.TRAINING_OPERATOR_MODULE,
+        in_pods=True,
     ),
 )
 """In an order in which each finds most of what it needs compiled by those before it."""
+BESIDE_KIND = ("kubectl", "provisioner", "helm", "training-operator")
+"""kind's nodes have the others."""
+
+
+def programs_for(backend: Backend) -> list[Program]:
+    return [program for program in PROGRAMS if backend is Backend.BUILT or program.name in BESIDE_KIND]
 
 
 def program_of(name: str) -> Program:
@@ -64,8 +74,9 @@ def binary_of(cache: Path, name: str) -> Path:
     return binary(cache, program_of(name))
 
 
-def is_built(cache: Path) -> bool:
-    return all(binary(cache, program).exists() for program in PROGRAMS) and manifests.rendered(cache).exists()
+def is_built(cache: Path, backend: Backend) -> bool:
+    there = all(binary(cache, program).exists() for program in programs_for(backend))
+    return there and manifests.rendered(cache).exists()
 
 
 def build(cache: Path, program: Program) -> Iterator[str]:
@@ -83,7 +94,7 @@ def build(cache: Path, program: Program) -> Iterator[str]:
     process = subprocess.Popen(
         [*command, "-o", str(unfinished), program.package],
         cwd=program.module,
-        env=_environment(cache),
+        env=_environment(cache) | ({"GOOS": "linux"} if program.in_pods else {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -118,6 +129,13 @@ def _environment(cache: Path) -> dict[str, str]:
     # Without C: some run in images that hold nothing else. Caches of our own: 10 GB that go again.
     go = {"CGO_ENABLED": "0", "GOCACHE": str(cache / "go/compiled"), "GOMODCACHE": str(cache / "go/modules")}
     return os.environ | go
+
+
+def old_files(cache: Path) -> list[Path]:
+    """Programs of earlier versions and their images: nothing uses them any more."""
+    used = {f"{program.name}-{program.version}" for program in PROGRAMS}
+    files = [*(cache / "bin").glob("*"), *(cache / "images").glob("*")]
+    return [file for file in files if file.name.removesuffix(".tar") not in used and file != manifests.rendered(cache)]
 
 
 class BuildFailed(Exception):

@@ -23,6 +23,8 @@ def version() -> int | None:
 def _trees() -> list[Path]:
     if version() == 2:
         return [MOUNT]
+    if version() is None:
+        return []
     # `cpu` and `cpuacct` are often links to one tree.
     return sorted({tree.resolve() for tree in MOUNT.iterdir() if (tree / "cgroup.procs").exists()})
 
@@ -31,16 +33,25 @@ def _tracked() -> Path:
     return MOUNT if version() == 2 else MOUNT / "pids"
 
 
-def make_for_pods(node: int) -> str:
-    """The kubelet's `cgroupRoot`: two kubelets that share one kill each other's pods."""
-    path = f"{NAME}/node-{node}"
+def for_pods(node: int) -> str:
+    """The kubelet's `cgroupRoot`, as it counts: two kubelets that share one kill each other's pods."""
+    return f"/{NAME}/node-{node}"
+
+
+def make_for_pods(node: int) -> None:
     for tree in _trees():
-        (tree / path).mkdir(parents=True, exist_ok=True)
+        group = tree / for_pods(node).lstrip("/")
+        group.mkdir(parents=True, exist_ok=True)
         if version() == 2:
             for parent in (tree, tree / NAME):
-                controllers = (parent / "cgroup.controllers").read_text().split()
-                (parent / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in controllers))
-    return f"/{path}"
+                _hand_down_controllers(parent)
+
+
+def _hand_down_controllers(group: Path) -> None:
+    control = group / "cgroup.subtree_control"
+    missing = set((group / "cgroup.controllers").read_text().split()) - set(control.read_text().split())
+    if missing:
+        control.write_text(" ".join(f"+{name}" for name in sorted(missing)))
 
 
 def joining(part: str) -> Callable[[], object]:
@@ -61,9 +72,9 @@ def all_processes() -> dict[int, str]:
 
 def _programs(group: Path) -> dict[int, str]:
     found = {}
-    for procs in group.rglob("cgroup.procs"):
+    for folder in _below(group):
         try:
-            pids = procs.read_text().split()
+            pids = (folder / "cgroup.procs").read_text().split()
         except OSError:
             continue  # a pod's group can go while we read
         for pid in map(int, pids):
@@ -72,6 +83,11 @@ def _programs(group: Path) -> dict[int, str]:
             except OSError:
                 continue  # ended, a zombie, or of the kernel
     return found
+
+
+def _below(group: Path) -> list[Path]:
+    """The group itself and all below it, parents first. `os.walk` doesn't mind what goes meanwhile."""
+    return [Path(parent) for parent, _, _ in os.walk(group)]
 
 
 def exists() -> bool:
@@ -91,9 +107,8 @@ def kill(*, patience_seconds: float = 60) -> None:
             except ProcessLookupError:
                 continue
         for tree in _trees():
-            for group in sorted((tree / NAME).rglob("*"), reverse=True):
+            for group in reversed(_below(tree / NAME)):
                 _remove(group)
-            _remove(tree / NAME)
         if time.monotonic() > deadline:
             left = ", ".join(f"{name} ({pid})" for pid, name in all_processes().items())
             raise TimeoutError(f"processes that can't be ended after {patience_seconds:.0f} s: {left or 'zombies'}")

@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 from cluster import cgroups, network
-from cluster.place import LINK, read_record
+from cluster.place import read_before, release_machine
+
+PATIENCE_SECONDS = 30
 
 
 def down(folder: Path) -> None:
@@ -16,30 +18,27 @@ def down(folder: Path) -> None:
     # With the processes go their namespaces: mounts, addresses and rules of the nodes.
     cgroups.kill()
     network.remove()
-    record = read_record(folder)
-    if record is not None:
-        for name, value in record.sysctls.items():
+    before = read_before()
+    if before is not None:
+        for name, value in before.sysctls.items():
             path = Path("/proc/sys", name)
             if path.read_text() != value:
                 path.write_text(value)
-        for made in record.made_folders:
-            if Path(made).exists():
-                Path(made).rmdir()
-    if folder.exists():
-        _delete(folder)
-    LINK.unlink(missing_ok=True)
+        for missing in map(Path, before.missing_folders):
+            # One that has content by now has another user.
+            if missing.is_dir() and not any(missing.iterdir()):
+                missing.rmdir()
+    _delete(folder)
+    release_machine()
 
 
 def _delete(folder: Path) -> None:
-    """The record last: should this end half-way, the next call still knows what to put back."""
-    deadline = time.monotonic() + 30
-    for path in folder.iterdir():
-        while path.name != "cluster.json" and path.exists():
-            try:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            except OSError:
-                # The kernel drops a dead node's mounts in its own time.
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-    shutil.rmtree(folder)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except OSError:
+            # The kernel drops a dead node's mounts in its own time.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

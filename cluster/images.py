@@ -93,8 +93,8 @@ def buildah_steps(cache: Path, sources: Sources, *, bases: list[str], registry: 
     options = ("--layers", "--isolation=chroot", "--network=host", "--pull-never", f"--build-arg=BASE={base}")
     steps.append(Step("build", (*builder, "bud", *options, *_build_arguments(sources))))
     if registry:
-        # The fastest that there is for a first push; later ones send only layers that changed.
-        compression = ("--compression-format=gzip", "--compression-level=1")
+        # Level 1 of either takes the same CPU time for the push; nodes unpack zstd in two thirds of gzip's time.
+        compression = ("--compression-format=zstd", "--compression-level=1")
         destination = f"docker://{registry}/{NAME}"
         steps.append(Step("push", (*builder, "push", "--tls-verify=false", *compression, IMAGE, destination)))
     old = [name for name in bases if name != base]

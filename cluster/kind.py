@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KIND = "v0.30.0"
-NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
-"""The default of this version of kind, named in its pkg/apis/config/defaults/image.go."""
-REGISTRY_IMAGE = "registry:3.0.0@sha256:6c5666b861f3505b116bb9aa9b25175e71210414bd010d92035ff64018f9457e"
+from cluster import versions
 
 REGISTRY_PORT = 5000
 
@@ -73,8 +70,15 @@ def configuration(name: str, *, nodes: int, claims: Path) -> dict[str, Any]:
     `claims` is absolute and exists: where it doesn't, the engine makes it without a word.
     """
     mounts = [{"hostPath": str(claims), "containerPath": str(claims)}]
-    control_plane = {"role": "control-plane", "image": NODE_IMAGE, "extraMounts": mounts}
-    worker = {"role": "worker", "image": NODE_IMAGE, "extraMounts": mounts}
+    # The cluster's own pods ask for the first node.
+    labels = {"sftjob.dev/node": "1"}
+    control_plane = {
+        "role": "control-plane",
+        "image": versions.KIND_NODE_IMAGE,
+        "labels": labels,
+        "extraMounts": mounts,
+    }
+    worker = {"role": "worker", "image": versions.KIND_NODE_IMAGE, "extraMounts": mounts}
     if nodes > 1:
         # Not for a single node: there kind takes the taint away itself, and fails where there is none.
         control_plane = control_plane | {"kubeadmConfigPatches": [FOR_PODS_TOO]}
@@ -88,14 +92,14 @@ def configuration(name: str, *, nodes: int, claims: Path) -> dict[str, Any]:
     }
 
 
-def up_commands(name: str, *, nodes: int, claims: Path, kubeconfig: Path) -> list[Command]:
+def up_commands(name: str, *, nodes: int, claims: Path, kubeconfig: Path, kubectl: Path) -> list[Command]:
     """Where nothing of that name is there yet; what is left of a run that failed, `down_commands` removes.
 
     The registry comes after the cluster: kind makes the network in which nodes find it by its name.
     """
     # --name, because a KIND_CLUSTER_NAME in the environment goes before the name in the configuration.
     create = ("kind", "create", "cluster", "--name", name, "--config", "-", "--kubeconfig", str(kubeconfig))
-    kubectl = ("kubectl", "--kubeconfig", str(kubeconfig))
+    ask = (str(kubectl), "--kubeconfig", str(kubeconfig))
     no_default = "storageclass.kubernetes.io/is-default-class=false"
     return [
         # JSON is YAML.
@@ -103,13 +107,19 @@ def up_commands(name: str, *, nodes: int, claims: Path, kubeconfig: Path) -> lis
         _run_registry(name),
         *(command for node in node_names(name, nodes=nodes) for command in _show_registry(name, node=node)),
         # kind's own class makes folders that everyone may write, which would hide a pod's missing permission.
-        Command((*kubectl, "annotate", "--overwrite", "storageclass", "standard", no_default)),
-        Command((*kubectl, "wait", "--for=condition=Ready", "nodes", "--all", f"--timeout={NODES_PATIENCE_SECONDS}s")),
+        Command((*ask, "annotate", "--overwrite", "storageclass", "standard", no_default)),
+        Command((*ask, "wait", "--for=condition=Ready", "nodes", "--all", f"--timeout={NODES_PATIENCE_SECONDS}s")),
     ]
 
 
+def empty_claims_command(name: str, *, claims: Path) -> Command:
+    """What pods wrote is not the user's to delete, but a node's; fails where there is none."""
+    node = node_names(name, nodes=1)[0]
+    return Command(("docker", "exec", node, "find", str(claims), "-mindepth", "1", "-delete"))
+
+
 def down_commands(name: str, *, kubeconfig: Path) -> list[Command]:
-    """Succeed where there is nothing to remove, too; the folder of claims stays."""
+    """Succeed where there is nothing to remove, too."""
     return [
         Command(("kind", "delete", "cluster", "--name", name, "--kubeconfig", str(kubeconfig))),
         Command(("docker", "rm", "--force", "--volumes", registry_name(name))),
@@ -130,7 +140,16 @@ def load_archive_command(name: str, *, archive: Path) -> Command:
 def _run_registry(name: str) -> Command:
     place = ("--network", "kind", "--publish", f"127.0.0.1:{REGISTRY_PORT}:5000")
     return Command(
-        ("docker", "run", "--detach", "--restart=always", "--name", registry_name(name), *place, REGISTRY_IMAGE)
+        (
+            "docker",
+            "run",
+            "--detach",
+            "--restart=always",
+            "--name",
+            registry_name(name),
+            *place,
+            versions.KIND_REGISTRY_IMAGE,
+        )
     )
 
 

@@ -16,13 +16,12 @@ def kind_up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
 
     Raises StartFailed with what the command said that failed.
     """
-    record.write(folder)
-    (folder / "claims").mkdir(exist_ok=True)
-    kubeconfig = kubeconfig_path(folder)
-    # kind's nodes have pause and CoreDNS of their own.
+    claims = folder / "claims"
+    claims.mkdir(exist_ok=True)
+    kubeconfig, kubectl = kubeconfig_path(folder), binary_of(cache, "kubectl")
     provisioner, operator = program_of("provisioner"), program_of("training-operator")
     for command in (
-        *kind.up_commands(record.name, nodes=record.nodes, claims=folder / "claims", kubeconfig=kubeconfig),
+        *kind.up_commands(record.name, nodes=record.nodes, claims=claims, kubeconfig=kubeconfig, kubectl=kubectl),
         *(
             kind.load_archive_command(record.name, archive=archives.archive_path(cache, program))
             for program in (provisioner, operator)
@@ -30,8 +29,8 @@ def kind_up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
     ):
         yield " ".join(command.arguments[:3])
         _run(command)
-    client = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig)
-    client.apply(manifests.storage(archives.image_name(provisioner), claims=folder / "claims"))
+    client = Client(kubectl, kubeconfig=kubeconfig)
+    client.apply(manifests.storage(archives.image_name(provisioner), claims=claims))
     client.apply(manifests.training_operator(cache))
     for name, namespace in manifests.DEPLOYMENTS.items():
         yield name
@@ -39,11 +38,12 @@ def kind_up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
         done = client.run(*wait)
         if done.returncode:
             raise StartFailed(f"{name}: {done.stderr.strip()}")
-    record.ready = True
-    record.write(folder)
 
 
 def kind_down(folder: Path, record: Record) -> None:
+    # Fails where no node lives any more: then the user is told which folder is left.
+    empty = kind.empty_claims_command(record.name, claims=folder / "claims")
+    subprocess.run(empty.arguments, capture_output=True)
     for command in kind.down_commands(record.name, kubeconfig=kubeconfig_path(folder)):
         _run(command)
     shutil.rmtree(folder)

@@ -34,6 +34,7 @@ class Machine:
     docker_answers: bool
     is_root: bool
     memory_bytes: int
+    """What is available of it."""
     free_bytes: int
     """On the file system of the cluster's folder."""
     folder: Path
@@ -47,13 +48,9 @@ class Machine:
     """All programs lie in the cache."""
 
 
-def backend_for(machine: Machine) -> Backend:
-    return Backend.KIND if machine.docker_answers else Backend.BUILT
-
-
-def is_hopeless(machine: Machine) -> bool:
+def is_hopeless(*, docker_answers: bool, system: str, is_root: bool) -> bool:
     """Neither way can work here, whatever is installed or freed."""
-    return not machine.docker_answers and not (machine.system == "linux" and machine.is_root)
+    return not docker_answers and not (system == "linux" and is_root)
 
 
 def problems(machine: Machine, backend: Backend) -> list[str]:
@@ -63,9 +60,15 @@ def problems(machine: Machine, backend: Backend) -> list[str]:
         found += _problems_of_kind(machine)
     else:
         found += _problems_of_built(machine)
+    if not re.fullmatch(r"[\w./-]+", str(machine.folder)):
+        found.append(
+            f"folder: {machine.folder} has characters that commands take apart; "
+            "set XDG_CACHE_HOME to a path of letters, digits and ._-/"
+        )
     if machine.memory_bytes < MEMORY_BYTES:
         found.append(
-            f"memory: {machine.memory_bytes / GIB:.1f} GiB; the cluster and a small job need {MEMORY_BYTES // GIB} GiB"
+            f"memory: {machine.memory_bytes / GIB:.1f} GiB available of the {MEMORY_BYTES // GIB} GiB that the "
+            "cluster and a small job need; end what takes it"
         )
     needed = CLUSTER_BYTES + (0 if machine.is_built else BUILD_BYTES)
     if machine.free_bytes < needed:
@@ -89,7 +92,7 @@ def _problems_of_kind(machine: Machine) -> list[str]:
         found.append("docker: no engine answers; start it, or leave --backend away to build without Docker")
     if "kind" in machine.missing:
         found.append(
-            f"kind: not found, and a Docker engine answers: go install sigs.k8s.io/kind@{kind.KIND}, "
+            f"kind: not found, and a Docker engine answers: go install sigs.k8s.io/kind@{versions.KIND}, "
             "or build without Docker: sudo python -m cluster up --backend built"
         )
     if kind.REGISTRY_PORT in machine.taken_ports:
@@ -119,14 +122,14 @@ def _problems_of_built(machine: Machine) -> list[str]:
     return found
 
 
-def read_machine(folder: Path, *, is_built: bool) -> Machine:
+def read_machine(folder: Path, *, docker_answers: bool, is_built: bool) -> Machine:
     programs = ("kind", *versions.DEBIAN_PACKAGES)
     return Machine(
         system=sys.platform,
-        docker_answers=kind.engine_answers(),
+        docker_answers=docker_answers,
         is_root=os.geteuid() == 0,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        free_bytes=shutil.disk_usage(_existing(folder)).free,
+        memory_bytes=_available_memory(),
+        free_bytes=shutil.disk_usage(existing(folder)).free,
         folder=folder,
         cgroup_version=cgroups.version(),
         go_version=_go_version(),
@@ -137,8 +140,15 @@ def read_machine(folder: Path, *, is_built: bool) -> Machine:
     )
 
 
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)
+def existing(folder: Path) -> Path:
+    return folder if folder.exists() else existing(folder.parent)
+
+
+def _available_memory() -> int:
+    told = Path("/proc/meminfo")
+    if told.exists():
+        return int(re.findall(r"MemAvailable: *(\d+) kB", told.read_text())[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _go_version() -> tuple[int, int] | None:

@@ -43,13 +43,17 @@ def folder_of(folder: Path, node: int) -> Path:
 def hold_command(folder: Path, node: int, pause: Path) -> list[str]:
     """Process 1 of the node. When it ends, the kernel ends all of the node's processes and drops its mounts."""
     own = folder_of(folder, node)
-    binds = [f"mount --bind {own / path.strip('/').replace('/', '-')} {path}" for path in PRIVATE_FOLDERS]
+    binds = [f"mount --bind {_private(own, path)} {path}" for path in PRIVATE_FOLDERS]
     # Shared among the node's own processes: what the kubelet mounts must be seen by containerd.
     script = " && ".join([*binds, "mount --make-rshared /", f"exec {pause}"])
     return [
         *("unshare", "--mount", "--propagation", "private", "--net", "--pid", "--fork", "--kill-child"),
         *("--mount-proc", "sh", "-c", script),
     ]
+
+
+def _private(own: Path, path: str) -> Path:
+    return own / path.strip("/").replace("/", "-")
 
 
 def enter_command(pid: int) -> list[str]:
@@ -59,7 +63,7 @@ def enter_command(pid: int) -> list[str]:
 def write_files(folder: Path, node: int) -> None:
     own = folder_of(folder, node)
     for path in PRIVATE_FOLDERS:
-        (own / path.strip("/").replace("/", "-")).mkdir(parents=True, exist_ok=True)
+        _private(own, path).mkdir(parents=True, exist_ok=True)
     for part in ("network", "registries/localhost:5000"):
         (own / part).mkdir(parents=True, exist_ok=True)
     cgroups.make_for_pods(node)
@@ -81,6 +85,8 @@ version = 2
   sandbox_image = "{archives.image_name(program_of("pause"))}"
   # Without CAP_SYS_RESOURCE a sandbox would die of its OOM score.
   restrict_oom_score_adj = true
+  # Else it leaves files in this machine's own /run/netns.
+  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{own}/network"
@@ -119,12 +125,13 @@ def kubelet_configuration(folder: Path, node: int) -> dict[str, Any]:
         },
         "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{cgroups.NAME}/node-{node}",
+        "cgroupRoot": cgroups.for_pods(node),
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "clusterDNS": [network.DNS_SERVICE],
         "clusterDomain": "cluster.local",
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "resolvConf": f"{folder}/resolv.conf",
         "serializeImagePulls": False,
         # Images lie here only: one that was deleted for its room could not be pulled again.

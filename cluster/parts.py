@@ -44,9 +44,9 @@ def parts(folder: Path, cache: Path, *, nodes: int) -> list[Part]:
 
 
 def _part(name: str, number: int, command: list[str]) -> Part:
-    program = shutil.which(command[0])
-    assert program, f"{command[0]} was there when the machine was checked"
-    return Part(name, number, command, Path(program).resolve().name, needs_api=name in NEED_API)
+    # What a link like /usr/bin/etcd stands for is what /proc will tell.
+    program = Path(shutil.which(command[0]) or command[0]).resolve().name
+    return Part(name, number, command, program, needs_api=name in NEED_API)
 
 
 def _control_plane(folder: Path, cache: Path) -> dict[str, list[str]]:
@@ -95,6 +95,7 @@ def _control_plane(folder: Path, cache: Path) -> dict[str, list[str]]:
             "--use-service-account-credentials",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
+            f"--flex-volume-plugin-dir={folder}/volume-plugins",
         ],
         "kube-scheduler": [
             str(binary_of(cache, "kube-scheduler")),
@@ -120,13 +121,16 @@ def is_alive(part: Part) -> bool:
     return pid_of(part) is not None
 
 
-def start(part: Part, folder: Path, *, holder: int | None) -> None:
-    """`holder` is the process that holds the part's node; None for the holder itself."""
+def start(part: Part, folder: Path, *, holder: int | None) -> subprocess.Popen[bytes]:
+    """`holder` is the process that holds the part's node; None for the holder itself.
+
+    The process returned lives as long as the part does.
+    """
     log = log_file(folder, part)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = part.command if holder is None else [*node.enter_command(holder), *part.command]
     with log.open("ab") as output:
-        subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -1,23 +1,32 @@
-"""Where a cluster lies: one folder of the cache, and one link by which every tool of this machine finds it."""
+"""Where a cluster lies: a folder of the cache, and one folder of this machine by which every tool finds it."""
 
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-LINK = Path("/run/sftjob-cluster")
-"""To the folder of the one cluster of this machine, whatever its user's cache folder is."""
+from cluster.machine import Backend
+
+RUN = Path("/run/sftjob-cluster")
+"""Gone after a restart of the machine, and with it all that `down` would have to put back."""
+LINK = RUN / "folder"
+"""To the folder of the one cluster of this machine, whoever's cache it lies in."""
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftjob" / "cluster"
+    """Of the cluster that is there; else the user's."""
+    if LINK.is_symlink():
+        return LINK.readlink().parent
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base.absolute() / "sftjob" / "cluster"
 
 
 def cluster_folder(cache: Path) -> Path:
-    return LINK.resolve() if LINK.is_symlink() else cache / "run"
+    return cache / "run"
 
 
 def kubeconfig_path(folder: Path) -> Path:
@@ -26,29 +35,66 @@ def kubeconfig_path(folder: Path) -> Path:
 
 @dataclass
 class Record:
-    """What was chosen at the start and what must be put back at the end; written before anything is changed."""
-
     name: str
-    backend: str
+    backend: Backend
     nodes: int
+    programs: list[str]
+    """File names with versions: a cluster is mended with what it was started with, or not at all."""
     ready: bool = False
-    sysctls: dict[str, str] = field(default_factory=dict)
-    """Files of /proc/sys and what they held."""
-    made_folders: list[str] = field(default_factory=list)
-    """Mount points that this machine lacked."""
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / "cluster.json.unfinished"
-        unfinished.write_text(json.dumps(asdict(self), indent=1))
-        unfinished.rename(folder / "cluster.json")
+        _write(folder / "cluster.json", asdict(self))
 
 
 def read_record(folder: Path) -> Record | None:
+    """None where there is no whole one of this version."""
     try:
-        return Record(**json.loads((folder / "cluster.json").read_text()))
+        stored = json.loads((folder / "cluster.json").read_text())
+        return Record(**stored | {"backend": Backend(stored["backend"])})
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass
+class Before:
+    """What this machine was like before its first change."""
+
+    sysctls: dict[str, str] = field(default_factory=dict)
+    """Files of /proc/sys and what they held."""
+    missing_folders: list[str] = field(default_factory=list)
+    """Mount points that were not there."""
+
+
+def read_before() -> Before | None:
+    try:
+        return Before(**json.loads((RUN / "before.json").read_text()))
     except FileNotFoundError:
         return None
+
+
+def claim_machine(folder: Path, before: Before) -> None:
+    """From here on this machine is known to have a cluster; an earlier `before` stays."""
+    RUN.mkdir(exist_ok=True)
+    if read_before() is None:
+        _write(RUN / "before.json", asdict(before))
+    if not LINK.is_symlink():
+        LINK.symlink_to(folder)
+
+
+def release_machine() -> None:
+    if RUN.exists():
+        shutil.rmtree(RUN)
+
+
+def _write(path: Path, content: object) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
 
 
 @contextmanager

@@ -3,15 +3,32 @@
 import subprocess
 from pathlib import Path
 
-from cluster import kind
-from cluster.build import PROGRAMS
+from cluster import kind, manifests
+from cluster.build import binary_of
+from cluster.client import Client
+from cluster.machine import Backend
 from cluster.parts import is_alive, log_file, parts
-from cluster.place import Record, size_bytes
+from cluster.place import Record, kubeconfig_path, size_bytes
 
 
-def dead_parts(folder: Path, cache: Path, record: Record) -> list[str]:
-    """A sentence for each, with where to look."""
-    if record.backend == "kind":
+def not_well(folder: Path, cache: Path, record: Record) -> list[str]:
+    """A sentence for all that has died or is not ready, with where to look."""
+    dead = _dead(folder, cache, record)
+    client = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig_path(folder))
+    nodes = client.nodes()
+    if not nodes:
+        return [*dead, "API server: no answer"]
+    not_ready = [f"{name}: not ready; see kubectl describe node {name}" for name, ready in nodes.items() if not ready]
+    missing = [
+        f"{name}: not available; see kubectl --namespace {namespace} describe deployment {name}"
+        for name, namespace in manifests.DEPLOYMENTS.items()
+        if not client.deployment_is_available(name, namespace=namespace)
+    ]
+    return [*dead, *not_ready, *missing]
+
+
+def _dead(folder: Path, cache: Path, record: Record) -> list[str]:
+    if record.backend is Backend.KIND:
         told = subprocess.run(kind.status_command(record.name).arguments, capture_output=True, text=True, check=True)
         states = dict(line.split() for line in told.stdout.splitlines())
         expected = kind.node_names(record.name, nodes=record.nodes)
@@ -35,9 +52,3 @@ def disk(folder: Path, cache: Path) -> dict[str, int]:
     }
     found["the rest"] = max(0, size_bytes(cache) - sum(found.values()))
     return {name: size for name, size in found.items() if size}
-
-
-def old_programs(cache: Path) -> list[Path]:
-    """Of earlier versions: nothing uses them any more."""
-    used = {f"{program.name}-{program.version}" for program in PROGRAMS}
-    return [path for path in (cache / "bin").glob("*") if path.suffix != ".yaml" and path.name not in used]

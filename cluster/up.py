@@ -8,20 +8,22 @@ from functools import partial
 from pathlib import Path
 
 from cluster import archives, certificates, manifests, network, node
-from cluster.build import binary_of, program_of
+from cluster.build import PROGRAMS, Program, binary_of, program_of
 from cluster.client import Client, StartFailed
 from cluster.parts import Part, is_alive, log_file, parts, pid_of, start
-from cluster.place import LINK, Record, kubeconfig_path
+from cluster.place import Before, Record, claim_machine, kubeconfig_path, read_before
 
 PATIENCE_SECONDS = 300
 
 
 def up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
-    """Yields what it waits for. What it changes on this machine is in `record` before it is changed.
+    """Yields what it waits for.
 
     Raises StartFailed with what did not come, or with the part that ended and its log's last lines.
     """
-    _prepare(folder, cache, record)
+    before = _read_before()
+    claim_machine(folder, before)
+    _write_files(folder, cache, record)
     yield "certificates"
     certificates.make(folder / "pki", nodes=record.nodes)
     kubeconfig = kubeconfig_path(folder)
@@ -31,18 +33,20 @@ def up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
     yield "programs"
     every = parts(folder, cache, nodes=record.nodes)
     _drop_untagged(folder, cache, next(part for part in every if part.name == "registry"))
+    network.set_up_machine(forwarded_before=before.sysctls["net/ipv4/ip_forward"].strip() == "1")
     starter = _Starter(folder, every)
     starter.start_nodes()
     starter.start(with_api=False)
     yield "API server"
     starter.wait(client.is_ready, otherwise="API server: not ready")
     starter.start(with_api=True)
+    programs = [program for program in PROGRAMS if program.in_pods]
     with ThreadPoolExecutor() as pool:
         applied = pool.map(client.apply, _documents(folder, cache))
         for number, holder in starter.holders.items():
             yield f"images on {certificates.node_name(number)}"
             starter.wait(node.Containerd(holder).answers, otherwise=f"containerd-{number}: no answer")
-            _import_images(node.Containerd(holder), cache, archives.IN_PODS if number == 1 else ("pause",))
+            _import_images(node.Containerd(holder), cache, programs if number == 1 else [program_of("pause")])
         list(applied)  # raises what one of them raised
     nodes = [(f"node/{certificates.node_name(number)}", "Ready", "default") for number in starter.holders]
     deployments = [(f"deployment/{name}", "Available", space) for name, space in manifests.DEPLOYMENTS.items()]
@@ -50,17 +54,16 @@ def up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
         yield name
         has_condition = partial(client.has_condition, name, condition, namespace=space)
         starter.wait(has_condition, otherwise=f"{name}: not {condition}")
-    record.ready = True
-    record.write(folder)
 
 
-def _prepare(folder: Path, cache: Path, record: Record) -> None:
-    if not record.sysctls:
-        record.sysctls = {name: Path("/proc/sys", name).read_text() for name in node.SYSCTLS}
-        record.made_folders = [path for path in node.PRIVATE_FOLDERS if not Path(path).exists()]
-    record.write(folder)
-    if not LINK.is_symlink():
-        LINK.symlink_to(folder)
+def _read_before() -> Before:
+    return read_before() or Before(
+        sysctls={name: Path("/proc/sys", name).read_text() for name in node.SYSCTLS},
+        missing_folders=[path for path in node.PRIVATE_FOLDERS if not Path(path).exists()],
+    )
+
+
+def _write_files(folder: Path, cache: Path, record: Record) -> None:
     for path in node.PRIVATE_FOLDERS:
         Path(path).mkdir(parents=True, exist_ok=True)
     (folder / "claims").mkdir(exist_ok=True)
@@ -90,59 +93,62 @@ def _documents(folder: Path, cache: Path) -> list[str]:
     ]
 
 
-def _import_images(containerd: node.Containerd, cache: Path, names: tuple[str, ...]) -> None:
+def _import_images(containerd: node.Containerd, cache: Path, programs: list[Program]) -> None:
     there = containerd.images()
-    for program in map(program_of, names):
+    for program in programs:
         if archives.image_name(program) not in there:
             containerd.load(archives.archive_path(cache, program))
 
 
 class _Starter:
-    """Starts parts that don't live, and waits, but not for what has died."""
+    """Starts parts that don't live, and waits, but not when one has died."""
 
     def __init__(self, folder: Path, every: list[Part]) -> None:
         self._folder = folder
         self._every = every
-        self._started: list[Part] = []
+        self._watched = [part for part in every if is_alive(part)]
         self.holders: dict[int, int] = {}
         """For each node the process that holds it."""
 
     def start_nodes(self) -> None:
-        if network.BRIDGE not in network.links():
-            network.run(network.bridge_commands())
         for part in self._every:
             if part.holds_node:
+                if not is_alive(part):
+                    network.remove_link(network.cable(part.node))  # of a node that died
+                    self._start(part)
                 pid = pid_of(part)
-                self.holders[part.node] = self._start_node(part) if pid is None else pid
-        network.run(network.pod_route_commands(self.holders))
-
-    def _start_node(self, part: Part) -> int:
-        network.remove_link(network.cable(part.node))  # of a node that died
-        start(part, self._folder, holder=None)
-        self.wait(partial(is_alive, part), otherwise=f"{part.name}: no namespaces")
-        pid = pid_of(part)
-        assert pid is not None
-        network.run(network.node_commands(part.node, pid=pid))
-        return pid
+                assert pid is not None, "it is watched"
+                network.set_up_node(part.node, pid=pid)
+                self.holders[part.node] = pid
+        network.set_up_routes(self.holders)
 
     def start(self, *, with_api: bool) -> None:
         """Those that need the API server, or the others."""
         for part in self._every:
-            if part.needs_api is with_api and not part.holds_node and not is_alive(part):
-                start(part, self._folder, holder=self.holders[part.node])
-                self.wait(partial(is_alive, part), otherwise=f"{part.name}: does not start")
-                self._started.append(part)
+            if part.needs_api is with_api and not is_alive(part):
+                self._start(part)
+
+    def _start(self, part: Part) -> None:
+        process = start(part, self._folder, holder=self.holders.get(part.node))
+        while not is_alive(part):
+            if process.poll() is not None:
+                raise self._ended(part)
+            time.sleep(0.01)
+        self._watched.append(part)
 
     def wait(self, is_so: Callable[[], bool], *, otherwise: str) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not is_so():
-            for part in self._started:
+            for part in self._watched:
                 if not is_alive(part):
-                    log = log_file(self._folder, part)
-                    raise StartFailed(f"{part.name} ended: {log}:\n{_last_lines(log)}")
+                    raise self._ended(part)
             if time.monotonic() > deadline:
                 raise StartFailed(f"{otherwise} after {PATIENCE_SECONDS} s; logs in {self._folder / 'log'}")
             time.sleep(0.1)
+
+    def _ended(self, part: Part) -> StartFailed:
+        log = log_file(self._folder, part)
+        return StartFailed(f"{part.name} ended: {log}:\n{_last_lines(log)}")
 
 
 def _last_lines(log: Path) -> str:

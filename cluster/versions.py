@@ -24,8 +24,14 @@ REGISTRY = _required("github.com/distribution/distribution/v3")
 HELM = _required("helm.sh/helm/v3")
 TRAINING_OPERATOR = _required("github.com/kubeflow/training-operator", by=TRAINING_OPERATOR_MODULE)
 
-GO = (1, 26)
-"""The oldest Go that training-operator of this version builds with."""
+_GO_LINE = re.findall(r"^go (\d+)\.(\d+)", (TRAINING_OPERATOR_MODULE / "go.mod").read_text(), re.MULTILINE)
+GO = (int(_GO_LINE[0][0]), int(_GO_LINE[0][1]))
+"""The oldest that builds all: training-operator asks for the newest."""
+
+KIND = "v0.30.0"
+KIND_NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
+"""The default of this version of kind, named in its pkg/apis/config/defaults/image.go."""
+KIND_REGISTRY_IMAGE = "registry:3.0.0@sha256:6c5666b861f3505b116bb9aa9b25175e71210414bd010d92035ff64018f9457e"
 
 DEBIAN_PACKAGES = {
     "etcd": "etcd-server",

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import node
-from cluster.place import LINK
+import pytest
 
 PATIENCE_SECONDS = 900
+
+needs_root_on_linux = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="a cluster without Docker is built by root on Linux"
+)
 
 
 def run_tool(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
@@ -26,6 +29,21 @@ def run_tool(*arguments: str, **more: object) -> subprocess.CompletedProcess[str
     )
 
 
+SYSCTLS = (
+    "net/ipv4/ip_forward",
+    "net/ipv4/conf/all/route_localnet",
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)
+"""What kubelet and kube-proxy set."""
+FOLDERS = ("/run", "/run/netns", "/var/lib", "/var/log", "/usr/libexec", "/opt", "/etc", "/etc/cni")
+"""Where programs of a cluster write that run outside containers."""
+
+
 class Machine:
     """What a cluster could leave behind, as this machine has it now."""
 
@@ -36,9 +54,9 @@ class Machine:
         self.routes = set(_lines("ip", "route", "show", "table", "all"))
         self.rules = {line for save in ("iptables-save", "ip6tables-save") for line in _rules(save)}
         self.ports = {line.split()[4] for line in _lines("ss", "-Hltun")}
-        self.sysctls = {name: Path("/proc/sys", name).read_text() for name in node.SYSCTLS}
+        self.sysctls = {name: Path("/proc/sys", name).read_text() for name in SYSCTLS}
         self.groups = {str(path) for path in Path("/sys/fs/cgroup").glob("**/sftjob")}
-        self.folders = {path for path in (*node.PRIVATE_FOLDERS, str(LINK)) if os.path.lexists(path)}
+        self.files = {str(path) for folder in FOLDERS for path in Path(folder).glob("*")}
 
     def more_than(self, before: "Machine") -> dict[str, object]:
         """What is here and wasn't, or is not what it was; empty where nothing is left of a cluster."""
@@ -90,6 +108,8 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        told = self.kubectl("get", "nodes", "--output=jsonpath={.items[*].metadata.name}")
+        self.nodes = sorted(told.split())
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         command = [str(self.folder / "bin" / "kubectl"), f"--kubeconfig={self.folder / 'kubeconfig'}", *arguments]

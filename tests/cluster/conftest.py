@@ -5,27 +5,32 @@ from collections.abc import Iterator
 import pytest
 from real_cluster import Cluster, Machine, run_tool
 
-from cluster.place import LINK
+from cluster.place import cache_folder, cluster_folder, read_record
 
 
 @pytest.fixture
 def without_cluster() -> Iterator[Machine]:
     """The machine before the test; whatever the test leaves is taken down."""
-    assert not LINK.is_symlink(), "a cluster is up, and this test would take it away; first: python -m cluster down"
+    refuse_to_take_away_a_users_cluster()
     before = Machine()
     yield before
     run_tool("down")
 
 
+def refuse_to_take_away_a_users_cluster() -> None:
+    there = read_record(cluster_folder(cache_folder()))
+    assert there is None, "a cluster is up, and these tests would take it away; first: python -m cluster down"
+
+
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """Two nodes and the trainer's image; taken down after this folder's tests."""
-    assert not LINK.is_symlink(), "a cluster is up, and these tests would take it away; first: python -m cluster down"
+    refuse_to_take_away_a_users_cluster()
     try:
         up = run_tool("up", "--nodes", "2")
         assert up.returncode == 0, up.stdout
         images = run_tool("images")
         assert images.returncode == 0, images.stdout
-        yield Cluster(LINK.resolve())
+        yield Cluster(cluster_folder(cache_folder()))
     finally:
         run_tool("down")

@@ -2,16 +2,17 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from real_cluster import Machine, run_tool
+from real_cluster import Machine, assert_nothing_is_left, needs_root_on_linux, run_tool
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")]
+pytestmark = [pytest.mark.cluster, needs_root_on_linux]
 
-TOOL = f"{sys.executable} -m cluster"
+UP = f"{sys.executable} -m cluster up --backend built"
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def docker_that_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_not_root(without_cluster: Machine, cache: Path) -> None:
     # In a user namespace without a mapping everyone is nobody.
-    refused = inside("--user", f"{TOOL} up")
+    refused = inside("--user", f"{UP}")
     assert refused.returncode == 1
     assert "user: not root; namespaces, networks and cgroups need it: sudo python -m cluster ...\n" in refused.stdout
     assert not cache.exists()
@@ -46,7 +47,7 @@ def test_not_root(without_cluster: Machine, cache: Path) -> None:
 def test_disk_short(without_cluster: Machine, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    refused = inside("--mount", f"mount -t tmpfs -o size=64m none {small}; XDG_CACHE_HOME={small} {TOOL} up")
+    refused = inside("--mount", f"mount -t tmpfs -o size=64m none {small}; XDG_CACHE_HOME={small} {UP}")
     assert refused.returncode == 1
     assert (
         f"disk: {small}/sftjob/cluster has 0.1 GiB free of the 14 GiB needed; free 13.9 GiB, "
@@ -56,7 +57,7 @@ def test_disk_short(without_cluster: Machine, tmp_path: Path) -> None:
 
 
 def test_addresses_taken(cache: Path) -> None:
-    refused = inside("--net", f"ip link set lo up; ip route add 10.244.3.0/24 dev lo; {TOOL} up")
+    refused = inside("--net", f"ip link set lo up; ip route add 10.244.3.0/24 dev lo; {UP}")
     assert refused.returncode == 1
     assert (
         "addresses: the route 10.244.3.0/24 (lo) lies in the cluster's 10.244.0.0/16 or 10.96.0.0/16; remove it\n"
@@ -67,11 +68,15 @@ def test_addresses_taken(cache: Path) -> None:
 def test_docker_without_kind_and_the_registrys_port_taken(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shutil.which("kind") is None, "this test is for a machine without kind"
+    if shutil.which("kind"):
+        pytest.skip("this machine has kind")
     docker_that_answers(tmp_path, monkeypatch)
-    listen = "import socket; s = socket.create_server(('127.0.0.1', 5000)); import subprocess, sys; "
-    run = "sys.exit(subprocess.run([sys.executable, '-m', 'cluster', 'up']).returncode)"
-    refused = inside("--net", f'ip link set lo up; {sys.executable} -c "{listen}{run}"')
+    (tmp_path / "listen.py").write_text(
+        "import socket, subprocess, sys\n"
+        "held = [socket.create_server(('127.0.0.1', 5000))]\n"
+        "sys.exit(subprocess.run([sys.executable, '-m', 'cluster', 'up']).returncode)\n"
+    )
+    refused = inside("--net", f"ip link set lo up; {sys.executable} {tmp_path / 'listen.py'}")
     assert refused.returncode == 1
     lines = refused.stdout.splitlines()
     assert lines[:2] == [
@@ -109,9 +114,12 @@ def test_what_the_command_line_does_not_know(arguments: tuple[str, ...], says: s
 
 def test_ports_that_others_have_do_not_matter_to_a_built_cluster(without_cluster: Machine) -> None:
     """Its programs listen in networks of their own."""
-    listen = "import socket; held = [socket.create_server(('', port)) for port in (2379, 5000, 6443, 10250)]; "
-    run = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-m', 'cluster', 'up']).returncode)"
-    done = subprocess.run([sys.executable, "-c", listen + run], capture_output=True, text=True)
+    held = [socket.create_server(("", port)) for port in (2379, 5000, 6443, 10250)]
+    try:
+        done = run_tool("up", "--backend", "built")
+    finally:
+        for listener in held:
+            listener.close()
     assert done.returncode == 0, done.stdout
     assert run_tool("down").returncode == 0
-    assert without_cluster.ports >= Machine().ports
+    assert_nothing_is_left(without_cluster)

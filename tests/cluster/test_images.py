@@ -91,7 +91,7 @@ BUILD_AND_PUSH = [
             *BUILDAH,
             "push",
             "--tls-verify=false",
-            "--compression-format=gzip",
+            "--compression-format=zstd",
             "--compression-level=1",
             "localhost:5000/sft-trainer:dev",
             "docker://10.0.0.2:5000/sft-trainer:dev",

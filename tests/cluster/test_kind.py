@@ -28,13 +28,14 @@ ONE_NODE = {
     "name": "sft",
     "networking": {"apiServerAddress": "127.0.0.1"},
     "containerdConfigPatches": [CONTAINERD],
-    "nodes": [{"role": "control-plane", "image": IMAGE, "extraMounts": MOUNTS}],
+    "nodes": [{"role": "control-plane", "image": IMAGE, "labels": {"sftjob.dev/node": "1"}, "extraMounts": MOUNTS}],
 }
 TWO_NODES = ONE_NODE | {
     "nodes": [
         {
             "role": "control-plane",
             "image": IMAGE,
+            "labels": {"sftjob.dev/node": "1"},
             "extraMounts": MOUNTS,
             "kubeadmConfigPatches": ["kind: InitConfiguration\nnodeRegistration:\n  taints: []\n"],
         },
@@ -58,22 +59,30 @@ def test_with_several_nodes_the_control_plane_takes_pods_too() -> None:
 
 
 def test_a_cluster_of_one_node_comes_up_with_its_registry_and_without_kinds_default_class() -> None:
-    up = up_commands("sft", nodes=1, claims=Path("/data/claims"), kubeconfig=Path("/data/kubeconfig"))
+    up = up_commands(
+        "sft",
+        nodes=1,
+        claims=Path("/data/claims"),
+        kubeconfig=Path("/data/kubeconfig"),
+        kubectl=Path("/bin/kubectl-v1"),
+    )
     assert [command.arguments for command in up] == commands(f"""
         kind create cluster --name sft --config - --kubeconfig /data/kubeconfig
         docker run --detach --restart=always --name sft-registry --network kind --publish 127.0.0.1:5000:5000 {REGISTRY}
         docker exec sft-control-plane mkdir --parents /etc/containerd/certs.d/localhost:5000
         docker exec --interactive sft-control-plane cp /dev/stdin /etc/containerd/certs.d/localhost:5000/hosts.toml
-        kubectl --kubeconfig /data/kubeconfig annotate --overwrite storageclass standard \
+        /bin/kubectl-v1 --kubeconfig /data/kubeconfig annotate --overwrite storageclass standard \
             storageclass.kubernetes.io/is-default-class=false
-        kubectl --kubeconfig /data/kubeconfig wait --for=condition=Ready nodes --all --timeout=300s
+        /bin/kubectl-v1 --kubeconfig /data/kubeconfig wait --for=condition=Ready nodes --all --timeout=300s
     """)
     assert yaml.safe_load(up[0].stdin) == ONE_NODE
     assert [command.stdin for command in up[1:]] == ["", "", HOSTS, "", ""]
 
 
 def test_every_node_is_told_where_the_registry_is() -> None:
-    up = up_commands("sft", nodes=3, claims=Path("/data/claims"), kubeconfig=Path("/data/kubeconfig"))
+    up = up_commands(
+        "sft", nodes=3, claims=Path("/data/claims"), kubeconfig=Path("/data/kubeconfig"), kubectl=Path("kubectl")
+    )
     assert json.loads(up[0].stdin) == configuration("sft", nodes=3, claims=Path("/data/claims"))
     told = [command.arguments[3] for command in up if command.stdin == HOSTS]
     assert told == ["sft-control-plane", "sft-worker", "sft-worker2"]

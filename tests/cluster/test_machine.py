@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.machine import GIB, Backend, Machine, backend_for, is_hopeless, problems
+from cluster.machine import GIB, Backend, Machine, is_hopeless, problems
 
 GOOD = Machine(
     system="linux",
@@ -52,7 +52,7 @@ def test_every_lack_is_named_at_once_with_what_to_do() -> None:
         "packages: missing containernetworking-plugins, etcd-server: "
         "apt-get install --yes containernetworking-plugins etcd-server",
         "addresses: the route 10.244.0.0/24 (docker0) lies in the cluster's 10.244.0.0/16 or 10.96.0.0/16; remove it",
-        "memory: 2.0 GiB; the cluster and a small job need 4 GiB",
+        "memory: 2.0 GiB available of the 4 GiB that the cluster and a small job need; end what takes it",
         "disk: /cache has 5.0 GiB free of the 14 GiB needed; free 9.0 GiB, or set XDG_CACHE_HOME to a larger disk",
         "go: 1.19 is too old; the programs are built with 1.26 or later: install it",
     ]
@@ -72,23 +72,25 @@ def test_once_built_neither_go_nor_its_room_on_disk_is_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "backend", "hopeless"),
+    ("docker_answers", "system", "is_root", "hopeless"),
     [
-        ({}, Backend.BUILT, False),
-        ({"docker_answers": True}, Backend.KIND, False),
-        ({"is_root": False}, Backend.BUILT, True),
-        ({"is_root": False, "docker_answers": True}, Backend.KIND, False),
-        ({"system": "darwin"}, Backend.BUILT, True),
-        ({"system": "darwin", "docker_answers": True, "is_root": False}, Backend.KIND, False),
+        (False, "linux", True, False),
+        (False, "linux", False, True),
+        (False, "darwin", True, True),
+        (True, "linux", False, False),
+        (True, "darwin", False, False),
     ],
 )
-def test_docker_goes_first_and_without_it_only_root_on_linux_can(
-    facts: dict[str, object], backend: Backend, hopeless: bool
+def test_without_docker_only_root_on_linux_can(
+    docker_answers: bool, system: str, is_root: bool, hopeless: bool
 ) -> None:
-    machine = dataclasses.replace(GOOD, **facts)
-    assert backend_for(machine) is backend
-    assert is_hopeless(machine) is hopeless
-    if machine.system != "linux" and not machine.docker_answers:
-        assert problems(machine, backend) == [
-            "system: darwin; a cluster without Docker needs Linux: install Docker and kind"
-        ]
+    assert is_hopeless(docker_answers=docker_answers, system=system, is_root=is_root) is hopeless
+    if hopeless:
+        assert built(system=system, is_root=is_root) != []
+
+
+def test_a_path_that_commands_would_take_apart_is_refused() -> None:
+    assert built(folder=Path("/home/a b/.cache")) == [
+        "folder: /home/a b/.cache has characters that commands take apart; "
+        "set XDG_CACHE_HOME to a path of letters, digits and ._-/"
+    ]

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from real_cluster import PATIENCE_SECONDS, Cluster, claim, pod, run_tool
+from real_cluster import PATIENCE_SECONDS, Cluster, claim, needs_root_on_linux, pod, run_tool
 
 from cluster.parts import parts, pid_of
 from cluster.place import cache_folder, cluster_folder
@@ -62,7 +62,7 @@ def test_a_pytorchjob_of_two_nodes_adds_over_its_ranks_and_succeeds(cluster: Clu
     )
     cluster.kubectl("wait", "--for=condition=Succeeded", "pytorchjob/sum", f"--timeout={PATIENCE_SECONDS}s")
     nodes = {cluster.get("pod", f"sum-worker-{rank}")["spec"]["nodeName"] for rank in (0, 1)}
-    assert nodes == {"sftjob-1", "sftjob-2"}
+    assert nodes == set(cluster.nodes)
     for rank in (0, 1):
         assert cluster.kubectl("logs", f"sum-worker-{rank}").endswith("sum over ranks: 3.0\n")
     cluster.kubectl("delete", "pytorchjob", "sum")
@@ -74,16 +74,16 @@ def test_what_a_pod_writes_into_a_claim_a_pod_on_the_other_node_reads(cluster: C
     mount = {"shared": "/c"}
     cluster.apply(
         claim("shared", modes=("ReadWriteMany",)),
-        pod("stranger", write, claims=mount, node="sftjob-1"),
+        pod("stranger", write, claims=mount, node=cluster.nodes[0]),
     )
     # Folders are root's, as on real storage: without fsGroup a pod that isn't root must not get through.
     assert cluster.phase_of("stranger") == "Failed"
     assert "Permission denied" in cluster.kubectl("logs", "stranger")
 
-    cluster.apply(pod("writer", write, claims=mount, node="sftjob-1", fs_group=1000))
+    cluster.apply(pod("writer", write, claims=mount, node=cluster.nodes[0], fs_group=1000))
     assert cluster.phase_of("writer") == "Succeeded", cluster.kubectl("logs", "writer")
     assert cluster.kubectl("logs", "writer") == "root:1000:2775\n"
-    cluster.apply(pod("reader", read, claims=mount, node="sftjob-2", fs_group=1000))
+    cluster.apply(pod("reader", read, claims=mount, node=cluster.nodes[1], fs_group=1000))
     assert cluster.phase_of("reader") == "Succeeded"
     assert cluster.kubectl("logs", "reader") == "from writer\n"
 
@@ -103,7 +103,9 @@ http.server.HTTPServer(("", 8000), http.server.SimpleHTTPRequestHandler).serve_f
 
 
 def test_names_logs_exec_and_port_forward_work_on_both_nodes(cluster: Cluster) -> None:
-    cluster.apply(*(pod(f"server-{number}", ["python", "-c", SERVE], node=f"sftjob-{number}") for number in (1, 2)))
+    cluster.apply(
+        *(pod(f"server-{number}", ["python", "-c", SERVE], node=cluster.nodes[number - 1]) for number in (1, 2))
+    )
     for number in (1, 2):
         name = f"server-{number}"
         cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", f"--timeout={PATIENCE_SECONDS}s")
@@ -173,8 +175,9 @@ def test_the_trainers_image_trains_a_pretrained_model_for_two_steps(cluster: Clu
     cluster.kubectl("delete", "pod/two-steps", "pvc/models", "pvc/results")
 
 
+@needs_root_on_linux
 def test_a_lost_node_is_named_leaves_the_other_alone_and_comes_back(cluster: Cluster) -> None:
-    cluster.apply(*(pod(f"sleeper-{n}", ["sleep", "infinity"], node=f"sftjob-{n}") for n in (1, 2)))
+    cluster.apply(*(pod(f"sleeper-{n}", ["sleep", "infinity"], node=cluster.nodes[n - 1]) for n in (1, 2)))
     for number in (1, 2):
         cluster.kubectl("wait", "--for=condition=Ready", f"pod/sleeper-{number}", f"--timeout={PATIENCE_SECONDS}s")
     every = {part.name: part for part in parts(cluster_folder(cache_folder()), cache_folder(), nodes=2)}
@@ -193,6 +196,6 @@ def test_a_lost_node_is_named_leaves_the_other_alone_and_comes_back(cluster: Clu
     mended = run_tool("up")
     assert mended.returncode == 0, mended.stdout
     assert run_tool("status").returncode == 0
-    cluster.apply(pod("newcomer", ["echo", "here"], node="sftjob-2"))
+    cluster.apply(pod("newcomer", ["echo", "here"], node=cluster.nodes[1]))
     assert cluster.phase_of("newcomer") == "Succeeded"
     cluster.kubectl("delete", "pod", "sleeper-1", "sleeper-2", "newcomer", "--force", "--grace-period=0")
