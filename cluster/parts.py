@@ -18,11 +18,11 @@ class Part:
     program: str
     """The file name of what runs in the end; `command` may first pass through others."""
     holds_node: bool = False
-    needs_api: bool = False
-    """It would give up if the API server didn't answer yet."""
+    is_late: bool = False
+    """It gives up where the API server or containerd doesn't answer yet."""
 
 
-NEED_API = ("kube-controller-manager", "kube-scheduler")
+LATE = ("kube-controller-manager", "kube-scheduler", "kubelet-")
 
 
 def parts(folder: Path, cache: Path, *, nodes: int) -> list[Part]:
@@ -46,7 +46,7 @@ def parts(folder: Path, cache: Path, *, nodes: int) -> list[Part]:
 def _part(name: str, number: int, command: list[str]) -> Part:
     # What a link like /usr/bin/etcd stands for is what /proc will tell.
     program = Path(shutil.which(command[0]) or command[0]).resolve().name
-    return Part(name, number, command, program, needs_api=name in NEED_API)
+    return Part(name, number, command, program, is_late=name.startswith(LATE))
 
 
 def _control_plane(folder: Path, cache: Path) -> dict[str, list[str]]:

@@ -36,16 +36,17 @@ def up(folder: Path, cache: Path, record: Record) -> Iterator[str]:
     network.set_up_machine(forwarded_before=before.sysctls["net/ipv4/ip_forward"].strip() == "1")
     starter = _Starter(folder, every)
     starter.start_nodes()
-    starter.start(with_api=False)
+    starter.start(late=False)
     yield "API server"
     starter.wait(client.is_ready, otherwise="API server: not ready")
-    starter.start(with_api=True)
+    for number, holder in starter.holders.items():
+        starter.wait(node.Containerd(holder).answers, otherwise=f"containerd-{number}: no answer")
+    starter.start(late=True)
     programs = [program for program in PROGRAMS if program.in_pods]
     with ThreadPoolExecutor() as pool:
         applied = pool.map(client.apply, _documents(folder, cache))
         for number, holder in starter.holders.items():
             yield f"images on {certificates.node_name(number)}"
-            starter.wait(node.Containerd(holder).answers, otherwise=f"containerd-{number}: no answer")
             _import_images(node.Containerd(holder), cache, programs if number == 1 else [program_of("pause")])
         list(applied)  # raises what one of them raised
     nodes = [(f"node/{certificates.node_name(number)}", "Ready", "default") for number in starter.holders]
@@ -122,10 +123,9 @@ class _Starter:
                 self.holders[part.node] = pid
         network.set_up_routes(self.holders)
 
-    def start(self, *, with_api: bool) -> None:
-        """Those that need the API server, or the others."""
+    def start(self, *, late: bool) -> None:
         for part in self._every:
-            if part.needs_api is with_api and not is_alive(part):
+            if part.is_late is late and not is_alive(part):
                 self._start(part)
 
     def _start(self, part: Part) -> None:
