@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	--no-header --quiet
 CHAT_DATA ?=
 NODES ?= 1
 CHAT_OPTION = $(if $(CHAT_DATA),--chat-data=$(CHAT_DATA))
@@ -65,5 +67,7 @@ generate: $(INSTALLED) ## Write generated files anew: docs/sftjob.md
 	$(BIN)/python -m sftjob.reference > docs/sftjob.md
 
 lock: $(INSTALLED) ## Resolve dependencies anew into requirements/
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 -c requirements/constraints.txt \
-		--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet -o requirements/all.txt
+	$(COMPILE) pyproject.toml --all-extras -c requirements/constraints.txt -o requirements/all.txt
+	@# The image's: the same versions of less; torch alone too, because it has a layer of its own.
+	$(COMPILE) pyproject.toml --extra trainer -c requirements/all.txt -o requirements/trainer.txt
+	echo torch | $(COMPILE) - -c requirements/all.txt -o requirements/torch.txt

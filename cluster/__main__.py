@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cluster import cgroups, kind, network, status, versions
+from cluster import cgroups, images, kind, network, status, versions
 from cluster.archives import make_archive
 from cluster.build import BuildFailed, binary_of, build, finish, is_built, old_files, programs_for
 from cluster.client import StartFailed
 from cluster.down import down as down_built
 from cluster.kind_runner import kind_down, kind_up
-from cluster.machine import GIB, Backend, Machine, existing, problems, read_machine
+from cluster.machine import GIB, Backend, Machine, existing, image_problems, problems, read_machine
 from cluster.place import RUN, Busy, Record, alone, cache_folder, cluster_folder, kubeconfig_path, read_record
 from cluster.up import up as up_built
 
@@ -139,6 +139,39 @@ def build_programs(backend: BackendOption = None) -> None:
         _, chosen = _checked(cache, backend)
         _build(cache, chosen)
     console.print(f"{len(programs_for(chosen))} programs in {cache / 'bin'}")
+
+
+@app.command("images")
+def build_images() -> None:
+    """Build the trainer's image; push it where a cluster is up.
+
+    A change of our own code takes seconds. Where no cluster is up, call it again when one is: it only pushes then.
+    """
+    began = time.monotonic()
+    cache = cache_folder()
+    folder = cluster_folder(cache)
+    with _errors(), alone():
+        machine, backend = _machine(cache, None)
+        record = read_record(folder)
+        is_up = record is not None and record.ready
+        for problem in image_problems(machine, backend, has_built_before=images.storage(cache).exists()):
+            raise Refused(problem)
+        sources = images.read_sources()
+        if backend is Backend.KIND:
+            steps = images.docker_steps(sources, push=is_up)
+        else:
+            bases = images.base_images(cache)
+            steps = images.buildah_steps(cache, sources, bases=bases, registry=network.REGISTRY if is_up else None)
+        with Progress(
+            SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=console
+        ) as progress:
+            task = progress.add_task("")
+            for step in steps:
+                progress.update(task, description=step.name)
+                for line in images.run(step, sources):
+                    progress.update(task, description=f"{step.name}: {line[:80]}")
+    pushed = "pushed" if is_up else "not pushed: no cluster is up"
+    console.print(f"{images.IMAGE} is built after {time.monotonic() - began:.0f} s, and {pushed}")
 
 
 @app.command()
@@ -298,7 +331,7 @@ def _errors() -> Iterator[None]:
     """A sentence instead of a traceback, for what can go wrong on a user's machine."""
     try:
         yield
-    except (Refused, Busy, BuildFailed, StartFailed, TimeoutError) as failure:
+    except (Refused, Busy, BuildFailed, StartFailed, images.ImageFailed, TimeoutError) as failure:
         console.print(str(failure))
     except PermissionError as failure:
         console.print(f"user: may not use {failure.filename}; a built cluster is root's: sudo python -m cluster ...")

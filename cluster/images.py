@@ -36,9 +36,12 @@ BASE_RECIPE = (
     "--dpkgopt=path-exclude=/usr/lib/python3.*/config-*/*.a",
 )
 
-# buildah's --root doesn't move what it remembers of pushed layers. Without that, each push would compress all of them
-# again, so it must stay; in the cache folder, by a mount that nobody else sees.
-_WITH_OWN_MEMORY = 'mkdir -p /var/lib/containers && mount --bind "$0" /var/lib/containers && exec buildah "$@"'
+# buildah's --root moves neither its large temporary files nor what it remembers of pushed layers. Without the latter
+# each push would compress all of them again, so it stays; in the cache folder, by a mount that nobody else sees.
+_ALL_IN_FOLDER = (
+    'mkdir -p "$0/tmp" /var/lib/containers && mount --bind "$0" /var/lib/containers && '
+    'TMPDIR="$0/tmp" exec buildah "$@"'
+)
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,17 @@ def buildah_steps(cache: Path, sources: Sources, *, bases: list[str], registry: 
     """`bases` are the names of base images in the builder, `registry` is host:port of one that speaks plain HTTP."""
     builder = buildah(cache)
     base = base_name(sources)
-    steps = []
+    # A build that was killed leaves gigabytes in both.
+    steps = [
+        Step("free", ("rm", "-rf", f"{storage(cache)}/tmp")),
+        Step("free", (*builder, "rm", "--all")),
+    ]
     if base not in bases:
         folder = cache / "unfinished" / "base"
         archive = folder / "base.tar"
         bootstrap = ("mmdebstrap", *BASE_RECIPE, sources.suite, str(archive), *sources.apt)
         dockerfile = str(DOCKERFILE.with_name("base.Dockerfile"))
-        steps = [
+        steps += [
             Step("Debian", ("mkdir", "-p", str(folder))),
             Step("Debian", bootstrap),
             Step(
@@ -176,4 +183,4 @@ def _build_arguments(sources: Sources) -> tuple[str, ...]:
 def buildah(cache: Path) -> tuple[str, ...]:
     folder = storage(cache)
     roots = (f"--root={folder}/storage", f"--runroot={folder}/run")
-    return ("unshare", "--mount", "sh", "-c", _WITH_OWN_MEMORY, str(folder), *roots)
+    return ("unshare", "--mount", "sh", "-c", _ALL_IN_FOLDER, str(folder), *roots)

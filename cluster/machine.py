@@ -79,6 +79,19 @@ def problems(machine: Machine, backend: Backend) -> list[str]:
     return found
 
 
+def image_problems(machine: Machine, backend: Backend, *, has_built_before: bool) -> list[str]:
+    """The same for the trainer's image."""
+    found = []
+    packages = [package for program, package in versions.IMAGE_PACKAGES.items() if program in machine.missing]
+    if backend is Backend.BUILT and packages:
+        found.append(f"packages: missing {', '.join(packages)}: apt-get install --yes {' '.join(packages)}")
+    if backend is Backend.BUILT and not machine.is_root:
+        found.append("user: not root; an image is built without Docker by root only: sudo python -m cluster images")
+    if not has_built_before and machine.free_bytes < IMAGE_BYTES:
+        found.append(disk_problem(machine, IMAGE_BYTES))
+    return found
+
+
 def disk_problem(machine: Machine, needed: int) -> str:
     return (
         f"disk: {machine.folder} has {machine.free_bytes / GIB:.1f} GiB free of the {needed / GIB:.0f} GiB needed; "
@@ -112,7 +125,8 @@ def _problems_of_built(machine: Machine) -> list[str]:
         found.append("user: not root; namespaces, networks and cgroups need it: sudo python -m cluster ...")
     if machine.cgroup_version is None:
         found.append("cgroups: neither version 1 nor 2 is mounted under /sys/fs/cgroup; mount one of them")
-    packages = sorted({versions.DEBIAN_PACKAGES[program] for program in machine.missing if program != "kind"})
+    needed = versions.DEBIAN_PACKAGES.items()
+    packages = sorted({package for program, package in needed if program in machine.missing})
     if packages:
         found.append(f"packages: missing {', '.join(packages)}: apt-get install --yes {' '.join(packages)}")
     for taken in machine.taken_ranges:
@@ -123,7 +137,7 @@ def _problems_of_built(machine: Machine) -> list[str]:
 
 
 def read_machine(folder: Path, *, docker_answers: bool, is_built: bool) -> Machine:
-    programs = ("kind", *versions.DEBIAN_PACKAGES)
+    programs = ("kind", *versions.DEBIAN_PACKAGES, *versions.IMAGE_PACKAGES)
     return Machine(
         system=sys.platform,
         docker_answers=docker_answers,

@@ -18,12 +18,44 @@ BUILDAH = (
     "--mount",
     "sh",
     "-c",
-    'mkdir -p /var/lib/containers && mount --bind "$0" /var/lib/containers && exec buildah "$@"',
+    'mkdir -p "$0/tmp" /var/lib/containers && mount --bind "$0" /var/lib/containers && '
+    'TMPDIR="$0/tmp" exec buildah "$@"',
     "/cache/builder",
     "--root=/cache/builder/storage",
     "--runroot=/cache/builder/run",
 )
 BUILD = (f"--file={REPOSITORY}/trainer_image/Dockerfile", "--tag=localhost:5000/sft-trainer:dev", str(REPOSITORY))
+LEFT_BY_A_KILLED_BUILD = [
+    Step("free", ("rm", "-rf", "/cache/builder/tmp")),
+    Step("free", (*BUILDAH, "rm", "--all")),
+]
+BUILD_AND_PUSH = [
+    Step(
+        "build",
+        (
+            *BUILDAH,
+            "bud",
+            "--layers",
+            "--isolation=chroot",
+            "--network=host",
+            "--pull-never",
+            f"--build-arg=BASE={BASE}",
+            *BUILD,
+        ),
+    ),
+    Step(
+        "push",
+        (
+            *BUILDAH,
+            "push",
+            "--tls-verify=false",
+            "--compression-format=zstd",
+            "--compression-level=1",
+            "localhost:5000/sft-trainer:dev",
+            "docker://10.0.0.2:5000/sft-trainer:dev",
+        ),
+    ),
+]
 
 
 def test_docker_builds_pushes_and_frees_only_our_own_images() -> None:
@@ -37,6 +69,7 @@ def test_docker_builds_pushes_and_frees_only_our_own_images() -> None:
 
 def test_buildah_first_makes_the_base_from_the_sources_of_this_machine() -> None:
     assert buildah_steps(Path("/cache"), PLAIN, bases=[], registry="10.0.0.2:5000") == [
+        *LEFT_BY_A_KILLED_BUILD,
         Step("Debian", ("mkdir", "-p", "/cache/unfinished/base")),
         Step(
             "Debian",
@@ -71,43 +104,17 @@ def test_buildah_first_makes_the_base_from_the_sources_of_this_machine() -> None
     ]
 
 
-BUILD_AND_PUSH = [
-    Step(
-        "build",
-        (
-            *BUILDAH,
-            "bud",
-            "--layers",
-            "--isolation=chroot",
-            "--network=host",
-            "--pull-never",
-            f"--build-arg=BASE={BASE}",
-            *BUILD,
-        ),
-    ),
-    Step(
-        "push",
-        (
-            *BUILDAH,
-            "push",
-            "--tls-verify=false",
-            "--compression-format=zstd",
-            "--compression-level=1",
-            "localhost:5000/sft-trainer:dev",
-            "docker://10.0.0.2:5000/sft-trainer:dev",
-        ),
-    ),
-]
-
-
 def test_buildah_keeps_the_base_that_it_has_and_lets_an_old_one_go() -> None:
     old = "localhost/sft-base:0123456789ab"
     assert buildah_steps(Path("/cache"), PLAIN, bases=[old, BASE], registry="10.0.0.2:5000") == [
+        *LEFT_BY_A_KILLED_BUILD,
         *BUILD_AND_PUSH,
         Step("free", (*BUILDAH, "rmi", old)),
         Step("free", (*BUILDAH, "rmi", "--prune")),
     ]
     assert [step.name for step in buildah_steps(Path("/cache"), PLAIN, bases=[BASE], registry=None)] == [
+        "free",
+        "free",
         "build",
         "free",
     ]
