@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from cluster import cgroups, images, kind, network, status, versions
 from cluster.archives import make_archive
 from cluster.build import BuildFailed, binary_of, build, finish, is_built, old_files, programs_for
-from cluster.client import StartFailed
+from cluster.client import Client, StartFailed
 from cluster.down import down as down_built
 from cluster.kind_runner import kind_down, kind_up
 from cluster.machine import GIB, Backend, Machine, existing, image_problems, problems, read_machine
@@ -143,9 +143,9 @@ def build_programs(backend: BackendOption = None) -> None:
 
 @app.command("images")
 def build_images() -> None:
-    """Build the trainer's image; push it where a cluster is up.
+    """Build the trainer's image, and load it where a cluster is up.
 
-    A change of our own code takes seconds. Where no cluster is up, call it again when one is: it only pushes then.
+    A change of our own code takes seconds. Where no cluster is up, call it again when one is: it only loads then.
     """
     began = time.monotonic()
     cache = cache_folder()
@@ -170,8 +170,13 @@ def build_images() -> None:
                 progress.update(task, description=step.name)
                 for line in images.run(step, sources):
                     progress.update(task, description=f"{step.name}: {line[:80]}")
-    pushed = "pushed" if is_up else "not pushed: no cluster is up"
-    console.print(f"{images.IMAGE} is built after {time.monotonic() - began:.0f} s, and {pushed}")
+            if is_up:
+                client = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig_path(folder))
+                for node in client.nodes():
+                    progress.update(task, description=f"load on {node}")
+                    client.load_image(images.IMAGE, node=node)
+    pushed = "on every node" if is_up else "not pushed, for no cluster is up"
+    console.print(f"{images.IMAGE} is built, and {pushed} ({time.monotonic() - began:.0f} s)")
 
 
 @app.command()

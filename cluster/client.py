@@ -36,6 +36,27 @@ class Client:
         wait = ("wait", f"--for=condition={condition}", name, f"--namespace={namespace}", "--timeout=2s")
         return self.run(*wait).returncode == 0
 
+    def load_image(self, image: str, *, node: str) -> None:
+        """Pulled by the node as for any pod, but anew: a tag that a node knows it would not look up again.
+
+        Raises StartFailed with what the pod's events say.
+        """
+        name = f"load-{node}"
+        container = {"name": "load", "image": image, "imagePullPolicy": "Always", "command": ["true"]}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "kube-system"},
+            "spec": {"nodeName": node, "restartPolicy": "Never", "containers": [container]},
+        }
+        place = (f"pod/{name}", "--namespace=kube-system")
+        self.run("delete", *place, "--ignore-not-found")
+        self.apply(json.dumps(pod))
+        done = self.run("wait", "--for=jsonpath={.status.phase}=Succeeded", *place, "--timeout=600s")
+        if done.returncode:
+            raise StartFailed(f"{image} on {node}: {done.stderr.strip()}: {self.run('describe', *place).stdout}")
+        self.run("delete", *place)
+
     def nodes(self) -> dict[str, bool]:
         """By name, whether it is ready; empty where the API server does not answer."""
         told = self.run("get", "nodes", "--output=json", "--request-timeout=5s")

@@ -42,8 +42,7 @@ def folder_of(folder: Path, node: int) -> Path:
 
 def hold_command(folder: Path, node: int, pause: Path) -> list[str]:
     """Process 1 of the node. When it ends, the kernel ends all of the node's processes and drops its mounts."""
-    own = folder_of(folder, node)
-    binds = [f"mount --bind {_private(own, path)} {path}" for path in PRIVATE_FOLDERS]
+    binds = [f"mount --bind {_private(folder, node, path)} {path}" for path in PRIVATE_FOLDERS]
     # Shared among the node's own processes: what the kubelet mounts must be seen by containerd.
     script = " && ".join([*binds, "mount --make-rshared /", f"exec {pause}"])
     return [
@@ -52,8 +51,15 @@ def hold_command(folder: Path, node: int, pause: Path) -> list[str]:
     ]
 
 
-def _private(own: Path, path: str) -> Path:
-    return own / path.strip("/").replace("/", "-")
+def _private(folder: Path, node: int, path: str) -> Path:
+    if path == "/var/lib/containerd":
+        return images_folder(folder.parent, node)
+    return folder_of(folder, node) / path.strip("/").replace("/", "-")
+
+
+def images_folder(cache: Path, node: int) -> Path:
+    """Outlives the cluster: gigabytes that the next one would unpack again. `clean` deletes it."""
+    return cache / f"images-of-node-{node}"
 
 
 def enter_command(pid: int) -> list[str]:
@@ -63,7 +69,7 @@ def enter_command(pid: int) -> list[str]:
 def write_files(folder: Path, node: int) -> None:
     own = folder_of(folder, node)
     for path in PRIVATE_FOLDERS:
-        _private(own, path).mkdir(parents=True, exist_ok=True)
+        _private(folder, node, path).mkdir(parents=True, exist_ok=True)
     for part in ("network", "registries/localhost:5000"):
         (own / part).mkdir(parents=True, exist_ok=True)
     cgroups.make_for_pods(node)

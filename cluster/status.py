@@ -41,7 +41,7 @@ def _dead(folder: Path, cache: Path, record: Record) -> list[str]:
 def disk(folder: Path, cache: Path) -> dict[str, int]:
     """Bytes, by what they are."""
     inside = {"claims": folder / "claims"}
-    inside |= {path.name: path for path in sorted(folder.glob("node-*"))}
+    inside |= {path.name.replace("-", " "): path for path in sorted(cache.glob("images-of-node-*"))}
     found = {
         "programs": size_bytes(cache / "bin"),
         "their images": size_bytes(cache / "images"),

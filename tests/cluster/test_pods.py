@@ -167,8 +167,21 @@ def test_the_trainers_image_trains_a_pretrained_model_for_two_steps(cluster: Clu
         mounts=[Mount(uri=uri, path=uri.replace("pvc://", "/claims/")) for uri in uris],
     )
     command = ["python", "-m", "sft_trainer.launcher", "--plan", plan.to_json()]
-    cluster.apply(pod("two-steps", command, claims=mounts, fs_group=1000))
+    environment = {
+        "SFTJOB_NODE_RANK": "0",
+        "SFTJOB_MASTER_ADDRESS": "localhost",
+        "SFTJOB_MASTER_PORT": "29500",
+        "SFTJOB_SCRATCH": "/tmp",
+        "SFTJOB_TERMINATION_MESSAGE": "/dev/termination-log",
+        "SFTJOB_SERVE_ADDRESS": "0.0.0.0:8080",
+    }
+    two_steps = pod("two-steps", command, claims=mounts, fs_group=1000)
+    two_steps["spec"]["containers"][0]["env"] = [{"name": key, "value": value} for key, value in environment.items()]
+    cluster.apply(two_steps)
     assert cluster.phase_of("two-steps") == "Succeeded", cluster.kubectl("logs", "two-steps")
+    (ended,) = cluster.get("pod", "two-steps")["status"]["containerStatuses"]
+    outcome = json.loads(ended["state"]["terminated"]["message"])
+    assert outcome["exitCode"] == 0
     results = Path(cluster.get("pv", cluster.get("pvc", "results")["spec"]["volumeName"])["spec"]["local"]["path"])
     assert (results / "model" / "model.safetensors").stat().st_size > 200e6
     assert [path.name for path in (results / "checkpoints").glob("step-*")] == ["step-2"]

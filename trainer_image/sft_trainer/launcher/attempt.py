@@ -166,10 +166,18 @@ def _end(
         started_at=started_at,
         ended_at=utc_now(),
     )
-    write_atomically(placement.termination_message, outcome.to_message())
+    _leave_message(placement.termination_message, outcome.to_message())
     if entered:
         fence.leave(plan, outcome, pod_uid=placement.pod_uid)
     shutil.rmtree(placement.scratch / "tmp", ignore_errors=True)
     shutil.rmtree(torchrun_logs(placement.scratch), ignore_errors=True)
     log.info("%s (exit code %d) %s", outcome.reason, outcome.exit_code, outcome.message)
     return outcome
+
+
+def _leave_message(path: Path, message: str) -> None:
+    """In a pod the file is there, mounted on its own: it can be written, but not replaced."""
+    if path.exists():
+        path.write_text(message)
+    else:
+        write_atomically(path, message)
