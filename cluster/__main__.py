@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from cluster import cgroups, images, kind, network, status, versions
 from cluster.archives import make_archive
-from cluster.build import BuildFailed, binary_of, build, finish, is_built, old_files, programs_for
+from cluster.build import binary_of, build, finish, is_built, old_files, programs_for
 from cluster.client import Client, StartFailed
+from cluster.commands import CommandFailed
 from cluster.down import down as down_built
 from cluster.kind_runner import kind_down, kind_up
 from cluster.machine import GIB, Backend, Machine, existing, image_problems, problems, read_machine
@@ -336,7 +337,7 @@ def _errors() -> Iterator[None]:
     """A sentence instead of a traceback, for what can go wrong on a user's machine."""
     try:
         yield
-    except (Refused, Busy, BuildFailed, StartFailed, images.ImageFailed, TimeoutError) as failure:
+    except (Refused, Busy, CommandFailed, StartFailed, TimeoutError) as failure:
         console.print(str(failure))
     except PermissionError as failure:
         console.print(f"user: may not use {failure.filename}; a built cluster is root's: sudo python -m cluster ...")

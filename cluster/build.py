@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import manifests, versions
+from cluster.commands import follow
 from cluster.machine import Backend
 
 
@@ -82,7 +83,7 @@ def is_built(cache: Path, backend: Backend) -> bool:
 def build(cache: Path, program: Program) -> Iterator[str]:
     """Yields what it compiles. The binary appears whole or not at all; what was compiled before is not compiled again.
 
-    Raises BuildFailed with the compiler's last words.
+    Raises CommandFailed with the compiler's last words.
     """
     target = binary(cache, program)
     if target.exists():
@@ -90,22 +91,13 @@ def build(cache: Path, program: Program) -> Iterator[str]:
     unfinished = cache / "unfinished" / program.name
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    command = ["go", "build", "-v", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", program.link]
-    process = subprocess.Popen(
-        [*command, "-o", str(unfinished), program.package],
-        cwd=program.module,
-        env=_environment(cache) | ({"GOOS": "linux"} if program.in_pods else {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    flags = ["-v", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", program.link]
+    yield from follow(
+        ["go", "build", *flags, "-o", str(unfinished), program.package],
+        what=f"{program.name} {program.version}",
+        folder=program.module,
+        environment=_environment(cache) | ({"GOOS": "linux"} if program.in_pods else {}),
     )
-    said: list[str] = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        said = [*said[-20:], line.rstrip()]
-        yield said[-1]
-    if process.wait():
-        raise BuildFailed(f"{program.name} {program.version}: {' '.join(command)} failed:\n" + "\n".join(said))
     (built,) = unfinished.iterdir()
     target.parent.mkdir(exist_ok=True)
     built.rename(target)
@@ -136,7 +128,3 @@ def old_files(cache: Path) -> list[Path]:
     used = {f"{program.name}-{program.version}" for program in PROGRAMS}
     files = [*(cache / "bin").glob("*"), *(cache / "images").glob("*")]
     return [file for file in files if file.name.removesuffix(".tar") not in used and file != manifests.rendered(cache)]
-
-
-class BuildFailed(Exception):
-    pass

@@ -8,12 +8,13 @@ Called by `python -m cluster images`: `read_sources`, then `docker_steps` or `bu
 import hashlib
 import os
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from cluster.commands import follow
 
 REPOSITORY = Path(__file__).parent.parent
 DOCKERFILE = REPOSITORY / "trainer_image" / "Dockerfile"
@@ -130,28 +131,9 @@ def storage(cache: Path) -> Path:
 
 
 def run(step: Step, sources: Sources) -> Iterator[str]:
-    """Yields what it says. Raises ImageFailed with its last words."""
+    """Yields what it says. Raises CommandFailed with its last words."""
     index = {"PIP_INDEX_URL": sources.index} if sources.index else {}
-    process = subprocess.Popen(
-        step.command,
-        cwd=REPOSITORY,
-        env=os.environ | index,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    said: list[str] = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        said = [*said[-20:], line.rstrip()]
-        yield said[-1]
-    if process.wait():
-        raise ImageFailed(f"{step.name}: {shlex.join(step.command)} failed:\n" + "\n".join(said))
-
-
-class ImageFailed(Exception):
-    pass
+    yield from follow(step.command, what=step.name, folder=REPOSITORY, environment=os.environ | index)
 
 
 def read_sources() -> Sources:

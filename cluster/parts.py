@@ -1,5 +1,6 @@
 """The programs of a built cluster: what each is started with, whether it lives, and its start."""
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -132,6 +133,8 @@ def start(part: Part, folder: Path, *, holder: int | None) -> subprocess.Popen[b
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
+            # The registry would look for a collector of traces.
+            env=os.environ | {"OTEL_TRACES_EXPORTER": "none"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -14,17 +14,19 @@ from cluster.place import Record, kubeconfig_path, size_bytes
 def not_well(folder: Path, cache: Path, record: Record) -> list[str]:
     """A sentence for all that has died or is not ready, with where to look."""
     dead = _dead(folder, cache, record)
+    if dead:
+        return dead  # what else is not well may follow from it
     client = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig_path(folder))
     nodes = client.nodes()
     if not nodes:
-        return [*dead, "API server: no answer"]
+        return ["API server: no answer"]
     not_ready = [f"{name}: not ready; see kubectl describe node {name}" for name, ready in nodes.items() if not ready]
     missing = [
         f"{name}: not available; see kubectl --namespace {namespace} describe deployment {name}"
         for name, namespace in manifests.DEPLOYMENTS.items()
         if not client.deployment_is_available(name, namespace=namespace)
     ]
-    return [*dead, *not_ready, *missing]
+    return [*not_ready, *missing]
 
 
 def _dead(folder: Path, cache: Path, record: Record) -> list[str]:

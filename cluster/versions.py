@@ -42,6 +42,7 @@ DEBIAN_PACKAGES = {
     "ip": "iproute2",
     "unshare": "util-linux",
     "openssl": "openssl",
+    "sysctl": "procps",
 }
 """By the program that tells whether it is there."""
 

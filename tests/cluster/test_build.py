@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster import versions
-from cluster.build import PROGRAMS, BuildFailed, binary, build
+from cluster.build import PROGRAMS, binary, build
+from cluster.commands import CommandFailed
 
 pytestmark = pytest.mark.cluster
 PAUSE = next(program for program in PROGRAMS if program.name == "pause")
@@ -56,7 +57,7 @@ def test_a_build_that_was_stopped_leaves_no_program_and_is_made_again(cache: Pat
 
 def test_a_failed_build_says_what_the_compiler_said(cache: Path) -> None:
     wrong = dataclasses.replace(PAUSE, package="./nowhere")
-    with pytest.raises(BuildFailed, match=rf"pause {PAUSE.version}: go build .*failed:\n[^$]*nowhere"):
+    with pytest.raises(CommandFailed, match=rf"pause {PAUSE.version}: go build .*failed:\n[^$]*nowhere"):
         list(build(cache, wrong))
     assert not binary(cache, wrong).exists()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.images import REPOSITORY, ImageFailed, Sources, Step, buildah, buildah_steps, docker_steps, run
+from cluster.commands import CommandFailed
+from cluster.images import REPOSITORY, Sources, Step, buildah, buildah_steps, docker_steps, run
 
 PLAIN = Sources(index=None, certificates=None, suite="bookworm", apt=("/etc/apt/sources.list",))
 BASE = "localhost/sft-base:1bf6cd55d2c3"
@@ -134,7 +135,7 @@ def test_a_package_index_and_certificates_reach_a_build_as_secrets_only() -> Non
 
 def test_a_step_that_fails_says_what_the_builder_said() -> None:
     step = Step("push", (sys.executable, "-c", "print('sending'); raise SystemExit('no room')"))
-    with pytest.raises(ImageFailed, match=r"push: \S+ -c .* failed:\nsending\nno room"):
+    with pytest.raises(CommandFailed, match=r"push: \S+ -c .* failed:\nsending\nno room"):
         list(run(step, PLAIN))
 
 

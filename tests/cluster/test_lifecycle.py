@@ -58,7 +58,7 @@ def test_up_status_and_down_leave_nothing_and_nothing_listens_outside(without_cl
     assert run_tool("down").returncode == 0
 
 
-MOMENTS = ["certificates", "programs", "API server", "images on sftjob-1", "sftjob-1", "training-operator"]
+MOMENTS = ["certificates", "programs", "API server", "images on sftjob-1", "node/sftjob-1", "deployment/provisioner"]
 
 
 @pytest.mark.parametrize(
