@@ -1,5 +1,6 @@
 """`python -m cluster check|up|status|down|build|images|clean`."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,14 +14,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cluster import cgroups, images, kind, network, status, versions
+from cluster import cgroups, images, kind, network, packages, status
 from cluster.archives import make_archive
 from cluster.build import binary_of, build, finish, is_built, old_files, programs_for
 from cluster.client import Client, StartFailed
 from cluster.commands import CommandFailed
 from cluster.down import down as down_built
 from cluster.kind_runner import kind_down, kind_up
-from cluster.machine import GIB, Backend, Machine, existing, image_problems, problems, read_machine
+from cluster.machine import GIB, Backend, Machine, existing, image_problems, needed_bytes, problems, read_machine
 from cluster.place import RUN, Busy, Record, alone, cache_folder, cluster_folder, kubeconfig_path, read_record
 from cluster.up import up as up_built
 
@@ -45,9 +46,11 @@ def check(backend: BackendOption = None) -> None:
     """
     cache = cache_folder()
     machine, chosen = _checked(cache, backend)
+    built = "built" if machine.is_built else "not built yet"
+    free, needed = machine.free_bytes / GIB, needed_bytes(machine) / GIB
     console.print(
-        f"nothing is missing: {chosen}, cgroup v{machine.cgroup_version}, {machine.free_bytes / GIB:.0f} GiB free "
-        f"for {machine.folder}, programs {'built' if machine.is_built else 'not built yet'}"
+        f"nothing is missing: {chosen}, cgroup v{machine.cgroup_version}, {free:.0f} GiB free of the {needed:.0f} needed "
+        f"for {machine.folder}, programs {built}"
     )
 
 
@@ -180,27 +183,24 @@ def build_images() -> None:
     console.print(f"{images.IMAGE} is built, and {pushed} ({time.monotonic() - began:.0f} s)")
 
 
-@app.command()
-def packages() -> None:
+@app.command("packages")
+def install_packages() -> None:
     """Install the Debian packages that are missing.
 
     Where that can't be done, say which they are.
     """
     machine, backend = _machine(cache_folder(), None)
-    needed = versions.DEBIAN_PACKAGES | versions.IMAGE_PACKAGES
-    missing = sorted({package for program, package in needed.items() if shutil.which(program) is None})
+    missing = packages.missing_packages(machine)
     if not missing or backend is Backend.KIND:
         return
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-    if not machine.is_root or shutil.which("apt-get") is None:
-        console.print(f"packages: missing {', '.join(missing)}; on Debian: sudo {' '.join(install)}")
+    if not packages.can_install(machine):
+        console.print(
+            f"packages: missing {', '.join(missing)}; on Debian: sudo {' '.join(packages.install_command(missing))}"
+        )
         return
     console.print(f"installing {', '.join(missing)}")
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    # A package must not start a service of its own: etcd's would take the ports of another one.
-    with _errors(), alone(), _no_services():
-        for command in (["apt-get", "update"], install):
-            subprocess.run(command, env=environment, capture_output=True, check=True)
+    with _errors(), alone():
+        packages.install(missing)
 
 
 @app.command()
@@ -314,24 +314,6 @@ def _make_writable(modules: Path) -> None:
         Path(parent).chmod(0o755)
 
 
-NO_SERVICES = "#!/bin/sh\n# sftjob: packages are installed without starting their services\nexit 101\n"
-
-
-@contextmanager
-def _no_services() -> Iterator[None]:
-    """Debian asks this file before a package starts what it brings; another's is left alone."""
-    policy = Path("/usr/sbin/policy-rc.d")
-    if policy.exists() and policy.read_text() != NO_SERVICES:
-        yield
-        return
-    policy.write_text(NO_SERVICES)
-    policy.chmod(0o755)
-    try:
-        yield
-    finally:
-        policy.unlink()
-
-
 @contextmanager
 def _errors() -> Iterator[None]:
     """A sentence instead of a traceback, for what can go wrong on a user's machine."""
@@ -342,7 +324,8 @@ def _errors() -> Iterator[None]:
     except PermissionError as failure:
         console.print(f"user: may not use {failure.filename}; a built cluster is root's: sudo python -m cluster ...")
     except OSError as failure:
-        console.print(f"{failure.filename}: {failure.strerror}")
+        damaged = "; delete it, `up` makes it again" if failure.errno == errno.ENOEXEC else ""
+        console.print(f"{failure.filename}: {failure.strerror}{damaged}")
     except subprocess.CalledProcessError as failure:
         said = failure.stderr or failure.stdout or b""
         console.print(

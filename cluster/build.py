@@ -100,6 +100,8 @@ def build(cache: Path, program: Program) -> Iterator[str]:
     )
     (built,) = unfinished.iterdir()
     target.parent.mkdir(exist_ok=True)
+    with built.open("rb") as file:
+        os.fsync(file.fileno())
     built.rename(target)
     unfinished.rmdir()
 

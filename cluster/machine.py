@@ -70,13 +70,16 @@ def problems(machine: Machine, backend: Backend) -> list[str]:
             f"memory: {machine.memory_bytes / GIB:.1f} GiB available of the {MEMORY_BYTES // GIB} GiB that the "
             "cluster and a small job need; end what takes it"
         )
-    needed = CLUSTER_BYTES + (0 if machine.is_built else BUILD_BYTES)
-    if machine.free_bytes < needed:
-        found.append(disk_problem(machine, needed))
+    if machine.free_bytes < needed_bytes(machine):
+        found.append(disk_problem(machine, needed_bytes(machine)))
     if not machine.is_built and (machine.go_version is None or machine.go_version < versions.GO):
         have = "not found" if machine.go_version is None else "{}.{} is too old".format(*machine.go_version)
         found.append("go: {}; the programs are built with {}.{} or later: install it".format(have, *versions.GO))
     return found
+
+
+def needed_bytes(machine: Machine) -> int:
+    return CLUSTER_BYTES + (0 if machine.is_built else BUILD_BYTES)
 
 
 def image_problems(machine: Machine, backend: Backend, *, has_built_before: bool) -> list[str]:

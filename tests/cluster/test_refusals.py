@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from real_cluster import Machine, assert_nothing_is_left, needs_root_on_linux, run_tool
 
+from cluster.build import binary_of
+from cluster.place import cache_folder
+
 pytestmark = [pytest.mark.cluster, needs_root_on_linux]
 
 UP = f"{sys.executable} -m cluster up --backend built"
@@ -121,5 +124,25 @@ def test_ports_that_others_have_do_not_matter_to_a_built_cluster(without_cluster
         for listener in held:
             listener.close()
     assert done.returncode == 0, done.stdout
+    assert run_tool("down").returncode == 0
+    assert_nothing_is_left(without_cluster)
+
+
+def test_a_damaged_program_is_named_with_its_remedy(without_cluster: Machine, tmp_path: Path) -> None:
+    """As a power cut can leave it."""
+    assert run_tool("build", "--backend", "built").returncode == 0
+    whole = cache_folder()
+    damaged = tmp_path / "sftjob" / "cluster"
+    (damaged / "bin").mkdir(parents=True)
+    (damaged / "images").symlink_to(whole / "images")
+    for program in (whole / "bin").iterdir():
+        (damaged / "bin" / program.name).symlink_to(program)
+    kubectl = binary_of(damaged, "kubectl")
+    kubectl.unlink()
+    kubectl.write_bytes(b"\x7fELF")
+    kubectl.chmod(0o755)
+    refused = run_tool("up", "--backend", "built", env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)})
+    assert refused.returncode == 1
+    assert refused.stdout.endswith(f"{kubectl}: Exec format error; delete it, `up` makes it again\n")
     assert run_tool("down").returncode == 0
     assert_nothing_is_left(without_cluster)
