@@ -49,8 +49,8 @@ def check(backend: BackendOption = None) -> None:
     built = "built" if machine.is_built else "not built yet"
     free, needed = machine.free_bytes / GIB, needed_bytes(machine) / GIB
     console.print(
-        f"nothing is missing: {chosen}, cgroup v{machine.cgroup_version}, {free:.0f} GiB free of the {needed:.0f} needed "
-        f"for {machine.folder}, programs {built}"
+        f"nothing is missing: {chosen}, cgroup v{machine.cgroup_version}, {free:.0f} GiB free of the {needed:.0f} "
+        f"needed for {machine.folder}, programs {built}"
     )
 
 
