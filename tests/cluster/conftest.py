@@ -22,9 +22,9 @@ def refuse_to_take_away_a_users_cluster() -> None:
     assert there is None, "a cluster is up, and these tests would take it away; first: python -m cluster down"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes and the trainer's image; taken down after this folder's tests."""
+    """Two nodes and the trainer's image; taken down after the tests of a file."""
     refuse_to_take_away_a_users_cluster()
     try:
         up = run_tool("up", "--nodes", "2")
