@@ -1,13 +1,20 @@
-"""A Markdown table of a test run from its JUnit file: `python -m tests.table FILE`."""
+"""A Markdown table of a test run from its JUnit file: `python -m tests.table FILE ...`.
+
+With several files, a test's last result counts: what failed was mended and run again.
+"""
 
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 
 
-def main(path: str) -> None:
+def main(paths: list[str]) -> None:
+    cases = {}
+    for path in paths:
+        for case in ElementTree.parse(path).getroot().iter("testcase"):
+            cases[case.attrib["classname"], case.attrib["name"]] = case
     rows: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0.0])
-    for case in ElementTree.parse(path).getroot().iter("testcase"):
+    for case in cases.values():
         row = rows[".".join(case.attrib["classname"].split(".")[:4])]
         outcome = {child.tag for child in case}
         row[1 if outcome & {"failure", "error"} else 2 if "skipped" in outcome else 0] += 1
@@ -21,4 +28,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
