@@ -76,9 +76,12 @@ class Machine:
 def assert_nothing_is_left(before: Machine) -> None:
     """Processes of others come and go: only what stays is ours."""
     deadline = time.monotonic() + 60
-    while left := Machine().more_than(before):
+    look = Machine()
+    while left := look.more_than(before):
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
+        earlier, look = look.processes.keys() | before.processes.keys(), Machine()
+        look.processes = {pid: command for pid, command in look.processes.items() if pid in earlier}
 
 
 def _lines(*command: str) -> list[str]:
