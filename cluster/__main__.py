@@ -233,7 +233,7 @@ def _check_same(record: Record, name: str, backend: Backend | None) -> None:
 
 
 def _program_names(backend: Backend) -> list[str]:
-    return [f"{program.name}-{program.version}" for program in programs_for(backend)]
+    return [program.file_name for program in programs_for(backend)]
 
 
 def _is_half(folder: Path, record: Record | None) -> bool:

@@ -22,7 +22,7 @@ def image_name(program: Program) -> str:
 
 
 def archive_path(cache: Path, program: Program) -> Path:
-    return cache / "images" / f"{program.name}-{program.version}.tar"
+    return cache / "images" / f"{program.file_name}.tar"
 
 
 def make_archive(cache: Path, program: Program) -> Path:

@@ -23,6 +23,10 @@ class Program:
     in_pods: bool = False
     """It runs in a container, whatever this machine's system is."""
 
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}-{self.version}"
+
 
 def _own(name: str, version: str = "", *, in_pods: bool) -> Program:
     digest = versions.digest(versions.PROGRAMS / name)
@@ -68,7 +72,7 @@ def program_of(name: str) -> Program:
 
 
 def binary(cache: Path, program: Program) -> Path:
-    return cache / "bin" / f"{program.name}-{program.version}"
+    return cache / "bin" / program.file_name
 
 
 def binary_of(cache: Path, name: str) -> Path:
@@ -127,6 +131,6 @@ def _environment(cache: Path) -> dict[str, str]:
 
 def old_files(cache: Path) -> list[Path]:
     """Programs of earlier versions and their images: nothing uses them any more."""
-    used = {f"{program.name}-{program.version}" for program in PROGRAMS}
+    used = {program.file_name for program in PROGRAMS}
     files = [*(cache / "bin").glob("*"), *(cache / "images").glob("*")]
     return [file for file in files if file.name.removesuffix(".tar") not in used and file != manifests.rendered(cache)]

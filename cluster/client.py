@@ -26,11 +26,6 @@ class Client:
         if done.returncode:
             raise StartFailed(f"kubectl apply: {done.stderr.strip()}")
 
-    def deployment_is_available(self, name: str, *, namespace: str) -> bool:
-        path = "--output=jsonpath={.status.availableReplicas}"
-        told = self.run("get", "deployment", name, f"--namespace={namespace}", path, "--request-timeout=5s")
-        return told.returncode == 0 and told.stdout not in ("", "0")
-
     def has_condition(self, name: str, condition: str, *, namespace: str = "default") -> bool:
         """`name` with its kind: `node/sftjob-1`. Waits two seconds for it."""
         wait = ("wait", f"--for=condition={condition}", name, f"--namespace={namespace}", "--timeout=2s")

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.archives import REGISTRY_NAME
 from cluster.commands import follow
 
 REPOSITORY = Path(__file__).parent.parent
 DOCKERFILE = REPOSITORY / "trainer_image" / "Dockerfile"
 
 NAME = "sft-trainer:dev"
-IMAGE = f"localhost:5000/{NAME}"
+IMAGE = f"{REGISTRY_NAME}/{NAME}"
 BASE = "localhost/sft-base"
 LABEL = "dev.sftjob.image=trainer"
 """The Dockerfile's: tells our images from others that Docker has."""

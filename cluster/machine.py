@@ -85,9 +85,8 @@ def needed_bytes(machine: Machine) -> int:
 def image_problems(machine: Machine, backend: Backend, *, has_built_before: bool) -> list[str]:
     """The same for the trainer's image."""
     found = []
-    packages = [package for program, package in versions.IMAGE_PACKAGES.items() if program in machine.missing]
-    if backend is Backend.BUILT and packages:
-        found.append(f"packages: missing {', '.join(packages)}: apt-get install --yes {' '.join(packages)}")
+    if backend is Backend.BUILT:
+        found += _missing_packages(machine, versions.IMAGE_PACKAGES)
     if backend is Backend.BUILT and not machine.is_root:
         found.append("user: not root; an image is built without Docker by root only: sudo python -m cluster images")
     if not has_built_before and machine.free_bytes < IMAGE_BYTES:
@@ -128,15 +127,19 @@ def _problems_of_built(machine: Machine) -> list[str]:
         found.append("user: not root; namespaces, networks and cgroups need it: sudo python -m cluster ...")
     if machine.cgroup_version is None:
         found.append("cgroups: neither version 1 nor 2 is mounted under /sys/fs/cgroup; mount one of them")
-    needed = versions.DEBIAN_PACKAGES.items()
-    packages = sorted({package for program, package in needed if program in machine.missing})
-    if packages:
-        found.append(f"packages: missing {', '.join(packages)}: apt-get install --yes {' '.join(packages)}")
+    found += _missing_packages(machine, versions.DEBIAN_PACKAGES)
     for taken in machine.taken_ranges:
         found.append(
             f"addresses: the route {taken} lies in the cluster's {network.CLUSTER} or {network.SERVICES}; remove it"
         )
     return found
+
+
+def _missing_packages(machine: Machine, needed: dict[str, str]) -> list[str]:
+    packages = sorted({package for program, package in needed.items() if program in machine.missing})
+    if not packages:
+        return []
+    return [f"packages: missing {', '.join(packages)}: apt-get install --yes {' '.join(packages)}"]
 
 
 def read_machine(folder: Path, *, docker_answers: bool, is_built: bool) -> Machine:

@@ -70,11 +70,11 @@ def write_files(folder: Path, node: int) -> None:
     own = folder_of(folder, node)
     for path in PRIVATE_FOLDERS:
         _private(folder, node, path).mkdir(parents=True, exist_ok=True)
-    for part in ("network", "registries/localhost:5000"):
+    for part in ("network", f"registries/{archives.REGISTRY_NAME}"):
         (own / part).mkdir(parents=True, exist_ok=True)
     cgroups.make_for_pods(node)
     (own / "containerd.toml").write_text(containerd_toml(own))
-    (own / "registries/localhost:5000/hosts.toml").write_text(
+    (own / f"registries/{archives.REGISTRY_NAME}/hosts.toml").write_text(
         f'server = "http://{network.REGISTRY}"\n'
         f'[host."http://{network.REGISTRY}"]\n  capabilities = ["pull", "resolve"]\n'
     )

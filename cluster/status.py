@@ -24,7 +24,7 @@ def not_well(folder: Path, cache: Path, record: Record) -> list[str]:
     missing = [
         f"{name}: not available; see kubectl --namespace {namespace} describe deployment {name}"
         for name, namespace in manifests.DEPLOYMENTS.items()
-        if not client.deployment_is_available(name, namespace=namespace)
+        if not client.has_condition(f"deployment/{name}", "Available", namespace=namespace)
     ]
     return [*not_ready, *missing]
 

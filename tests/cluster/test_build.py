@@ -65,14 +65,15 @@ def test_a_failed_build_says_what_the_compiler_said(cache: Path) -> None:
 def test_an_orphan_of_a_node_is_collected_by_its_first_process(cache: Path) -> None:
     list(build(cache, PAUSE))
     # The shell leaves an orphan and becomes pause, which nobody else would tell of the orphan's end.
-    script = f"(sleep 0.5 &) ; exec {binary(cache, PAUSE)}"
+    script = f"(sleep 2 &) ; exec {binary(cache, PAUSE)}"
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
     with subprocess.Popen(command) as unshare:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (pids := _below(unshare.pid)) or len(pids) > 1:
-            assert time.monotonic() < deadline, "the orphan was never collected"
-            time.sleep(0.1)
-        time.sleep(1)
+        # Both are there; then pause alone, without even the orphan's zombie.
+        for expected in (2, 1):
+            while len(_below(unshare.pid)) != expected:
+                assert time.monotonic() < deadline, f"never {expected}: {_below(unshare.pid)}"
+                time.sleep(0.1)
         assert [_program(pid) for pid in _below(unshare.pid)] == [f"pause-{PAUSE.version}"]
         unshare.kill()
 

@@ -40,7 +40,7 @@ def docker_that_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_not_root(without_cluster: Machine, cache: Path) -> None:
     # In a user namespace without a mapping everyone is nobody.
-    refused = inside("--user", f"{UP}")
+    refused = inside("--user", UP)
     assert refused.returncode == 1
     assert "user: not root; namespaces, networks and cgroups need it: sudo python -m cluster ...\n" in refused.stdout
     assert not cache.exists()
