@@ -21,6 +21,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 PATIENCE_SECONDS = 1200
 """For anything that takes seconds on an idle machine."""
 
+FAULTS = Path(__file__).parent / "faults"
+
 TOTAL_STEPS = 12
 EVERY_STEPS = 2
 

@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from e2e.local_run import EVERY_STEPS, TOTAL_STEPS, LocalRun, assert_bit_equal, kill
-
-FAULTS = Path(__file__).parent / "faults"
+from e2e.local_run import EVERY_STEPS, FAULTS, TOTAL_STEPS, LocalRun, assert_bit_equal, kill
 
 SMALLEST = [0]
 """Seeds of jobs in which a rank is killed twice."""
@@ -87,7 +85,9 @@ def test_a_rank_killed_inside_a_save_leaves_a_checkpoint_to_go_on_from(
     mark = run.folder / "killed"
     run.environment = {
         "PYTHONPATH": str(FAULTS),
-        "SFTJOB_TEST_FAULT": json.dumps({"event": event, "pattern": pattern, "after": after, "mark": str(mark)}),
+        "SFTJOB_TEST_FAULT": json.dumps(
+            {"event": event, "pattern": pattern, "after": after, "mark": str(mark), "signal": "SIGKILL"}
+        ),
     }
     run.start().succeed()
     assert mark.exists()

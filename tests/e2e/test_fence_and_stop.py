@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from e2e.local_run import PATIENCE_SECONDS, LocalRun, assert_bit_equal, fingerprint
+from e2e.local_run import FAULTS, PATIENCE_SECONDS, LocalRun, assert_bit_equal, fingerprint
 
 from sft_operator.lifecycle.plan import launch_plan
 from sftjob.job import SFTJob
@@ -20,7 +20,7 @@ from sftjob.outcome import Outcome
 class Launcher:
     """One launcher process of a run's job, with a scratch folder of its own."""
 
-    def __init__(self, run: LocalRun, *, attempt: int, scratch: Path, uid: str = "uid-1") -> None:
+    def __init__(self, run: LocalRun, *, attempt: int, scratch: Path, uid: str = "uid-1", **environment: str) -> None:
         scratch.mkdir(parents=True)
         self.scratch = scratch
         job = SFTJob.model_validate(
@@ -34,6 +34,7 @@ class Launcher:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sft_trainer.launcher", "--plan", plan.to_json()],
             env=os.environ
+            | environment
             | {
                 "SFTJOB_NODE_RANK": "0",
                 "SFTJOB_MASTER_ADDRESS": "127.0.0.1",
@@ -67,11 +68,21 @@ def launched(run: LocalRun) -> LocalRun:
     return run
 
 
+@pytest.mark.parametrize("moment", ["between steps", "inside a save"])
 def test_a_second_launcher_of_an_attempt_and_an_older_one_leave_and_change_nothing(
-    launched: LocalRun, undisturbed: LocalRun
+    launched: LocalRun, undisturbed: LocalRun, moment: str
 ) -> None:
-    first = Launcher(launched, attempt=2, scratch=launched.folder / "s2")
+    mark = launched.folder / "stopped"
+    fault = {"event": "open", "pattern": r"step-4\.tmp-a2/__0_0\.distcp r", "after": 0, "mark": str(mark)}
+    inside_a_save = {
+        "PYTHONPATH": str(FAULTS),
+        "SFTJOB_TEST_FAULT": json.dumps(fault | {"signal": "SIGSTOP"}),
+    }
+    environment = inside_a_save if moment == "inside a save" else {}
+    first = Launcher(launched, attempt=2, scratch=launched.folder / "s2", **environment)
     launched.until_step(2, attempt=2)
+    if environment:
+        launched.until(mark.exists)
     os.killpg(first.process.pid, signal.SIGSTOP)
     for pid in launched.processes("sft_trainer"):
         os.kill(pid, signal.SIGSTOP)

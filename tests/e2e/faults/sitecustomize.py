@@ -1,7 +1,7 @@
-"""Kills its own process at one exact system event, once: Python loads this first in every process of the run.
+"""Kills, or stops, its own process at one exact system event, once: Python loads this first in every process of the run.
 
-`SFTJOB_TEST_FAULT` is JSON: audit event, a pattern for its arguments, how many such events pass before, and a file
-that marks the deed. It lies in the tests: the product has no crash points.
+`SFTJOB_TEST_FAULT` is JSON: audit event, a pattern for its arguments, how many such events pass before, a file that
+marks the deed, and the signal's name. It lies in the tests: the product has no crash points.
 """
 
 import json
@@ -15,13 +15,13 @@ if "SFTJOB_TEST_FAULT" in os.environ:
     pattern = re.compile(fault["pattern"])
     seen = 0
 
-    def kill_at(event: str, arguments: tuple[object, ...]) -> None:
+    def signal_at(event: str, arguments: tuple[object, ...]) -> None:
         global seen
         if event != fault["event"] or not pattern.search(" ".join(map(str, arguments))):
             return
         seen += 1
         if seen > fault["after"] and not os.path.exists(fault["mark"]):  # noqa: PTH110 - pathlib would be audited too
             os.close(os.open(fault["mark"], os.O_CREAT))
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[fault["signal"]])
 
-    sys.addaudithook(kill_at)
+    sys.addaudithook(signal_at)

@@ -60,14 +60,14 @@ def save_checkpoint(
             # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`.
             dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=world.size == 1)
     except (CheckpointException, OSError) as error:
-        raise _unavailable(temporary, error) from error
+        raise _failure(fence, temporary, error) from error
 
     def publish() -> CheckpointManifest:
         try:
             published = publish_checkpoint(fence, temporary, manifest)
             retain(fence, keep_last=keep_last)
         except OSError as error:
-            raise _unavailable(temporary, error) from error
+            raise _failure(fence, temporary, error) from error
         return published
 
     return world.from_first(publish)
@@ -115,7 +115,12 @@ def _set_random_state(state: torch.Tensor, device: torch.device) -> None:
         torch.cuda.set_rng_state(state[cpu_bytes:], device)
 
 
-def _unavailable(temporary: Path, error: Exception) -> JobFailure:
+def _failure(fence: Fence, temporary: Path, error: Exception) -> JobFailure:
+    # A later attempt deletes what this one was writing, which is no fault of the volume.
+    try:
+        fence.check()
+    except JobFailure as superseded:
+        return superseded
     causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [(error, None)]
     full = any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause, _ in causes)
     free = shutil.disk_usage(temporary.parent).free / 1e9
