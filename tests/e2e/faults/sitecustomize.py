@@ -1,7 +1,7 @@
-"""Kills, or stops, its own process at one exact system event, once: Python loads this first in every process of the run.
+"""Kills, or stops, its own process at one exact system event, once: Python loads it first in every process of a run.
 
-`SFTJOB_TEST_FAULT` is JSON: audit event, a pattern for its arguments, how many such events pass before, a file that
-marks the deed, and the signal's name. It lies in the tests: the product has no crash points.
+`SFTJOB_TEST_FAULT` is JSON: audit event, a pattern for its arguments, how many such events pass before, a file
+that marks the deed, and the signal's name. It lies in the tests: the product has no crash points.
 """
 
 import json
