@@ -68,6 +68,7 @@ generate: $(INSTALLED) ## Write generated files anew: docs/sftjob.md
 
 lock: $(INSTALLED) ## Resolve dependencies anew into requirements/
 	$(COMPILE) pyproject.toml --all-extras -c requirements/constraints.txt -o requirements/all.txt
-	@# The image's: the same versions of less; torch alone too, because it has a layer of its own.
+	@# The images': the same versions of less; torch alone too, because it has a layer of its own.
+	$(COMPILE) pyproject.toml --extra operator -c requirements/all.txt -o requirements/operator.txt
 	$(COMPILE) pyproject.toml --extra trainer -c requirements/all.txt -o requirements/trainer.txt
 	echo torch | $(COMPILE) - -c requirements/all.txt -o requirements/torch.txt

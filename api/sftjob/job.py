@@ -2,19 +2,18 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from sftjob.base import Declared, Record
+from sftjob.forms import Label
 from sftjob.problems import Problem, SpecError, problems_of
 from sftjob.spec import SFTJobSpec
 from sftjob.status import SFTJobStatus
 
-_DNS_1123 = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-
 
 class UserMetadata(Declared):
-    name: str = Field(max_length=63, pattern=_DNS_1123)
-    namespace: str = Field(default="default", max_length=63, pattern=_DNS_1123)
+    name: Label
+    namespace: Label = "default"
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
 

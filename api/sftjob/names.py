@@ -18,6 +18,20 @@ TERMINATION_MESSAGE_VARIABLE = "SFTJOB_TERMINATION_MESSAGE"
 SERVE_ADDRESS_VARIABLE = "SFTJOB_SERVE_ADDRESS"
 POD_UID_VARIABLE = "SFTJOB_POD_UID"
 
+RESERVED_VARIABLES = ("SFTJOB_", "PET_")
+"""Beginnings of names that jobs must not set: ours, and those with which torchrun is told its options."""
+
+# On a job's PyTorchJobs and pods.
+JOB_LABEL = f"{GROUP}/job-name"
+JOB_UID_LABEL = f"{GROUP}/job-uid"
+ATTEMPT_LABEL = f"{GROUP}/attempt"
+PLAN_ANNOTATION = f"{GROUP}/plan-digest"
+
+# In a pod.
+SERVE_PORT = 8080
+CLAIMS_FOLDER = "/claims"
+CONFIG_MAPS_FOLDER = "/config-maps"
+
 PROGRESS = "progress.json"
 RUN_RECORD = "run.json"
 ATTEMPTS = "attempts"

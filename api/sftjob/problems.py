@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from sftjob.forms import REMEDIES
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -65,7 +67,7 @@ def _field_problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
         case "literal_error" | "enum":
             return Problem(path, f"{_shown(value)} is not allowed", f"use {context['expected']}")
         case "string_pattern_mismatch":
-            return Problem(path, f"{_shown(value)} has the wrong form", _pattern_remedy(str(context["pattern"])))
+            return Problem(path, f"{_shown(value)} has the wrong form", REMEDIES[str(context["pattern"])])
         case kind if kind.endswith(("_type", "_parsing")):
             return Problem(path, f"{_shown(value)} has the wrong type", _use(details, "use"))
         case _:
@@ -79,12 +81,6 @@ def _use(details: ErrorDetails, verb: str) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _pattern_remedy(pattern: str) -> str:
-    if "pvc://" in pattern:
-        return "use pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
-    return "use lower-case letters, digits and dashes, with a letter or digit at both ends"
 
 
 def _join(location: tuple[int | str, ...]) -> str:

@@ -4,21 +4,26 @@ the model that holds both.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from sftjob.base import Declared
-from sftjob.names import default_storage
+from sftjob.forms import (
+    DATA_KEY,
+    DATA_URI_FORMS,
+    IMAGE,
+    URI_FORMS,
+    VARIABLE,
+    DataUri,
+    Label,
+    LabelValue,
+    ObjectName,
+    QualifiedName,
+    Quantity,
+    Uri,
+)
+from sftjob.names import RESERVED_VARIABLES, default_storage
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Overlong, PackLevel, Precision
 from sftjob.presets import PRESETS
-
-URI_FORMS = "pvc://<claim>/<path> or file:///<absolute path>"
-# No part of a path is `.` or `..`: a path on a claim stays on that claim.
-Uri = Annotated[
-    str,
-    StringConstraints(
-        max_length=512, pattern=r"^(pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?|file://)(/\.?[^/\s.][^/\s]*)+/?$"
-    ),
-]
 
 
 class UriSource(Declared):
@@ -69,8 +74,8 @@ class ModelSpec(Declared):
 
 
 class DatasetSpec(Declared):
-    name: str = Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="For messages and counts.")
-    uri: Uri = Field(description=f"A JSONL file of chats, one `messages` list a line: {URI_FORMS}.")
+    name: Label = Field(description="For messages and counts.")
+    uri: DataUri = Field(description=f"A JSONL file of chats, one `messages` list a line: {DATA_URI_FORMS}.")
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
     )
@@ -135,9 +140,69 @@ class OutputSpec(Declared):
     format: Literal["hf"] = Field(default="hf", description="hf: a Hugging Face model folder.")
 
 
+class ResourcesSpec(Declared):
+    """Of each pod, by resource: `cpu`, `memory`, `nvidia.com/gpu`."""
+
+    requests: Annotated[dict[QualifiedName, Quantity], Field(max_length=16)] = {}
+    limits: Annotated[dict[QualifiedName, Quantity], Field(max_length=16)] = {}
+
+
+class TolerationSpec(Declared):
+    key: QualifiedName | None = Field(default=None, description="Of the taint. Absent: every taint.")
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Absent: every effect."
+    )
+    toleration_seconds: int | None = Field(default=None, ge=0, description="Of NoExecute. Absent: for ever.")
+
+
+class SecretReference(Declared):
+    name: ObjectName = Field(description="A Secret in the job's namespace.")
+
+
+class SecretKey(Declared):
+    name: ObjectName = Field(description="A Secret in the job's namespace.")
+    key: str = Field(max_length=253, pattern=DATA_KEY)
+
+
+class EnvSource(Declared):
+    secret_key_ref: SecretKey
+
+
+class EnvVar(Declared):
+    """For libraries, as HF_TOKEN and NCCL_DEBUG; what sftjob itself does is told by the spec alone."""
+
+    name: str = Field(max_length=253, pattern=VARIABLE)
+    value: str | None = Field(default=None, max_length=4096)
+    value_from: EnvSource | None = Field(
+        default=None, description="Instead of `value`. With `sft run`, its own environment must have the variable."
+    )
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        if (self.value is None) == (self.value_from is None):
+            found = "missing, as is valueFrom" if self.value is None else "given together with valueFrom"
+            raise ValueError(f"value: {found}; give one of them")
+        if self.name.startswith(RESERVED_VARIABLES):
+            raise ValueError(f"name: {self.name!r} is set by sftjob; remove it")
+        return self
+
+
 class ComputeSpec(Declared):
+    """How many, and where. With `sft run` only `nodes`, `processesPerNode` and `env` count."""
+
     nodes: int = Field(default=1, ge=1, le=1024, description="Launchers, one a node.")
     processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks a node: its GPUs, or 1 on a CPU.")
+    image: str | None = Field(
+        default=None, max_length=512, pattern=IMAGE, description="Absent: the trainer's image that the operator names."
+    )
+    image_pull_secrets: Annotated[list[SecretReference], Field(max_length=8)] = []
+    resources: ResourcesSpec = ResourcesSpec()
+    node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)] = {}
+    tolerations: Annotated[list[TolerationSpec], Field(max_length=32)] = []
+    priority_class_name: ObjectName | None = None
+    env: Annotated[list[EnvVar], Field(max_length=64)] = []
 
     @property
     def world_size(self) -> int:

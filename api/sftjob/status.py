@@ -27,7 +27,9 @@ class Phase(StrEnum):
         return self in (Phase.SUCCEEDED, Phase.FAILED)
 
 
-ConditionType = Literal["Running", "CheckpointAvailable", "Suspended", "Complete", "Failed"]
+ConditionType = Literal[
+    "Accepted", "Running", "CheckpointAvailable", "Suspended", "Complete", "Failed", "Reconciling", "Stalled"
+]
 
 
 class Condition(Record):
@@ -50,6 +52,9 @@ class AttemptRecord(Record):
     rank: int | None = None
     signal: int | None = None
     node_rank: int | None = None
+    pod: str | None = None
+    """The pod that caused the end, and the cluster's node that it was on."""
+    node: str | None = None
     message: str = ""
     resumed_from: int | None = None
     last_step: int | None = None
@@ -81,6 +86,18 @@ class AttemptsStatus(Record):
         return self.current == 0 or (bool(self.history) and self.history[0].number == self.current)
 
 
+class Columns(Record):
+    """The status as `kubectl get` shows it."""
+
+    progress: str = ""
+    """While it runs the stage, then the last finished step of all: `Training 420/1000`."""
+    loss: str = ""
+    tokens_per_second: str = ""
+    eta: str = ""
+    saved: str = ""
+    """Step of the newest checkpoint."""
+
+
 class SFTJobStatus(Record):
     phase: Phase = Phase.PENDING
     observed_generation: int = 0
@@ -89,3 +106,4 @@ class SFTJobStatus(Record):
     attempts: AttemptsStatus = AttemptsStatus()
     data: DataReceipt | None = None
     artifacts: list[Artifact] = []
+    columns: Columns = Columns()

@@ -8,6 +8,7 @@ loss.png              the loss curve, once the job has ended
 """
 
 import json
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,7 @@ class WorkFolder:
 
     def open(self, manifest: Manifest, *, claim_folders: Mapping[str, Path]) -> SFTJob:
         """The job to go on with, or a new one. Raises Refusal where it isn't the same job any more."""
+        _refuse_what_needs_a_cluster(manifest.spec)
         self._settle_claims(manifest.spec, claim_folders)
         wanted = _unsuspended(manifest.spec)
         job = self.store.load()
@@ -85,6 +87,21 @@ class WorkFolder:
         folders = {claim: str(given.get(claim, Path("claims") / claim).absolute()) for claim in known} | recorded
         if folders != recorded:
             replace_file(self._claims, json.dumps(folders, indent=2))
+
+
+def _refuse_what_needs_a_cluster(spec: SFTJobSpec) -> None:
+    for index, dataset in enumerate(spec.data.datasets):
+        if dataset.uri.startswith("configMap://"):
+            raise Refusal(
+                f"spec.data.datasets[{index}].uri: {dataset.uri} is in a cluster only; "
+                "write its content into a file, and name that as file:///<absolute path>"
+            )
+    for index, variable in enumerate(spec.compute.env):
+        if variable.value is None and variable.name not in os.environ:
+            raise Refusal(
+                f"spec.compute.env[{index}]: {variable.name} comes from a Secret in a cluster only; "
+                f"here, set it before: {variable.name}=... sft run"
+            )
 
 
 def _unsuspended(spec: SFTJobSpec) -> SFTJobSpec:

@@ -9,7 +9,7 @@ from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt
 from sft_operator.lifecycle.observation import NodeState
 from sftjob.failure import NEVER_RETRIED, Reason
 from sftjob.outcome import Artifact, DataReceipt
-from sftjob.status import AttemptRecord, AttemptsStatus, Condition, Phase, SFTJobStatus
+from sftjob.status import AttemptRecord, AttemptsStatus, Columns, Condition, Phase, SFTJobStatus
 
 RUNNING, PENDING, MISSING = NodeState.RUNNING, NodeState.PENDING, NodeState.MISSING
 
@@ -35,6 +35,12 @@ def summary(decision: Decision) -> tuple[Phase, int, Any, float | None]:
     return decision.status.phase, decision.status.attempts.current, decision.action, decision.requeue_after
 
 
+def condition(type_: Any, status: Any, reason: str, message: str) -> Condition:
+    return Condition(
+        type=type_, status=status, reason=reason, message=message, observed_generation=1, last_transition_time=NOW
+    )
+
+
 def failed(decision: Decision) -> tuple[str, str]:
     condition = next(c for c in decision.status.conditions if c.type == "Failed" and c.status == "True")
     return condition.reason, condition.message
@@ -43,7 +49,15 @@ def failed(decision: Decision) -> tuple[str, str]:
 def test_a_new_job_announces_attempt_1_and_creates_it() -> None:
     decision = decide(a_job(), observing(), now=NOW)
     assert decision == Decision(
-        SFTJobStatus(phase=Phase.STARTING, observed_generation=1, attempts=AttemptsStatus(current=1, started_at=NOW)),
+        SFTJobStatus(
+            phase=Phase.STARTING,
+            observed_generation=1,
+            conditions=[
+                condition("Accepted", "True", "Valid", ""),
+                condition("Reconciling", "True", "Starting", "attempt 1"),
+            ],
+            attempts=AttemptsStatus(current=1, started_at=NOW),
+        ),
         CreateAttempt(1),
         None,
     )
@@ -57,21 +71,12 @@ def test_a_success_is_recorded_whole() -> None:
     )
     decision = decide(a_job(status=in_attempt(1)), observing(seen(1, outcome)), now=NOW)
 
-    def condition(type_: Any, status: Any, reason: str, message: str) -> Condition:
-        return Condition(
-            type=type_,
-            status=status,
-            reason=reason,
-            message=message,
-            observed_generation=1,
-            last_transition_time=NOW,
-        )
-
     assert decision == Decision(
         SFTJobStatus(
             phase=Phase.SUCCEEDED,
             observed_generation=1,
             conditions=[
+                condition("Accepted", "True", "Valid", ""),
                 condition("CheckpointAvailable", "True", "CheckpointSaved", "step 20"),
                 condition("Complete", "True", "Succeeded", "attempt 1"),
             ],
@@ -95,6 +100,7 @@ def test_a_success_is_recorded_whole() -> None:
             ),
             data=receipt,
             artifacts=[artifact],
+            columns=Columns(progress="20", saved="20"),
         ),
         None,
         None,
@@ -329,11 +335,11 @@ def test_a_resumed_attempt_reports_from_a_lower_step() -> None:
 
 def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
     running = decide(a_job(status=in_attempt(1)), observing(seen(1, RUNNING)), now=NOW).status
-    assert running.conditions[0].type == "Running"
+    assert running.conditions[1].type == "Running"
     later = decide(a_job(status=running), observing(seen(1, RUNNING)), now=at(60)).status
     assert later == running
     lost = decide(a_job(status=running), observing(), now=at(60)).status
-    assert (lost.conditions[0].status, lost.conditions[0].last_transition_time) == ("False", at(60))
+    assert (lost.conditions[1].status, lost.conditions[1].last_transition_time) == ("False", at(60))
 
 
 def test_the_history_is_bounded_and_newest_first() -> None:

@@ -99,8 +99,11 @@ class World:
     async def delete(self, job: SFTJob, attempt: int) -> None:
         assert job.status == self.job.status, "acted on a status that is not stored"
         self._may_crash()
-        assert attempt in self.live()
-        self.deleting.add(attempt)
+        if attempt in self.live():
+            self.deleting.add(attempt)
+        else:
+            assert attempt != self.job.status.attempts.current, "the logs of the newest attempt are gone"
+            del self.attempts[attempt]
         self._may_crash()
 
     def live(self) -> list[int]:

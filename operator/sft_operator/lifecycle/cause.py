@@ -40,6 +40,8 @@ def ended_attempt_record(
         number=attempt.number,
         reason=Reason.LAUNCHER_LOST,
         node_rank=node.rank,
+        pod=node.pod,
+        node=node.node,
         message=f"the launcher of node {node.rank} ended without a word",
         resumed_from=progress.resumed_from if progress else None,
         skipped_checkpoints=progress.skipped_checkpoints if progress else [],

@@ -4,14 +4,17 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from sft_operator.lifecycle.budgets import Failure
+from sft_operator.lifecycle.observation import Trouble
 from sftjob.status import Condition, ConditionType, Phase, SFTJobStatus
 
 
-def conditions(status: SFTJobStatus, *, generation: int, failure: Failure | None, now: datetime) -> list[Condition]:
+def conditions(
+    status: SFTJobStatus, *, generation: int, failure: Failure | None, trouble: Trouble | None, now: datetime
+) -> list[Condition]:
     """Those that hold, and those that once did. A condition keeps its transition time while its status stays."""
     before = {condition.type: condition for condition in status.conditions}
     after = []
-    for type_, holds, reason, message in _facts(status, failure):
+    for type_, holds, reason, message in _facts(status, failure, trouble):
         if not holds and type_ not in before:
             continue
         condition = Condition(
@@ -28,9 +31,12 @@ def conditions(status: SFTJobStatus, *, generation: int, failure: Failure | None
     return after
 
 
-def _facts(status: SFTJobStatus, failure: Failure | None) -> Iterator[tuple[ConditionType, bool, str, str]]:
+def _facts(
+    status: SFTJobStatus, failure: Failure | None, trouble: Trouble | None
+) -> Iterator[tuple[ConditionType, bool, str, str]]:
     phase = status.phase
     attempt = f"attempt {status.attempts.current}"
+    yield "Accepted", True, "Valid", ""
     yield "Running", phase is Phase.RUNNING, phase.value, attempt
 
     live = status.progress.saved_step if status.progress else None
@@ -40,3 +46,14 @@ def _facts(status: SFTJobStatus, failure: Failure | None) -> Iterator[tuple[Cond
     yield "Suspended", phase is Phase.SUSPENDED, phase.value, attempt if phase is Phase.SUSPENDED else ""
     yield "Complete", phase is Phase.SUCCEEDED, "Succeeded", attempt
     yield "Failed", failure is not None, failure.reason if failure else "", failure.message if failure else ""
+
+    # What kstatus reads: at work, or stopped until somebody changes something.
+    obstacle = failure or trouble
+    yield (
+        "Stalled",
+        obstacle is not None,
+        obstacle.reason if obstacle else phase.value,
+        obstacle.message if obstacle else "",
+    )
+    is_settled = phase.is_final or phase is Phase.SUSPENDED or obstacle is not None
+    yield "Reconciling", not is_settled, phase.value, "" if is_settled else attempt

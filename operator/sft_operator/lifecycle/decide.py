@@ -9,6 +9,7 @@ from datetime import datetime
 
 from sft_operator.lifecycle.budgets import Failure, account, failure_of, next_attempt_at
 from sft_operator.lifecycle.cause import ended_attempt_record, lost_attempt_record, unstarted_attempt_record
+from sft_operator.lifecycle.columns import columns
 from sft_operator.lifecycle.conditions import conditions
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, Observation
 from sft_operator.lifecycle.report import progress_of_current, with_last_words, with_progress
@@ -53,10 +54,10 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
         status, failure = _record_end(job, status, attempt, now)
 
     decision = _next_step(job, status, observation, now)
-    status = decision.status.model_copy(update={"observed_generation": job.metadata.generation})
-    status = status.model_copy(
-        update={"conditions": conditions(status, generation=job.metadata.generation, failure=failure, now=now)}
-    )
+    generation = job.metadata.generation
+    status = decision.status.model_copy(update={"observed_generation": generation})
+    facts = conditions(status, generation=generation, failure=failure, trouble=observation.trouble, now=now)
+    status = status.model_copy(update={"conditions": facts, "columns": columns(status)})
     return Decision(status, decision.action, decision.requeue_after)
 
 
@@ -100,10 +101,15 @@ def _next_step(job: SFTJob, status: SFTJobStatus, observation: Observation, now:
     decision = None if current is None else _of_current(job, status, observation.attempt(current))
     if decision is not None and isinstance(decision.action, DeleteAttempt):
         return decision
-    leftover = next((attempt for attempt in observation.live() if attempt.number != current), None)
+    leftover = next((attempt for attempt in observation.attempts if _is_leftover(attempt, status, current)), None)
     if leftover is not None:
         return _deleting(decision.status if decision else status, leftover)
     return decision or _between_attempts(job, status, now)
+
+
+def _is_leftover(attempt: AttemptObservation, status: SFTJobStatus, current: int | None) -> bool:
+    """Of the newest attempt all is kept once it has ended, for whoever wants to read its logs."""
+    return attempt.number != current and (attempt.is_live or attempt.number != status.attempts.current)
 
 
 def _of_current(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | None) -> Decision:

@@ -30,6 +30,9 @@ class NodeObservation:
     rank: int
     state: NodeState
     outcome: Outcome | None = None
+    pod: str | None = None
+    """Its name, and that of the cluster's node that it is on."""
+    node: str | None = None
 
     @property
     def is_live(self) -> bool:
@@ -71,11 +74,21 @@ class AttemptObservation:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What keeps an attempt from starting until somebody changes something: reason and message of Stalled."""
+
+    reason: str
+    message: str
+    """With the path of the spec, or the object, and the remedy."""
+
+
+@dataclass(frozen=True)
 class Observation:
     attempts: tuple[AttemptObservation, ...] = ()
-    """Live ones, and the newest whether it lives or not. An attempt that isn't here does not exist."""
+    """The newest, and every other one of which something is left. An attempt that isn't here does not exist."""
     progress: Progress | None = None
     """Advisory: the last report that was found, of whichever attempt."""
+    trouble: Trouble | None = None
 
     def attempt(self, number: int) -> AttemptObservation | None:
         return next((attempt for attempt in self.attempts if attempt.number == number), None)

@@ -73,15 +73,20 @@ class LocalBackend:
 
     def _environment(self, job: SFTJob, plan: LaunchPlan, node: LocalNode, *, port: int) -> dict[str, str]:
         name = names.attempt_name(job.metadata.name, job.metadata.uid, plan.attempt)
-        return os.environ | {
-            names.NODE_RANK_VARIABLE: str(node.rank),
-            names.MASTER_ADDRESS_VARIABLE: "127.0.0.1",
-            names.MASTER_PORT_VARIABLE: str(port),
-            names.SCRATCH_VARIABLE: str(node.folder.absolute()),
-            names.TERMINATION_MESSAGE_VARIABLE: str(node.outcome_file.absolute()),
-            names.SERVE_ADDRESS_VARIABLE: "127.0.0.1:0",
-            names.POD_UID_VARIABLE: f"{name}-{node.rank}",
-        }
+        variables = {variable.name: variable.value for variable in plan.spec.compute.env if variable.value is not None}
+        return (
+            os.environ
+            | variables
+            | {
+                names.NODE_RANK_VARIABLE: str(node.rank),
+                names.MASTER_ADDRESS_VARIABLE: "127.0.0.1",
+                names.MASTER_PORT_VARIABLE: str(port),
+                names.SCRATCH_VARIABLE: str(node.folder.absolute()),
+                names.TERMINATION_MESSAGE_VARIABLE: str(node.outcome_file.absolute()),
+                names.SERVE_ADDRESS_VARIABLE: "127.0.0.1:0",
+                names.POD_UID_VARIABLE: f"{name}-{node.rank}",
+            }
+        )
 
     def _master_port(self, attempt: int) -> int:
         """One for all nodes of an attempt, kept in case that some are started later than others."""

@@ -1,0 +1,53 @@
+"""The forms that strings of a spec must have, each with the sentence that tells what to write instead.
+
+Patterns are in the syntax that Rust's (pydantic) and Go's (the API server) regular expressions share.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+URI_FORMS = "pvc://<claim>/<path> or file:///<absolute path>"
+DATA_URI_FORMS = "pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>"
+
+_NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
+_WORD = "[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+_KEY = "[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+# No part of a path is `.` or `..`: a path on a claim stays on that claim.
+_PLACE = rf"(pvc://{_NAME}|file://)(/\.?[^/\s.][^/\s]*)+/?"
+
+PLACE = f"^{_PLACE}$"
+DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY})$"
+LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+OBJECT_NAME = f"^{_NAME}$"
+QUALIFIED_NAME = f"^({_NAME}/)?{_WORD}$"
+LABEL_VALUE = f"^({_WORD})?$"
+DATA_KEY = f"^{_KEY}$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+IMAGE = r"^[^\s]+$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+
+_WORD_REMEDY = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
+REMEDIES = {
+    PLACE: f"use {URI_FORMS}, without .. and spaces",
+    DATA_PLACE: f"use {DATA_URI_FORMS}, without .. and spaces",
+    LABEL: "use lower-case letters, digits and dashes, with a letter or digit at both ends",
+    OBJECT_NAME: "use lower-case letters, digits, dashes and dots, with a letter or digit at both ends",
+    QUALIFIED_NAME: _WORD_REMEDY,
+    LABEL_VALUE: _WORD_REMEDY,
+    DATA_KEY: "use letters, digits, dashes, dots and underscores",
+    VARIABLE: "use letters, digits and underscores, not beginning with a digit",
+    IMAGE: "use an image's name without spaces",
+    QUANTITY: "use a number, with a unit where one is meant, as 500m, 4, 16Gi",
+}
+"""By pattern."""
+
+Uri = Annotated[str, StringConstraints(max_length=512, pattern=PLACE)]
+DataUri = Annotated[str, StringConstraints(max_length=512, pattern=DATA_PLACE)]
+Label = Annotated[str, StringConstraints(max_length=63, pattern=LABEL)]
+
+# As Kubernetes has them: names of objects and labels, amounts.
+ObjectName = Annotated[str, StringConstraints(max_length=253, pattern=OBJECT_NAME)]
+QualifiedName = Annotated[str, StringConstraints(max_length=317, pattern=QUALIFIED_NAME)]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)]
+Quantity = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY)]
