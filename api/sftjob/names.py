@@ -8,6 +8,7 @@ GROUP = "sftjob.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "SFTJob"
+PLURAL = "sftjobs"
 
 # Placement: the only things a launcher takes from its environment.
 NODE_RANK_VARIABLE = "SFTJOB_NODE_RANK"

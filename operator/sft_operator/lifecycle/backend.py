@@ -19,12 +19,19 @@ class Conflict(Exception):
     """The stored object is newer than the one that was read: read again and decide again."""
 
 
+class NotNow(Exception):
+    """What was asked for can't be done yet: ask again later. The reason is for the log."""
+
+
 class Backend(Protocol):
     async def observe(self, job: SFTJob) -> Observation:
         """What exists now of the job's attempts. Changes nothing."""
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
-        """Starts what the plan's attempt lacks; nothing where it is whole already. Returns before it has ended."""
+        """Starts what the plan's attempt lacks; nothing where it is whole already. Returns before it has ended.
+
+        Raises NotNow where something stands in its way.
+        """
 
     async def delete(self, job: SFTJob, attempt: int) -> None:
         """Asks the attempt to save and end within its grace period. Returns at once; asked again until it has ended."""

@@ -1,0 +1,181 @@
+"""The calls that the operator makes to the API server, and no others: JSON in, JSON out.
+
+Raises ApiException with the server's status, aiohttp.ClientError and TimeoutError where there was no answer.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, ApiException, Configuration
+
+from sft_operator.lifecycle.backend import JobKey
+from sftjob import names
+
+Object = dict[str, Any]
+"""An object as the API server writes it."""
+
+REQUEST_SECONDS = 30
+PYTORCH_JOBS_API = "kubeflow.org/v1"
+
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+@dataclass(frozen=True)
+class Listing:
+    items: list[Object]
+    version: int
+    """As of which the list is true."""
+
+
+def is_in_cluster() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ and (_SERVICE_ACCOUNT / "token").exists()
+
+
+def own_namespace() -> str | None:
+    """None outside a cluster."""
+    return (_SERVICE_ACCOUNT / "namespace").read_text().strip() if is_in_cluster() else None
+
+
+async def connect() -> ApiClient:
+    """With the pod's service account, or else the kubeconfig that KUBECONFIG or ~/.kube/config names."""
+    configuration = Configuration()
+    if is_in_cluster():
+        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    else:
+        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    # One try a call: what calls it decides whether and when to try again.
+    configuration.retries = None
+    return ApiClient(configuration)
+
+
+class ClusterApi:
+    def __init__(self, client: ApiClient, *, namespaces: tuple[str, ...]) -> None:
+        """`namespaces` are those to look at; none for all."""
+        self._client = client
+        self._scopes = [f"/namespaces/{name}" for name in namespaces] or [""]
+
+    async def list_jobs(self) -> Listing:
+        return await self._list(f"/apis/{names.API_VERSION}", names.PLURAL)
+
+    async def get_job(self, key: JobKey) -> Object | None:
+        return await self._get(_job_path(key))
+
+    async def write_status(self, key: JobKey, *, resource_version: str, status: Object) -> Object:
+        """Raises ApiException 409 where the object isn't at this version any more."""
+        patch = [
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        return await self._call("PATCH", f"{_job_path(key)}/status", body=patch, kind="application/json-patch+json")
+
+    async def list_pytorch_jobs(self) -> Listing:
+        return await self._list(f"/apis/{PYTORCH_JOBS_API}", "pytorchjobs", labels=names.JOB_UID_LABEL)
+
+    async def get_pytorch_job(self, namespace: str, name: str) -> Object | None:
+        return await self._get(f"{_pytorch_jobs_path(namespace)}/{name}")
+
+    async def create_pytorch_job(self, body: Object) -> Object:
+        return await self._call("POST", _pytorch_jobs_path(body["metadata"]["namespace"]), body=body)
+
+    async def delete_pytorch_job(self, found: Object) -> None:
+        """This very object, and no other of its name; it stays until its pods are gone."""
+        metadata = found["metadata"]
+        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": metadata["uid"]}}
+        path = f"{_pytorch_jobs_path(metadata['namespace'])}/{metadata['name']}"
+        await self._call("DELETE", path, body=options)
+
+    async def list_pods(self) -> Listing:
+        return await self._list("/api/v1", "pods", labels=names.JOB_UID_LABEL)
+
+    async def list_pods_of(self, key: JobKey, uid: str) -> list[Object]:
+        query = {"labelSelector": f"{names.JOB_UID_LABEL}={uid}"}
+        listing = await self._call("GET", f"/api/v1/namespaces/{key.namespace}/pods", query=query)
+        return list(listing["items"])
+
+    async def pod_answer(self, namespace: str, pod: str, path: str) -> bytes:
+        """What a pod's launcher answers, asked through the API server."""
+        url = f"/api/v1/namespaces/{namespace}/pods/{pod}:{names.SERVE_PORT}/proxy{path}"
+        return await self._bytes("GET", url, seconds=2)
+
+    async def list_events_of(self, namespace: str, uid: str) -> list[Object]:
+        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
+        listing = await self._call("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
+        return list(listing["items"])
+
+    async def create_event(self, body: Object) -> None:
+        await self._call("POST", f"/api/v1/namespaces/{body['metadata']['namespace']}/events", body=body)
+
+    async def has_resource(self, group_version: str, plural: str) -> bool:
+        found = await self._get(f"/apis/{group_version}")
+        return found is not None and any(resource["name"] == plural for resource in found["resources"])
+
+    async def _list(self, group: str, plural: str, *, labels: str | None = None) -> Listing:
+        """The whole list, in the API server's own pages."""
+        items: list[Object] = []
+        versions = []
+        for scope in self._scopes:
+            query = {"limit": "500"} | ({"labelSelector": labels} if labels else {})
+            while True:
+                page = await self._call("GET", f"{group}{scope}/{plural}", query=query)
+                items += page["items"]
+                if not page["metadata"].get("continue"):
+                    break
+                query["continue"] = page["metadata"]["continue"]
+            versions.append(int(page["metadata"]["resourceVersion"]))
+        return Listing(items, min(versions))
+
+    async def _get(self, path: str) -> Object | None:
+        try:
+            return await self._call("GET", path)
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _call(self, method: str, path: str, **options: Any) -> Object:
+        answer: Object = json.loads(await self._bytes(method, path, **options))
+        return answer
+
+    async def _bytes(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: dict[str, str] | None = None,
+        kind: str = "application/json",
+        seconds: float = REQUEST_SECONDS,
+    ) -> bytes:
+        request = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Content-Type": kind, "Accept": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        response = await self._client.call_api(*request, _request_timeout=seconds)
+        content: bytes = await response.read()  # type: ignore[no-untyped-call]
+        if not 200 <= response.status < 300:
+            raise ApiException(status=response.status, reason=response.reason, body=content.decode(errors="replace"))
+        return content
+
+
+def message_of(error: ApiException) -> str:
+    """The API server's own sentence."""
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except (ValueError, KeyError):
+        return f"{error.status} {error.reason}"
+
+
+def _job_path(key: JobKey) -> str:
+    return f"/apis/{names.API_VERSION}/namespaces/{key.namespace}/{names.PLURAL}/{key.name}"
+
+
+def _pytorch_jobs_path(namespace: str) -> str:
+    return f"/apis/{PYTORCH_JOBS_API}/namespaces/{namespace}/pytorchjobs"

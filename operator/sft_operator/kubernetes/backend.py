@@ -1,0 +1,152 @@
+"""Attempts as PyTorchJobs: observes from the cache, acts only after a live look. Called by `reconcile`."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from kubernetes.aio.client import ApiException
+
+from sft_operator.kubernetes import observe, trouble
+from sft_operator.kubernetes.api import ClusterApi, Object, message_of
+from sft_operator.kubernetes.cache import Cache, attempt_of
+from sft_operator.kubernetes.progress import ProgressPoller
+from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours, pytorch_job
+from sft_operator.lifecycle.backend import JobKey, NotNow
+from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation, Trouble
+from sftjob.base import utc_now
+from sftjob.job import SFTJob
+from sftjob.plan import LaunchPlan
+
+STUCK_AFTER = timedelta(seconds=8)
+"""An attempt that doesn't run by then is asked after in events, which cost a list each."""
+EVENTS_AGAIN_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class _Told:
+    trouble: Trouble | None
+    at: float
+
+
+class PyTorchJobBackend:
+    def __init__(self, api: ClusterApi, cache: Cache, poller: ProgressPoller, *, defaults: TrainerDefaults) -> None:
+        self._api = api
+        self._cache = cache
+        self._poller = poller
+        self._defaults = defaults
+        self._refused: dict[str, Trouble] = {}
+        """Of an attempt that could not be created, by the job's uid."""
+        self._by_events: dict[str, _Told] = {}
+
+    async def observe(self, job: SFTJob) -> Observation:
+        uid, now = job.metadata.uid, utc_now()
+        pytorch_jobs, pods = self._cache.pytorch_jobs(uid), self._cache.pods(uid)
+        attempts = observe.attempts(
+            job, pytorch_jobs=pytorch_jobs, pods=pods, gone_pods=self._cache.gone_pods(uid), now=now
+        )
+        current = next((attempt for attempt in attempts if attempt.number == job.status.attempts.current), None)
+        trouble_now = await self._trouble(job, current, pytorch_jobs, pods, now)
+        return Observation(attempts, self._poller.last(uid), trouble_now)
+
+    async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
+        """Raises NotNow where the attempt must wait, or its PyTorchJob can't be made."""
+        key, uid = JobKey(job.metadata.namespace, job.metadata.name), job.metadata.uid
+        await self._look_again(key, uid, plan.attempt)
+        body = pytorch_job(job, plan, self._defaults)
+        name = body["metadata"]["name"]
+        try:
+            created = await self._api.create_pytorch_job(body)
+        except ApiException as error:
+            if error.status == 409:
+                created = await self._found_instead(key, name, plan)
+            elif error.status == 404:
+                raise self._refuse(uid, trouble.pytorch_jobs_missing()) from None
+            elif error.status in (400, 403, 422):
+                raise self._refuse(uid, trouble.refused(message_of(error))) from None
+            else:
+                raise
+        self._refused.pop(uid, None)
+        self._cache.put_pytorch_job(created)
+
+    async def delete(self, job: SFTJob, attempt: int) -> None:
+        """Nothing where it is being deleted already, or only its pods are left: those go with it."""
+        uid = job.metadata.uid
+        known = next((found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == attempt), None)
+        if known is None or "deletionTimestamp" in known["metadata"]:
+            return
+        found = await self._api.get_pytorch_job(job.metadata.namespace, known["metadata"]["name"])
+        if found is None or found["metadata"]["uid"] != known["metadata"]["uid"]:
+            self._cache.drop_pytorch_job(known)
+        elif is_ours(found, uid=uid) and "deletionTimestamp" not in found["metadata"]:
+            await self._api.delete_pytorch_job(found)
+
+    def forget(self, uid: str) -> None:
+        """A job that is gone."""
+        self._refused.pop(uid, None)
+        self._by_events.pop(uid, None)
+        self._poller.forget(uid)
+
+    async def _look_again(self, key: JobKey, uid: str, attempt: int) -> None:
+        """The cache may be old: the job must still want this attempt, and no pod of another one may live."""
+        live = await self._api.get_job(key)
+        if live is None or live["metadata"]["uid"] != uid or "deletionTimestamp" in live["metadata"]:
+            raise NotNow(f"{key.namespace}/{key.name} is gone")
+        self._cache.put_job(live)
+        stored = SFTJob.model_validate(live, extra="ignore").status.attempts
+        if stored.current != attempt or stored.current_has_ended:
+            raise NotNow(f"attempt {attempt} is over: the job is at attempt {stored.current}")
+        pods = await self._api.list_pods_of(key, uid)
+        job = SFTJob.model_validate(live, extra="ignore")
+        others = observe.attempts(job, pytorch_jobs=[], pods=pods, gone_pods=[], now=utc_now())
+        alive = [other.number for other in others if other.number != attempt and other.is_live]
+        if alive:
+            raise NotNow(f"attempt {attempt} waits for the pods of attempt {alive[0]} to end")
+
+    async def _found_instead(self, key: JobKey, name: str, plan: LaunchPlan) -> Object:
+        """An earlier POST whose answer was lost, or somebody else's object."""
+        found = await self._api.get_pytorch_job(key.namespace, name)
+        if found is None:
+            raise NotNow(f"{name} was there and is gone")
+        if not is_ours(found, uid=plan.job.uid, plan=plan):
+            raise self._refuse(plan.job.uid, trouble.name_conflict(name))
+        if "deletionTimestamp" in found["metadata"]:
+            raise NotNow(f"{name} is being deleted")
+        return found
+
+    def _refuse(self, uid: str, reason: Trouble) -> NotNow:
+        self._refused[uid] = reason
+        return NotNow(f"{reason.reason}: {reason.message}")
+
+    async def _trouble(
+        self,
+        job: SFTJob,
+        current: AttemptObservation | None,
+        pytorch_jobs: list[Object],
+        pods: list[Object],
+        now: datetime,
+    ) -> Trouble | None:
+        uid = job.metadata.uid
+        if current is None:
+            return self._refused.get(uid)
+        self._refused.pop(uid, None)
+        if current.is_deleting or not any(node.state is NodeState.PENDING for node in current.nodes):
+            self._by_events.pop(uid, None)
+            return None
+        mine = [pod for pod in pods if attempt_of(pod) == current.number]
+        found = trouble.of_pods(job, mine, self._defaults)
+        if found is not None:
+            return found
+        began = job.status.attempts.started_at
+        if began is None or now - began < STUCK_AFTER:
+            return None
+        told = self._by_events.get(uid)
+        if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
+            about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]
+            namespace = job.metadata.namespace
+            events = [
+                event
+                for found in about
+                for event in await self._api.list_events_of(namespace, found["metadata"]["uid"])
+            ]
+            told = self._by_events[uid] = _Told(trouble.of_events(job, events), time.monotonic())
+        return told.trouble

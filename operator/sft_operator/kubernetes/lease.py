@@ -1,0 +1,65 @@
+"""Who of several operators works: the holder of a Lease. What keeps two from doing harm is the fence in storage."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable
+from typing import Any
+
+from aiohttp import ClientError
+from kubernetes.aio.client import ApiClient, ApiException
+from kubernetes.aio.leaderelection.electionconfig import Config
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+
+NAME = "sft-operator"
+LEASE_SECONDS = 15
+RENEW_SECONDS = 10
+RETRY_SECONDS = 2
+CALL_SECONDS = 4
+
+
+class LeaseLost(Exception):
+    """Another operator may be at work from now on."""
+
+
+class _Lock(LeaseLock):
+    """Whatever goes wrong with a call is a failed renewal: the library expects refusals by the API server only."""
+
+    async def get(self, name: str, namespace: str) -> Any:
+        try:
+            return await asyncio.wait_for(super().get(name, namespace), CALL_SECONDS)
+        except (ClientError, TimeoutError, OSError) as error:
+            return False, ApiException(reason=repr(error))
+
+    async def create(self, name: str, namespace: str, election_record: Any) -> bool:
+        return await _succeeds(super().create(name, namespace, election_record))
+
+    async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
+        return await _succeeds(super().update(name, namespace, updated_record))
+
+
+async def hold_lease(client: ApiClient, *, namespace: str, held: asyncio.Event) -> None:
+    """Sets `held` once this process has the lease. Raises LeaseLost when it has it no more; never returns."""
+
+    async def lead() -> None:
+        held.set()
+        await asyncio.Event().wait()
+
+    async def lose() -> None:
+        raise LeaseLost(f"{identity()} could not renew the lease {namespace}/{NAME}")
+
+    lock = _Lock(NAME, namespace, identity(), client)
+    await LeaderElection(Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, lead, lose)).run()
+
+
+def identity() -> str:
+    """The pod's name: a container that is restarted in it goes on at once. Else unique among live processes."""
+    return os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}"
+
+
+async def _succeeds(call: Awaitable[bool]) -> bool:
+    try:
+        return await asyncio.wait_for(call, CALL_SECONDS)
+    except (ClientError, TimeoutError, OSError):
+        return False

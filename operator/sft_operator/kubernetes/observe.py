@@ -1,0 +1,112 @@
+"""What the API server says of a job's PyTorchJobs and pods, as an Observation. Pure; called by the backend.
+
+An attempt ends by its pods, never by its PyTorchJob's word: the controller counts a pod as failed that is being
+deleted and still saves.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from sft_operator.kubernetes.api import Object
+from sft_operator.kubernetes.cache import attempt_of
+from sft_operator.kubernetes.pod_end import outcome_of
+from sft_operator.kubernetes.pytorch_job import RANK_LABEL, has_finished, is_ours
+from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
+from sftjob import names
+from sftjob.job import SFTJob
+
+LOST_AFTER = timedelta(seconds=60)
+"""Past its grace: a kubelet that lives would have killed it. The fence in storage keeps a zombie from doing harm."""
+
+
+def attempts(
+    job: SFTJob, *, pytorch_jobs: Iterable[Object], pods: Iterable[Object], gone_pods: Iterable[Object], now: datetime
+) -> tuple[AttemptObservation, ...]:
+    """In the order of numbers. `gone_pods` don't exist any more; they count for attempts of which more is known."""
+    uid, current = job.metadata.uid, job.status.attempts.current
+    owned = {attempt_of(found): found for found in pytorch_jobs if is_ours(found, uid=uid)}
+    here = [pod for pod in pods if _is_of(pod, job)]
+    gone = [pod for pod in gone_pods if _is_of(pod, job)]
+    numbers = owned.keys() | {attempt_of(pod) for pod in here}
+    # Of the newest attempt the last words count until its end is recorded, though nothing of it is left.
+    if any(attempt_of(pod) == current for pod in gone) and not job.status.attempts.current_has_ended:
+        numbers |= {current}
+    return tuple(
+        _attempt(
+            number,
+            job.spec.compute.nodes,
+            owned.get(number),
+            [pod for pod in here if attempt_of(pod) == number],
+            [pod for pod in gone if attempt_of(pod) == number],
+            now,
+        )
+        for number in sorted(numbers)
+    )
+
+
+def rank_of(pod: Object) -> int:
+    """-1 where the label isn't the controller's."""
+    label = pod["metadata"]["labels"].get(RANK_LABEL, "")
+    return int(label) if label.isdecimal() else -1
+
+
+def _is_of(pod: Object, job: SFTJob) -> bool:
+    """Controlled by the PyTorchJob of the attempt that its label names."""
+    name = names.attempt_name(job.metadata.name, job.metadata.uid, attempt_of(pod))
+    owners = pod["metadata"].get("ownerReferences", [])
+    return any(owner["kind"] == "PyTorchJob" and owner["name"] == name and owner.get("controller") for owner in owners)
+
+
+def _attempt(
+    number: int, nodes: int, pytorch_job: Object | None, here: list[Object], gone: list[Object], now: datetime
+) -> AttemptObservation:
+    is_deleting = (
+        pytorch_job is None
+        or "deletionTimestamp" in pytorch_job["metadata"]
+        or any("deletionTimestamp" in pod["metadata"] for pod in here)
+    )
+    may_get_pods = pytorch_job is not None and not is_deleting and not has_finished(pytorch_job)
+    return AttemptObservation(
+        number=number,
+        nodes=tuple(
+            _node(
+                rank,
+                number,
+                [pod for pod in here if rank_of(pod) == rank],
+                [pod for pod in gone if rank_of(pod) == rank],
+                may_get_pods,
+                now,
+            )
+            for rank in range(nodes)
+        ),
+        is_deleting=is_deleting,
+    )
+
+
+def _node(
+    rank: int, attempt: int, here: list[Object], gone: list[Object], may_get_pod: bool, now: datetime
+) -> NodeObservation:
+    """A deleted pod is replaced by the controller; while the new one lives so does the node, and the first one's word
+    counts: the new one is only told at the fence that it comes too late."""
+    for pod in here:
+        state = _live_state(pod, now)
+        if state is not None:
+            return NodeObservation(rank, state, pod=pod["metadata"]["name"], node=pod["spec"].get("nodeName"))
+    ended = sorted([*gone, *here], key=lambda pod: pod["metadata"]["creationTimestamp"])
+    if not ended:
+        return NodeObservation(rank, NodeState.PENDING if may_get_pod else NodeState.ENDED)
+    pod = ended[0]
+    outcome = outcome_of(pod, attempt=attempt, rank=rank)
+    return NodeObservation(
+        rank, NodeState.ENDED, outcome, pod=pod["metadata"]["name"], node=pod["spec"].get("nodeName")
+    )
+
+
+def _live_state(pod: Object, now: datetime) -> NodeState | None:
+    """None where it is terminal, or as good as gone."""
+    if pod["status"].get("phase") in ("Succeeded", "Failed"):
+        return None
+    deadline = pod["metadata"].get("deletionTimestamp")
+    if deadline is not None and now > datetime.fromisoformat(deadline) + LOST_AFTER:
+        return None
+    return NodeState.PENDING if pod["status"].get("phase") == "Pending" else NodeState.RUNNING

@@ -1,0 +1,85 @@
+"""How a pod of an attempt ended: its status in, the launcher's last words out, or what the cluster says in their place.
+
+Pure. Called by `observe`.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from sft_operator.kubernetes.api import Object
+from sft_operator.kubernetes.pytorch_job import CONTAINER
+from sftjob.failure import Reason
+from sftjob.outcome import Outcome
+
+_EVICTIONS = ("Evicted", "Preempting", "NodeShutdown", "Terminated")
+"""Reasons in a pod's status where the kubelet ended it for its node's sake."""
+
+
+def outcome_of(pod: Object, *, attempt: int, rank: int) -> Outcome | None:
+    """None where the cluster knows no end of its container: it never ran, or was lost with its node."""
+    terminated = _terminated(pod)
+    eviction = _eviction(pod)
+    if terminated is None:
+        return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, {}) if eviction else None
+    message = terminated.get("message", "")
+    try:
+        told = Outcome.from_json(message)
+    except ValidationError:
+        pass
+    else:
+        if (told.attempt, told.node_rank) == (attempt, rank):
+            return told
+    code = terminated["exitCode"]
+    if terminated.get("reason") == "OOMKilled":
+        limit = _memory_limit(pod) or "all that its node has"
+        sentence = (
+            f"spec.compute.resources.limits.memory: {limit} of memory was not enough; "
+            "raise it, or lower spec.data.packing.maxLength"
+        )
+        return _told_by_cluster(Reason.OUT_OF_MEMORY, sentence, attempt, rank, pod, terminated)
+    if eviction:
+        return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, terminated)
+    sentence = f"the launcher of node {rank} ended with exit code {code} and without a word"
+    return _told_by_cluster(Reason.LAUNCHER_LOST, sentence, attempt, rank, pod, terminated)
+
+
+def _terminated(pod: Object) -> Object | None:
+    for container in pod["status"].get("containerStatuses", []):
+        if container["name"] == CONTAINER:
+            state: Object | None = container["state"].get("terminated")
+            return state
+    return None
+
+
+def _eviction(pod: Object) -> str | None:
+    """Why the cluster took the pod away, in its words."""
+    for condition in pod["status"].get("conditions", []):
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return f"{condition.get('reason', 'disrupted')}: {condition.get('message', '')}".strip(": ")
+    if pod["status"].get("reason") in _EVICTIONS:
+        return f"{pod['status']['reason']}: {pod['status'].get('message', '')}".strip(": ")
+    return None
+
+
+def _told_by_cluster(
+    reason: Reason, message: str, attempt: int, rank: int, pod: Object, terminated: dict[str, Any]
+) -> Outcome:
+    started = terminated.get("startedAt") or pod["status"].get("startTime") or pod["metadata"]["creationTimestamp"]
+    ended = terminated.get("finishedAt") or pod["metadata"].get("deletionTimestamp") or started
+    return Outcome(
+        attempt=attempt,
+        node_rank=rank,
+        reason=reason,
+        exit_code=terminated.get("exitCode", 0),
+        message=message,
+        log_tail=terminated.get("message", "")[-600:],
+        started_at=datetime.fromisoformat(started),
+        ended_at=datetime.fromisoformat(ended),
+    )
+
+
+def _memory_limit(pod: Object) -> str | None:
+    limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory")
+    return str(limit) if limit else None

@@ -1,0 +1,67 @@
+"""Asks the launcher of rank 0 of each running attempt how far it is. Advisory: what can't be read is not told.
+
+In a cluster the pod is asked on its own address, from outside through the API server. The address is the API server's
+word and the answer names pod and attempt, so that a pod can only speak for itself.
+"""
+
+import asyncio
+import logging
+
+import aiohttp
+from kubernetes.aio.client import ApiException
+from pydantic import ValidationError
+
+from sft_operator.kubernetes.api import ClusterApi, Object
+from sft_operator.kubernetes.cache import attempt_of
+from sftjob import names
+from sftjob.progress import Progress
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 2.0
+MAXIMAL_BYTES = 64 * 1024
+AT_ONCE = 32
+
+
+class ProgressPoller:
+    def __init__(self, api: ClusterApi, session: aiohttp.ClientSession | None) -> None:
+        """`session` reaches pods on their own addresses; None where only the API server does."""
+        self._api = api
+        self._session = session
+        self._last: dict[str, Progress] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    def last(self, uid: str) -> Progress | None:
+        """Of a job, by its uid: the newest answer of whichever attempt."""
+        return self._last.get(uid)
+
+    def forget(self, uid: str) -> None:
+        self._last.pop(uid, None)
+
+    async def ask(self, uid: str, pod: Object) -> bool:
+        """Whether there is something new."""
+        async with self._slots:
+            try:
+                answer = await asyncio.wait_for(self._answer(pod), TIMEOUT_SECONDS)
+                progress = Progress.from_json(answer)
+            except (aiohttp.ClientError, ApiException, TimeoutError, ValidationError, OSError) as error:
+                log.debug("%s did not tell its progress: %s", pod["metadata"]["name"], error)
+                return False
+        if progress.pod_uid != pod["metadata"]["uid"] or progress.attempt != attempt_of(pod):
+            log.warning("%s speaks for another pod; not believed", pod["metadata"]["name"])
+            return False
+        before = self._last.get(uid)
+        if before == progress:
+            return False
+        self._last[uid] = progress
+        return True
+
+    async def _answer(self, pod: Object) -> bytes:
+        if self._session is None:
+            answer = await self._api.pod_answer(pod["metadata"]["namespace"], pod["metadata"]["name"], "/progress")
+            return answer[: MAXIMAL_BYTES + 1]
+        host = pod["status"]["podIP"]
+        host = f"[{host}]" if ":" in host else host
+        async with self._session.get(f"http://{host}:{names.SERVE_PORT}/progress", allow_redirects=False) as response:
+            response.raise_for_status()
+            return await response.content.read(MAXIMAL_BYTES)

@@ -1,0 +1,181 @@
+"""A job and a launch plan in, the attempt's PyTorchJob out. All knowledge of `kubeflow.org/v1` is here.
+
+Worker-only, so that no init container is added and no master alone decides; pods are never restarted, and nothing is
+retried, timed or cleaned up by the controller: that is the operator's.
+"""
+
+from dataclasses import dataclass
+
+from sft_operator.kubernetes.api import PYTORCH_JOBS_API, Object
+from sft_operator.kubernetes.mounts import volumes
+from sftjob import names
+from sftjob.base import digest
+from sftjob.job import SFTJob
+from sftjob.plan import LaunchPlan
+from sftjob.spec import EnvVar, ResourcesSpec
+
+CONTAINER = "pytorch"
+"""The controller asks for this name."""
+RANK_LABEL = "training.kubeflow.org/replica-index"
+
+_USER = 1000
+_SCRATCH = "/tmp"
+_MASTER_PORT = 23456
+"""Of the service that the controller makes for each worker."""
+
+
+@dataclass(frozen=True)
+class TrainerDefaults:
+    """What a cluster's administrator decides for the pods of all jobs."""
+
+    image: str
+    service_account: str = "default"
+    image_pull_secrets: tuple[str, ...] = ()
+
+
+def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Object:
+    metadata = job.metadata
+    labels = {
+        names.JOB_LABEL: metadata.name,
+        names.JOB_UID_LABEL: metadata.uid,
+        names.ATTEMPT_LABEL: str(plan.attempt),
+    }
+    owner = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "name": metadata.name,
+        "uid": metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    worker = {
+        "replicas": plan.spec.compute.nodes,
+        "restartPolicy": "Never",
+        "template": {"metadata": {"labels": labels}, "spec": _pod_spec(job, plan, defaults)},
+    }
+    return {
+        "apiVersion": PYTORCH_JOBS_API,
+        "kind": "PyTorchJob",
+        "metadata": {
+            "name": names.attempt_name(metadata.name, metadata.uid, plan.attempt),
+            "namespace": metadata.namespace,
+            "labels": labels,
+            "annotations": {names.PLAN_ANNOTATION: plan_digest(plan)},
+            "ownerReferences": [owner],
+        },
+        "spec": {
+            "nprocPerNode": str(plan.spec.compute.processes_per_node),
+            "runPolicy": {"cleanPodPolicy": "Running"},
+            "pytorchReplicaSpecs": {"Worker": worker},
+        },
+    }
+
+
+def plan_digest(plan: LaunchPlan) -> str:
+    return digest(plan.to_json_dict())
+
+
+def is_ours(found: Object, *, uid: str, plan: LaunchPlan | None = None) -> bool:
+    """Controlled by this very job and, where a plan is given, made from it."""
+    metadata = found["metadata"]
+    owners = metadata.get("ownerReferences", [])
+    is_owned = any(owner["uid"] == uid and owner.get("controller") for owner in owners)
+    made_from = metadata.get("annotations", {}).get(names.PLAN_ANNOTATION)
+    return is_owned and (plan is None or made_from == plan_digest(plan))
+
+
+def has_finished(found: Object) -> bool:
+    """The controller makes no more pods for it."""
+    conditions = found.get("status", {}).get("conditions", [])
+    return any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions)
+
+
+def _pod_spec(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Object:
+    compute, policy = plan.spec.compute, plan.spec.run_policy
+    found, mounts = volumes(plan.spec)
+    # What the ranks of one node share lies in memory, and is counted as theirs.
+    found += [
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+    ]
+    mounts += [
+        {"name": "scratch", "mountPath": _SCRATCH},
+        {"name": "shared-memory", "mountPath": "/dev/shm"},
+    ]
+    container = {
+        "name": CONTAINER,
+        "image": compute.image or defaults.image,
+        # The kubelet puts variables into arguments: a dollar of the plan's own is written twice.
+        "command": ["python", "-m", "sft_trainer.launcher", "--plan", plan.to_json().replace("$", "$$")],
+        "env": _environment(job, plan),
+        "ports": [{"name": "progress", "containerPort": names.SERVE_PORT}],
+        "resources": _resources(compute.resources),
+        "volumeMounts": mounts,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    secrets = [*defaults.image_pull_secrets, *(secret.name for secret in compute.image_pull_secrets)]
+    spec: Object = {
+        "serviceAccountName": defaults.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": policy.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            # A fresh claim is root's: this makes it writable, and is not repeated over large ones.
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": found,
+    }
+    if secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(secrets)]
+    if compute.node_selector:
+        spec["nodeSelector"] = dict(compute.node_selector)
+    if compute.tolerations:
+        spec["tolerations"] = [toleration.to_json_dict() for toleration in compute.tolerations]
+    if compute.priority_class_name:
+        spec["priorityClassName"] = compute.priority_class_name
+    return spec
+
+
+def _environment(job: SFTJob, plan: LaunchPlan) -> list[Object]:
+    attempt = names.attempt_name(job.metadata.name, job.metadata.uid, plan.attempt)
+    placement = {
+        # Alone in its pod it needs no name to be found by.
+        names.MASTER_ADDRESS_VARIABLE: "localhost" if plan.spec.compute.nodes == 1 else f"{attempt}-worker-0",
+        names.MASTER_PORT_VARIABLE: str(_MASTER_PORT),
+        names.SCRATCH_VARIABLE: _SCRATCH,
+        names.TERMINATION_MESSAGE_VARIABLE: "/dev/termination-log",
+        names.SERVE_ADDRESS_VARIABLE: f"0.0.0.0:{names.SERVE_PORT}",
+    }
+    fields = {
+        names.NODE_RANK_VARIABLE: f"metadata.labels['{RANK_LABEL}']",
+        names.POD_UID_VARIABLE: "metadata.uid",
+    }
+    return [
+        *(_variable(variable) for variable in plan.spec.compute.env),
+        *({"name": name, "value": value} for name, value in placement.items()),
+        *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
+    ]
+
+
+def _variable(variable: EnvVar) -> Object:
+    if variable.value_from is None:
+        assert variable.value is not None
+        return {"name": variable.name, "value": variable.value.replace("$", "$$")}
+    key = variable.value_from.secret_key_ref
+    return {"name": variable.name, "valueFrom": {"secretKeyRef": {"name": key.name, "key": key.key}}}
+
+
+def _resources(resources: ResourcesSpec) -> Object:
+    amounts = {"requests": resources.requests, "limits": resources.limits}
+    return {kind: {name: str(amount) for name, amount in of.items()} for kind, of in amounts.items() if of}

@@ -1,0 +1,170 @@
+"""The operator as a whole: watches and lists fill the cache, the queue reconciles, a heartbeat asks for progress.
+
+Crash-only: what can't be mended where it happens ends `run`, and `__main__` begins anew with nothing remembered.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from sft_operator.kubernetes.api import PYTORCH_JOBS_API, ClusterApi, Listing, Object, connect, is_in_cluster
+from sft_operator.kubernetes.backend import PyTorchJobBackend
+from sft_operator.kubernetes.cache import Cache, attempt_of
+from sft_operator.kubernetes.health import Health, serve_health
+from sft_operator.kubernetes.lease import hold_lease
+from sft_operator.kubernetes.mounts import path_of
+from sft_operator.kubernetes.observe import rank_of
+from sft_operator.kubernetes.progress import TIMEOUT_SECONDS, ProgressPoller
+from sft_operator.kubernetes.pytorch_job import TrainerDefaults
+from sft_operator.kubernetes.queue import WorkQueue
+from sft_operator.kubernetes.store import ObjectStore
+from sft_operator.kubernetes.watch import watch
+from sft_operator.lifecycle.backend import JobKey
+from sft_operator.lifecycle.reconcile import reconcile
+from sftjob import names
+from sftjob.base import utc_now
+from sftjob.status import Phase
+
+log = logging.getLogger(__name__)
+
+RELIST_SECONDS = 180
+HEARTBEAT_SECONDS = 5
+DISCOVERY_SECONDS = 10
+AT_ONCE = 16
+
+
+class StartAnew(Exception):
+    """The cluster offers something else than when the watches were set up."""
+
+
+@dataclass(frozen=True)
+class Options:
+    defaults: TrainerDefaults
+    namespaces: tuple[str, ...]
+    """Those to work in; none for all."""
+    lease_namespace: str
+    serve_address: str | None
+
+
+async def run(options: Options) -> None:
+    """Returns only by an exception."""
+    async with await connect() as client, _pod_session() as session:
+        api = ClusterApi(client, namespaces=options.namespaces)
+        while not await api.has_resource(names.API_VERSION, names.PLURAL):
+            log.warning("this cluster has no SFTJobs yet: kubectl apply -f crds/ (the chart brings them)")
+            await asyncio.sleep(DISCOVERY_SECONDS)
+        operator = _Operator(api, ProgressPoller(api, session), options)
+        async with asyncio.TaskGroup() as tasks, operator.served():
+            held = asyncio.Event()
+            tasks.create_task(hold_lease(client, namespace=options.lease_namespace, held=held))
+            pytorch_jobs = await api.has_resource(PYTORCH_JOBS_API, "pytorchjobs")
+            if not pytorch_jobs:
+                tasks.create_task(operator.wait_for_pytorch_jobs())
+            await operator.relist(pytorch_jobs=pytorch_jobs)
+            tasks.create_task(operator.relist_for_ever(pytorch_jobs=pytorch_jobs))
+            tasks.create_task(
+                watch(operator.cache, operator.queue, namespaces=options.namespaces, pytorch_jobs=pytorch_jobs)
+            )
+            log.info("waiting for the lease %s", options.lease_namespace)
+            await held.wait()
+            operator.health.leads = True
+            log.info("at work")
+            tasks.create_task(operator.heartbeat())
+            tasks.create_task(operator.queue.run(operator.reconcile, at_once=AT_ONCE))
+
+
+class _Operator:
+    def __init__(self, api: ClusterApi, poller: ProgressPoller, options: Options) -> None:
+        self._api = api
+        self._options = options
+        self._poller = poller
+        self.cache = Cache()
+        self.queue = WorkQueue()
+        self.health = Health(self.cache, self.queue)
+        self._store = ObjectStore(api, self.cache)
+        self._backend = PyTorchJobBackend(api, self.cache, poller, defaults=options.defaults)
+
+    async def reconcile(self, key: JobKey) -> float | None:
+        return await reconcile(key, backend=self._backend, store=self._store, path_of=path_of, clock=utc_now)
+
+    async def relist(self, *, pytorch_jobs: bool) -> None:
+        jobs = await self._api.list_jobs()
+        found = await self._api.list_pytorch_jobs() if pytorch_jobs else Listing([], 0)
+        for key in self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=await self._api.list_pods()):
+            self.queue.add(key)
+        self.health.listed()
+
+    async def relist_for_ever(self, *, pytorch_jobs: bool) -> None:
+        """What a watch missed is found here; an API server that doesn't answer is asked again."""
+        while True:
+            await asyncio.sleep(RELIST_SECONDS)
+            try:
+                await self.relist(pytorch_jobs=pytorch_jobs)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                log.warning("the API server does not answer: %r", error)
+
+    async def wait_for_pytorch_jobs(self) -> None:
+        log.warning("this cluster has no PyTorchJobs yet; jobs wait until Kubeflow's training-operator is installed")
+        while not await self._api.has_resource(PYTORCH_JOBS_API, "pytorchjobs"):
+            await asyncio.sleep(DISCOVERY_SECONDS)
+        raise StartAnew("PyTorchJobs have been installed")
+
+    async def heartbeat(self) -> None:
+        """Running attempts tell their progress; what waits for anything else is looked at again."""
+        while True:
+            asked = [
+                self._ask(key, job["metadata"]["uid"], pod)
+                for key, job in self.cache.jobs()
+                if (pod := self._rank_zero(job)) is not None
+            ]
+            await asyncio.gather(*asked)
+            for key, job in self.cache.jobs():
+                if self._waits(job):
+                    self.queue.add(key)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _ask(self, key: JobKey, uid: str, pod: Object) -> None:
+        if await self._poller.ask(uid, pod):
+            self.queue.add(key)
+
+    def _rank_zero(self, job: Object) -> Object | None:
+        current = job.get("status", {}).get("attempts", {}).get("current")
+        for pod in self.cache.pods(job["metadata"]["uid"]):
+            status = pod["status"]
+            if (
+                (attempt_of(pod), rank_of(pod)) == (current, 0)
+                and status.get("phase") == "Running"
+                and "podIP" in status
+            ):
+                return pod
+        return None
+
+    def _waits(self, job: Object) -> bool:
+        phase = Phase(job.get("status", {}).get("phase", Phase.PENDING))
+        return not phase.is_final and phase is not Phase.SUSPENDED and self._rank_zero(job) is None
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[None]:
+        if self._options.serve_address is None:
+            yield
+            return
+        runner = await serve_health(self.health, self._options.serve_address)
+        try:
+            yield
+        finally:
+            await runner.cleanup()
+
+
+@asynccontextmanager
+async def _pod_session() -> AsyncIterator[aiohttp.ClientSession | None]:
+    """Pods are reached directly from within the cluster only."""
+    if not is_in_cluster():
+        yield None
+        return
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        yield session

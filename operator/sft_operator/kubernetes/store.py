@@ -1,0 +1,88 @@
+"""The object of a job: read from the cache, its status written with a version, and its story told in events."""
+
+import logging
+
+from aiohttp import ClientError
+from kubernetes.aio.client import ApiException
+from pydantic import ValidationError
+
+from sft_operator.kubernetes.api import ClusterApi, Object, message_of
+from sft_operator.kubernetes.cache import Cache
+from sft_operator.kubernetes.story import story
+from sft_operator.lifecycle.backend import Conflict, JobKey
+from sftjob.base import utc_now
+from sftjob.job import SFTJob
+from sftjob.problems import problems_of
+from sftjob.status import SFTJobStatus
+
+log = logging.getLogger(__name__)
+
+
+class ObjectStore:
+    def __init__(self, api: ClusterApi, cache: Cache) -> None:
+        self._api = api
+        self._cache = cache
+
+    async def read(self, key: JobKey) -> SFTJob | None:
+        """None also where it is being deleted: all that is left to do then is the garbage collector's."""
+        found = self._cache.job(key)
+        if found is None or "deletionTimestamp" in found["metadata"]:
+            return None
+        try:
+            return SFTJob.model_validate(found, extra="ignore")
+        except ValidationError as error:
+            # Stored under another version's rules. What it was is told on the object, and nothing is done.
+            await self._write_refusal(key, found, error)
+            return None
+
+    async def _write_refusal(self, key: JobKey, found: Object, error: ValidationError) -> None:
+        message = "; ".join(str(problem) for problem in problems_of(error, SFTJob))
+        before = found.get("status", {})
+        now = utc_now().isoformat().replace("+00:00", "Z")
+        refused = [
+            {"type": type_, "status": status, "reason": "InvalidSpec", "message": message, "lastTransitionTime": now}
+            for type_, status in (("Accepted", "False"), ("Stalled", "True"))
+        ]
+        told = [condition.get("message") for condition in before.get("conditions", [])]
+        if message not in told:
+            others = [c for c in before.get("conditions", []) if c["type"] not in ("Accepted", "Stalled")]
+            status = before | {"conditions": [*others, *refused]}
+            await self._write(key, found["metadata"]["resourceVersion"], status)
+
+    async def write_status(self, job: SFTJob) -> SFTJob:
+        key = JobKey(job.metadata.namespace, job.metadata.name)
+        before = self._cache.job(key)
+        assert before is not None
+        if before["metadata"]["resourceVersion"] != job.metadata.resource_version:
+            raise Conflict(f"{key.name}: the object has changed")
+        written = await self._write(key, job.metadata.resource_version, job.status.to_json_dict())
+        for event in story(job, before=SFTJobStatus.model_validate(before.get("status") or {}, extra="ignore")):
+            await self._tell(event)
+        return SFTJob.model_validate(written, extra="ignore")
+
+    async def _write(self, key: JobKey, version: str, status: Object) -> Object:
+        try:
+            written = await self._api.write_status(key, resource_version=version, status=status)
+        except ApiException as error:
+            if error.status not in (404, 409):
+                raise
+            await self._refresh(key)
+            raise Conflict(message_of(error)) from None
+        self._cache.put_job(written)
+        return written
+
+    async def _refresh(self, key: JobKey) -> None:
+        """What the watch will tell in a moment: without it the next pass would decide on the old object again."""
+        found = await self._api.get_job(key)
+        if found is not None:
+            self._cache.put_job(found)
+        elif (known := self._cache.job(key)) is not None:
+            self._cache.drop_job(known)
+
+    async def _tell(self, event: Object) -> None:
+        """Best effort: an event that can't be written changes nothing."""
+        try:
+            await self._api.create_event(event)
+        except (ApiException, ClientError, TimeoutError) as error:
+            if not (isinstance(error, ApiException) and error.status == 409):
+                log.warning("an event could not be written: %s", error)

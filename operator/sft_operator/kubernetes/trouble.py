@@ -1,0 +1,182 @@
+"""What keeps an attempt's pods from starting, and what to change: pods and events in, one Trouble out.
+
+Pure; called by the backend. The first that is found is told: a pod that can't be placed pulls no image.
+"""
+
+import re
+from collections.abc import Iterable
+
+from sft_operator.kubernetes.api import Object
+from sft_operator.kubernetes.mounts import claim_of, config_maps
+from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults
+from sft_operator.lifecycle.observation import Trouble
+from sftjob.job import SFTJob
+
+_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+_NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+_NO_CONFIG_MAP = re.compile(r'configmap "([^"]+)" not found')
+_NO_SECRET = re.compile(r'secret "([^"]+)" not found')
+
+
+def of_pods(job: SFTJob, pods: Iterable[Object], defaults: TrainerDefaults) -> Trouble | None:
+    """From the pods' own status, which is there the moment that something is wrong."""
+    for pod in pods:
+        found = _unplaced(job, pod) or _waiting(job, pod, defaults)
+        if found is not None:
+            return found
+    return None
+
+
+def of_events(job: SFTJob, events: Iterable[Object]) -> Trouble | None:
+    """From warnings about an attempt's PyTorchJob and pods: what happens before a pod, or around its volumes."""
+    for event in sorted(events, key=_last_seen, reverse=True):
+        message = event.get("message", "")
+        match event.get("reason"):
+            case "FailedCreatePod":
+                return Trouble("PodRefused", f"{_refusal_remedy(job, message)}: {message}")
+            case "FailedMount" | "FailedAttachVolume":
+                return _of_volume(job, message)
+    return None
+
+
+def name_conflict(name: str) -> Trouble:
+    return Trouble(
+        "NameConflict",
+        f"the PyTorchJob {name} exists and is not this job's; delete it, or name this job differently",
+    )
+
+
+def pytorch_jobs_missing() -> Trouble:
+    return Trouble(
+        "PyTorchJobsMissing",
+        "this cluster has no PyTorchJobs (pytorchjobs.kubeflow.org); install Kubeflow's training-operator, v1.9 or "
+        "later: the job starts by itself then",
+    )
+
+
+def refused(message: str) -> Trouble:
+    return Trouble("AttemptRefused", f"the API server refused the attempt's PyTorchJob: {message}")
+
+
+def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:
+    for condition in pod["status"].get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            message = condition.get("message", "")
+            missing = _NO_CLAIM.search(message)
+            if missing:
+                return _missing_claim(job, missing[1])
+            if "ReadWriteOncePod" in message or "volume node affinity conflict" in message:
+                return _not_shared(job, message)
+            if condition.get("reason") == "Unschedulable":
+                fields = "spec.compute (nodes, resources, nodeSelector, tolerations)"
+                return Trouble(
+                    "Unschedulable", f"{fields}: no node takes the pod; ask for what the cluster has: {message}"
+                )
+    return None
+
+
+def _waiting(job: SFTJob, pod: Object, defaults: TrainerDefaults) -> Trouble | None:
+    for container in pod["status"].get("containerStatuses", []):
+        waiting = container["state"].get("waiting") if container["name"] == CONTAINER else None
+        if waiting is None:
+            continue
+        reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in _IMAGE_REASONS:
+            image, path = job.spec.compute.image, "spec.compute.image"
+            if image is None:
+                image, path = defaults.image, "the operator's --trainer-image"
+            remedy = "name an image that the nodes can pull, or its secret in spec.compute.imagePullSecrets"
+            return Trouble("ImagePullFailed", f"{path}: {image} can't be pulled; {remedy}: {message}")
+        if reason == "CreateContainerConfigError":
+            return _missing_secret(job, message) or Trouble("ContainerRefused", f"spec.compute: {message}")
+        if reason in ("CreateContainerError", "RunContainerError"):
+            return Trouble("ContainerRefused", f"the container can't be started: {message}")
+    return None
+
+
+def _missing_claim(job: SFTJob, claim: str) -> Trouble:
+    namespace = job.metadata.namespace
+    return Trouble(
+        "ClaimMissing",
+        f"{_paths(job, claim)}: there is no PersistentVolumeClaim {claim} in namespace {namespace}; create it, "
+        "and the job starts by itself",
+    )
+
+
+def _not_shared(job: SFTJob, message: str) -> Trouble:
+    claims = {claim for uri in job.spec.uris if (claim := claim_of(uri))}
+    named = next((claim for claim in sorted(claims) if claim in message), None)
+    where = _paths(job, named) if named else "spec (claims " + ", ".join(sorted(claims)) + ")"
+    return Trouble(
+        "ClaimNotShared",
+        f"{where}: a claim serves one node or pod at a time and {job.spec.compute.nodes} need it; use a claim with "
+        f"access mode ReadWriteMany, or spec.compute.nodes: 1: {message}",
+    )
+
+
+def _missing_secret(job: SFTJob, message: str) -> Trouble | None:
+    secret = _NO_SECRET.search(message)
+    named = secret[1] if secret else None
+    for index, variable in enumerate(job.spec.compute.env):
+        source = variable.value_from
+        if source is not None and (
+            source.secret_key_ref.name == named or f"key {source.secret_key_ref.key} " in message
+        ):
+            key = source.secret_key_ref
+            return Trouble(
+                "SecretMissing",
+                f"spec.compute.env[{index}].valueFrom.secretKeyRef: namespace {job.metadata.namespace} has no Secret "
+                f"{key.name} with the key {key.key}; create it, and the job starts by itself",
+            )
+    return None
+
+
+def _of_volume(job: SFTJob, message: str) -> Trouble:
+    if "Multi-Attach" in message:
+        return _not_shared(job, message)
+    config_map = _NO_CONFIG_MAP.search(message) or re.search(r"references non-existent config key: (\S+)", message)
+    if config_map is not None:
+        named = next(iter(config_maps(job.spec).items()))
+        return Trouble(
+            "ConfigMapMissing",
+            f"{_config_map_paths(job)}: {message}; create the ConfigMap {named[0]} with the keys "
+            f"{', '.join(named[1])} in namespace {job.metadata.namespace}, and the job starts by itself",
+        )
+    return Trouble("VolumeNotMounted", f"a volume can't be mounted; look at its claim and its storage: {message}")
+
+
+def _refusal_remedy(job: SFTJob, message: str) -> str:
+    if "exceeded quota" in message:
+        return f"the quota of namespace {job.metadata.namespace} is used up; raise it, or ask for less in spec.compute"
+    if "violates PodSecurity" in message:
+        return f"the Pod Security of namespace {job.metadata.namespace} refuses the pod"
+    if "serviceaccount" in message:
+        return f"namespace {job.metadata.namespace} lacks the service account of trainer pods; create it"
+    if "PriorityClass" in message:
+        return "spec.compute.priorityClassName: there is no such PriorityClass; create it, or name another"
+    return "the API server refuses the attempt's pods"
+
+
+def _paths(job: SFTJob, claim: str) -> str:
+    """The fields of the spec that speak of a claim."""
+    return ", ".join(path for path, uri in _places(job) if claim_of(uri) == claim)
+
+
+def _config_map_paths(job: SFTJob) -> str:
+    return ", ".join(path for path, uri in _places(job) if uri.startswith("configMap://"))
+
+
+def _places(job: SFTJob) -> Iterable[tuple[str, str]]:
+    spec = job.spec
+    for name, source in (("loadFrom", spec.model.load_from), ("tokenizer", spec.model.tokenizer)):
+        if source is not None:
+            yield f"spec.model.{name}.uri", source.uri
+    for index, dataset in enumerate(spec.data.datasets):
+        yield f"spec.data.datasets[{index}].uri", dataset.uri
+    yield "spec.checkpoint.storage", spec.storage_uri
+    for index, output in enumerate(spec.output):
+        yield f"spec.output[{index}].uri", output.uri
+
+
+def _last_seen(event: Object) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])

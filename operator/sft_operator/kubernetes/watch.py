@@ -1,0 +1,57 @@
+"""kopf, and nothing of it elsewhere: its watches fill the cache and ask for passes. No handler decides or writes.
+
+No finalizers, annotations, timers or daemons: events only, of which any may be missed, for a list follows.
+"""
+
+import random
+from typing import Any
+
+import kopf
+
+from sft_operator.kubernetes.api import is_in_cluster
+from sft_operator.kubernetes.cache import Cache
+from sft_operator.kubernetes.queue import WorkQueue
+from sftjob import names
+
+
+async def watch(cache: Cache, queue: WorkQueue, *, namespaces: tuple[str, ...], pytorch_jobs: bool) -> None:
+    """Ends only by an exception. `pytorch_jobs`: whether the cluster has this resource."""
+    registry = kopf.OperatorRegistry()
+    changes = {
+        (names.GROUP, names.VERSION, names.PLURAL): (cache.put_job, cache.drop_job),
+        ("", "v1", "pods"): (cache.put_pod, cache.drop_pod),
+    }
+    if pytorch_jobs:
+        changes["kubeflow.org", "v1", "pytorchjobs"] = (cache.put_pytorch_job, cache.drop_pytorch_job)
+    for (group, version, plural), (put, drop) in changes.items():
+
+        async def change(event: Any, put: Any = put, drop: Any = drop, **_: Any) -> None:
+            found = event["object"]
+            queue.add((drop if event["type"] == "DELETED" else put)(found))
+
+        kopf.on.event(group=group, version=version, plural=plural, registry=registry, id=plural)(change)
+    kopf.on.login(registry=registry)(kopf.login_with_service_account if is_in_cluster() else kopf.login_with_kubeconfig)
+    await kopf.operator(
+        registry=registry,
+        settings=_settings(),
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+    )
+    raise RuntimeError("the watches have ended")
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    # Otherwise it wants to list and watch namespaces and definitions.
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 10
+    settings.networking.request_timeout = 30
+    # An API server that restarts is waited for; after the last of these the process starts anew.
+    settings.networking.error_backoffs = [min(15, 2**n) * random.uniform(0.8, 1.2) for n in range(12)]
+    for plural in ("pods", "pytorchjobs"):
+        settings.watching.label_selectors[plural] = names.JOB_UID_LABEL
+    return settings

@@ -1,0 +1,149 @@
+"""What an observation makes of PyTorchJobs and pods, present and gone."""
+
+from typing import Any
+
+import pytest
+from jobs import NOW, a_job, an_outcome, at
+from cluster_objects import pod, pytorch_job, terminated
+
+from sft_operator.kubernetes.observe import attempts
+from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
+from sftjob.failure import Reason
+from sftjob.status import AttemptRecord, AttemptsStatus, SFTJobStatus
+
+RUNNING, PENDING, ENDED = NodeState.RUNNING, NodeState.PENDING, NodeState.ENDED
+
+
+def observed(
+    *pods: dict[str, Any], jobs: tuple[dict[str, Any], ...] = (), gone: tuple[dict[str, Any], ...] = (), nodes: int = 1
+) -> tuple[AttemptObservation, ...]:
+    job = a_job(nodes=nodes, status=SFTJobStatus(attempts=AttemptsStatus(current=2)))
+    return attempts(job, pytorch_jobs=jobs, pods=pods, gone_pods=gone, now=NOW)
+
+
+def node(rank: int, state: NodeState, outcome: Any = None) -> NodeObservation:
+    return NodeObservation(rank, state, outcome, pod=f"tiny-4a49acf8-a2-worker-{rank}", node=f"node-{rank}")
+
+
+def test_a_pytorchjob_without_pods_waits_for_them() -> None:
+    assert observed(jobs=(pytorch_job(2),), nodes=2) == (
+        AttemptObservation(2, (NodeObservation(0, PENDING), NodeObservation(1, PENDING))),
+    )
+
+
+def test_pods_tell_the_state_of_nodes_and_not_their_pytorchjob() -> None:
+    found = observed(pod(2, 0), pod(2, 1, "Pending"), jobs=(pytorch_job(2, finished=True),), nodes=2)
+    assert found == (AttemptObservation(2, (node(0, RUNNING), node(1, PENDING))),)
+
+
+def test_the_last_words_are_those_of_the_termination_message() -> None:
+    outcome = an_outcome(Reason.RANK_KILLED, attempt=2, rank=0, signal=9)
+    ended = pod(2, 0, "Failed", terminated=terminated(70, message=outcome.to_json()))
+    assert observed(ended, jobs=(pytorch_job(2),)) == (AttemptObservation(2, (node(0, ENDED, outcome),)),)
+
+
+def test_a_pod_that_is_being_deleted_still_saves_and_its_attempt_ends() -> None:
+    (found,) = observed(pod(2, 0, deleted="2026-01-01T12:01:00Z"), pod(2, 1), jobs=(pytorch_job(2),), nodes=2)
+    assert found == AttemptObservation(2, (node(0, RUNNING), node(1, RUNNING)), is_deleting=True)
+
+
+def test_the_last_words_of_a_deleted_pod_count_when_nothing_is_left() -> None:
+    outcome = an_outcome(Reason.PREEMPTED, attempt=2, saved=True)
+    gone = pod(2, 0, "Failed", terminated=terminated(75, message=outcome.to_json()))
+    assert observed(gone=(gone,)) == (AttemptObservation(2, (node(0, ENDED, outcome),), is_deleting=True),)
+
+
+def test_pods_of_an_attempt_whose_end_is_recorded_are_forgotten_once_they_are_gone() -> None:
+    record = AttemptRecord(number=2, reason=Reason.PREEMPTED, ended_at=NOW)
+    job = a_job(status=SFTJobStatus(attempts=AttemptsStatus(current=2, history=[record])))
+    assert attempts(job, pytorch_jobs=[], pods=[], gone_pods=[pod(2, 0, "Failed")], now=NOW) == ()
+
+
+def test_a_replaced_pod_lives_while_it_lives_and_the_first_ones_word_counts() -> None:
+    outcome = an_outcome(Reason.PREEMPTED, attempt=2, saved=True)
+    first = pod(2, 0, "Failed", uid="first", terminated=terminated(75, message=outcome.to_json()))
+    second = pod(2, 0, uid="second", created="2026-01-01T12:00:00Z")
+    assert observed(second, jobs=(pytorch_job(2),), gone=(first,))[0].nodes == (node(0, RUNNING),)
+    late = an_outcome(Reason.SUPERSEDED, attempt=2)
+    second = pod(
+        2, 0, "Failed", uid="second", created="2026-01-01T12:00:00Z", terminated=terminated(76, message=late.to_json())
+    )
+    assert observed(second, jobs=(pytorch_job(2),), gone=(first,))[0].nodes == (node(0, ENDED, outcome),)
+
+
+def test_a_pod_long_past_its_grace_is_gone_with_its_node() -> None:
+    held = pod(2, 0, deleted="2026-01-01T11:59:01Z")
+    (found,) = observed(held, jobs=(pytorch_job(2, deleting=True),))
+    assert found.is_live
+    job = a_job(status=SFTJobStatus(attempts=AttemptsStatus(current=2)))
+    (found,) = attempts(job, pytorch_jobs=[pytorch_job(2, deleting=True)], pods=[held], gone_pods=[], now=at(2))
+    assert found == AttemptObservation(2, (node(0, ENDED),), is_deleting=True)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        pytorch_job(2, uid="somebody"),
+        pod(2, 0, owner="somebody-a2"),
+    ],
+)
+def test_what_only_looks_like_ours_is_not_seen(foreign: dict[str, Any]) -> None:
+    is_pod = "spec" in foreign
+    assert observed(*([foreign] if is_pod else []), jobs=() if is_pod else (foreign,)) == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "end", "reason", "said"),
+    [
+        (
+            {},
+            terminated(137, reason="OOMKilled", message="last line of the log"),
+            Reason.OUT_OF_MEMORY,
+            "spec.compute.resources.limits.memory: all that its node has of memory was not enough; "
+            "raise it, or lower spec.data.packing.maxLength",
+        ),
+        (
+            {},
+            terminated(137),
+            Reason.LAUNCHER_LOST,
+            "the launcher of node 0 ended with exit code 137 and without a word",
+        ),
+        (
+            {"reason": "Evicted", "message": "The node was low on resource: memory."},
+            None,
+            Reason.PREEMPTED,
+            "Evicted: The node was low on resource: memory.",
+        ),
+        (
+            {
+                "conditions": [
+                    {
+                        "type": "DisruptionTarget",
+                        "status": "True",
+                        "reason": "PreemptionByScheduler",
+                        "message": "preempted to make room",
+                    }
+                ]
+            },
+            terminated(143),
+            Reason.PREEMPTED,
+            "PreemptionByScheduler: preempted to make room",
+        ),
+    ],
+)
+def test_an_end_without_last_words_is_told_by_the_cluster(
+    status: dict[str, Any], end: dict[str, Any] | None, reason: Reason, said: str
+) -> None:
+    (found,) = observed(pod(2, 0, "Failed", terminated=end, **status), jobs=(pytorch_job(2),))
+    outcome = found.nodes[0].outcome
+    assert outcome is not None
+    assert (outcome.reason, outcome.message) == (reason, said)
+    assert outcome.log_tail == (end or {}).get("message", "")
+
+
+def test_the_words_of_another_attempt_are_not_believed() -> None:
+    forged = an_outcome(Reason.SUCCEEDED, attempt=1, final_digest="sha256:00")
+    (found,) = observed(pod(2, 0, "Failed", terminated=terminated(1, message=forged.to_json())), jobs=(pytorch_job(2),))
+    outcome = found.nodes[0].outcome
+    assert outcome is not None
+    assert outcome.reason is Reason.LAUNCHER_LOST

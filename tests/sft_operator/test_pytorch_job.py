@@ -1,0 +1,193 @@
+"""The PyTorchJob of an attempt, whole, against a literal."""
+
+import json
+from typing import Any
+
+from sft_operator.kubernetes.mounts import path_of
+from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours, pytorch_job
+from sft_operator.lifecycle.plan import launch_plan
+from sftjob.job import ObjectMeta, SFTJob
+from sftjob.plan import LaunchPlan
+from sftjob.spec import SFTJobSpec
+
+
+def a_job(**sections: Any) -> SFTJob:
+    spec = {
+        "model": {"loadFrom": {"uri": "pvc://models/base"}},
+        "data": {
+            "datasets": [
+                {"name": "chats", "uri": "pvc://data/chats.jsonl"},
+                {"name": "few", "uri": "configMap://few-chats/few.jsonl"},
+            ]
+        },
+        "output": [{"uri": "pvc://results/tuned"}],
+    }
+    metadata = ObjectMeta(name="tiny", namespace="team", uid="uid-1", resource_version="1")
+    return SFTJob(metadata=metadata, spec=SFTJobSpec.model_validate(spec | sections))
+
+
+DEFAULTS = TrainerDefaults(image="trainer:1", service_account="trainers", image_pull_secrets=("mirror",))
+
+
+def built(job: SFTJob, attempt: int = 2) -> tuple[LaunchPlan, dict[str, Any]]:
+    plan = launch_plan(job, attempt, path_of=path_of)
+    return plan, pytorch_job(job, plan, DEFAULTS)
+
+
+def test_an_attempt_is_one_worker_only_pytorchjob_that_is_never_retried_by_its_controller() -> None:
+    plan, body = built(a_job(compute={"nodes": 2, "processesPerNode": 8}))
+    labels = {"sftjob.dev/job-name": "tiny", "sftjob.dev/job-uid": "uid-1", "sftjob.dev/attempt": "2"}
+    worker = body["spec"]["pytorchReplicaSpecs"]["Worker"]
+    pod = worker["template"]["spec"]
+    (container,) = pod["containers"]
+    assert json.loads(container["command"].pop()) == plan.to_json_dict()
+    assert body == {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {
+            "name": "tiny-4a49acf8-a2",
+            "namespace": "team",
+            "labels": labels,
+            "annotations": {"sftjob.dev/plan-digest": body["metadata"]["annotations"]["sftjob.dev/plan-digest"]},
+            "ownerReferences": [
+                {
+                    "apiVersion": "sftjob.dev/v1alpha1",
+                    "kind": "SFTJob",
+                    "name": "tiny",
+                    "uid": "uid-1",
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": {
+            "nprocPerNode": "8",
+            "runPolicy": {"cleanPodPolicy": "Running"},
+            "pytorchReplicaSpecs": {
+                "Worker": {
+                    "replicas": 2,
+                    "restartPolicy": "Never",
+                    "template": {"metadata": {"labels": labels}, "spec": pod},
+                }
+            },
+        },
+    }
+    assert pod == {
+        "serviceAccountName": "trainers",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 120,
+        "imagePullSecrets": [{"name": "mirror"}],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "runAsGroup": 1000,
+            "fsGroup": 1000,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": "pytorch",
+                "image": "trainer:1",
+                "command": ["python", "-m", "sft_trainer.launcher", "--plan"],
+                "env": [
+                    {"name": "SFTJOB_MASTER_ADDRESS", "value": "tiny-4a49acf8-a2-worker-0"},
+                    {"name": "SFTJOB_MASTER_PORT", "value": "23456"},
+                    {"name": "SFTJOB_SCRATCH", "value": "/tmp"},
+                    {"name": "SFTJOB_TERMINATION_MESSAGE", "value": "/dev/termination-log"},
+                    {"name": "SFTJOB_SERVE_ADDRESS", "value": "0.0.0.0:8080"},
+                    {
+                        "name": "SFTJOB_NODE_RANK",
+                        "valueFrom": {
+                            "fieldRef": {"fieldPath": "metadata.labels['training.kubeflow.org/replica-index']"}
+                        },
+                    },
+                    {"name": "SFTJOB_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+                ],
+                "ports": [{"name": "progress", "containerPort": 8080}],
+                "resources": {},
+                "volumeMounts": [
+                    {"name": "claim-0", "mountPath": "/claims/data", "readOnly": True},
+                    {"name": "claim-1", "mountPath": "/claims/results"},
+                    {"name": "claim-2", "mountPath": "/claims/models", "readOnly": True},
+                    {"name": "config-map-0", "mountPath": "/config-maps/few-chats", "readOnly": True},
+                    {"name": "scratch", "mountPath": "/tmp"},
+                    {"name": "shared-memory", "mountPath": "/dev/shm"},
+                ],
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+        "volumes": [
+            {"name": "claim-0", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
+            {"name": "claim-1", "persistentVolumeClaim": {"claimName": "results"}},
+            {"name": "claim-2", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
+            {
+                "name": "config-map-0",
+                "configMap": {"name": "few-chats", "items": [{"key": "few.jsonl", "path": "few.jsonl"}]},
+            },
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+        ],
+    }
+
+
+def test_the_plan_tells_where_each_place_lies_in_the_pod() -> None:
+    plan, _ = built(a_job())
+    assert {mount.uri: mount.path for mount in plan.mounts} == {
+        "pvc://models/base": "/claims/models/base",
+        "pvc://data/chats.jsonl": "/claims/data/chats.jsonl",
+        "configMap://few-chats/few.jsonl": "/config-maps/few-chats/few.jsonl",
+        "pvc://results/tuned": "/claims/results/tuned",
+        "pvc://results/tuned.checkpoints": "/claims/results/tuned.checkpoints",
+    }
+
+
+def test_what_a_job_asks_of_its_pods_stands_in_them() -> None:
+    compute = {
+        "image": "mine:2",
+        "imagePullSecrets": [{"name": "mirror"}, {"name": "own"}],
+        "resources": {"requests": {"cpu": 2, "memory": "4Gi"}, "limits": {"nvidia.com/gpu": "1"}},
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "batch",
+        "env": [
+            {"name": "NCCL_DEBUG", "value": "cost: $(5)"},
+            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+        ],
+    }
+    _, body = built(a_job(compute=compute))
+    pod = body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "mine:2"
+    assert pod["imagePullSecrets"] == [{"name": "mirror"}, {"name": "own"}]
+    assert container["resources"] == {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"nvidia.com/gpu": "1"}}
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pod["priorityClassName"] == "batch"
+    # The kubelet would put a variable in for $(5).
+    assert container["env"][:2] == [
+        {"name": "NCCL_DEBUG", "value": "cost: $$(5)"},
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+    ]
+    assert "$$(5)" in container["command"][-1]
+
+
+def test_one_node_needs_no_name_of_a_master() -> None:
+    _, body = built(a_job())
+    (container,) = body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert {"name": "SFTJOB_MASTER_ADDRESS", "value": "localhost"} in container["env"]
+
+
+def test_a_pytorchjob_is_ours_by_owner_and_plan_and_not_by_name() -> None:
+    plan, body = built(a_job())
+    other = launch_plan(a_job(training={"seed": 1}), 2, path_of=path_of)
+    assert is_ours(body, uid="uid-1", plan=plan)
+    assert not is_ours(body, uid="uid-2", plan=plan)
+    assert not is_ours(body, uid="uid-1", plan=other)
+    assert not is_ours(body | {"metadata": body["metadata"] | {"ownerReferences": []}}, uid="uid-1")
