@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	--no-header --quiet
+CRD := crds/sftjobs.sftjob.dev.yaml
+CHART_CRD := charts/sft-operator/$(CRD)
 CHAT_DATA ?=
 NODES ?= 1
 CHAT_OPTION = $(if $(CHAT_DATA),--chat-data=$(CHAT_DATA))
@@ -62,9 +64,13 @@ lint: $(INSTALLED) ## Format, style, types, room directions, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(BIN)/python -m sftjob.reference | diff - docs/sftjob.md || { echo "docs/sftjob.md is old: run make generate"; exit 1; }
+	@$(BIN)/python -m sftjob.crd | diff - $(CRD) || { echo "$(CRD) is old: run make generate"; exit 1; }
+	@diff $(CRD) $(CHART_CRD) || { echo "$(CHART_CRD) is old: run make generate"; exit 1; }
 
-generate: $(INSTALLED) ## Write generated files anew: docs/sftjob.md
+generate: $(INSTALLED) ## Write generated files anew: docs/sftjob.md, the CRD
 	$(BIN)/python -m sftjob.reference > docs/sftjob.md
+	$(BIN)/python -m sftjob.crd > $(CRD)
+	cp $(CRD) $(CHART_CRD)
 
 lock: $(INSTALLED) ## Resolve dependencies anew into requirements/
 	$(COMPILE) pyproject.toml --all-extras -c requirements/constraints.txt -o requirements/all.txt

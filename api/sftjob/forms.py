@@ -42,6 +42,10 @@ REMEDIES = {
 }
 """By pattern."""
 
+LOCAL_ONLY = (PLACE, DATA_PLACE)
+"""Forms of which `file://` is for `sft run` alone."""
+LOCAL_ONLY_REMEDY = "is a path on one machine; put it on a volume claim and use pvc://<claim>/<path>"
+
 Uri = Annotated[str, StringConstraints(max_length=512, pattern=PLACE)]
 DataUri = Annotated[str, StringConstraints(max_length=512, pattern=DATA_PLACE)]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=LABEL)]

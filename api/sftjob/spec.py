@@ -24,6 +24,19 @@ from sftjob.forms import (
 from sftjob.names import RESERVED_VARIABLES, default_storage
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Overlong, PackLevel, Precision
 from sftjob.presets import PRESETS
+from sftjob.rules import (
+    BATCH_IS_DIVISIBLE,
+    DATASET_NAMES_DIFFER,
+    MODEL_OR_PRESET,
+    NOT_VALUE_AND_SOURCE,
+    ONE_LENGTH,
+    PRESET_IS_KNOWN,
+    TOKENIZER_FROM_SOMEWHERE,
+    VALUE_OR_SOURCE,
+    VARIABLE_IS_FREE,
+    overrides_need_a_preset,
+    rules,
+)
 
 
 class UriSource(Declared):
@@ -43,8 +56,15 @@ class ModelOverrides(Declared):
     tie_word_embeddings: bool | None = None
 
 
+_OVERRIDES_NEED_A_PRESET = overrides_need_a_preset(
+    field.alias or name for name, field in ModelOverrides.model_fields.items()
+)
+
+
 class ModelSpec(Declared):
     """What to start from: a pretrained model, or a preset to train from scratch."""
+
+    model_config = rules(PRESET_IS_KNOWN, MODEL_OR_PRESET, TOKENIZER_FROM_SOMEWHERE, _OVERRIDES_NEED_A_PRESET)
 
     load_from: UriSource | None = Field(
         default=None, description="A Hugging Face model folder. Absent: train `preset` from scratch."
@@ -61,13 +81,13 @@ class ModelSpec(Declared):
     def _sources(self) -> Self:
         problems = []
         if self.preset is not None and self.preset not in PRESETS:
-            problems.append(f"preset: {self.preset!r} is not known; use one of {', '.join(PRESETS)}")
+            problems.append(PRESET_IS_KNOWN.told(preset=self.preset))
         if self.load_from is None and self.preset is None:
-            problems.append("loadFrom: missing, as is preset; name a model folder, or a preset to train from scratch")
+            problems.append(MODEL_OR_PRESET.told())
         if self.load_from is None and self.tokenizer is None:
-            problems.append("tokenizer: missing, and there is no loadFrom to take it from; name a tokenizer's folder")
+            problems.append(TOKENIZER_FROM_SOMEWHERE.told())
         if self.preset is None and self.overrides.to_json_dict():
-            problems.append("overrides: given without preset; name the preset whose fields they replace")
+            problems.append(_OVERRIDES_NEED_A_PRESET.told())
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -87,6 +107,10 @@ class PackingSpec(Declared):
 
 
 class DataSpec(Declared):
+    """What to train on."""
+
+    model_config = rules(DATASET_NAMES_DIFFER)
+
     datasets: Annotated[list[DatasetSpec], Field(min_length=1, max_length=32)]
     packing: PackingSpec = PackingSpec()
     overlong: Overlong = Field(
@@ -101,11 +125,15 @@ class DataSpec(Declared):
         names = [dataset.name for dataset in self.datasets]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"datasets: the name {name!r} is used twice; give each dataset its own")
+                raise ValueError(DATASET_NAMES_DIFFER.told(name=name))
         return self
 
 
 class TrainingSpec(Declared):
+    """How long and how to train."""
+
+    model_config = rules(ONE_LENGTH)
+
     total_epoch: int | None = Field(
         default=None, ge=1, le=10_000, description="Passes over the data; 1 if no totalStep."
     )
@@ -123,7 +151,7 @@ class TrainingSpec(Declared):
     @model_validator(mode="after")
     def _length(self) -> Self:
         if self.total_epoch is not None and self.total_step is not None:
-            raise ValueError("totalStep: given together with totalEpoch; remove one")
+            raise ValueError(ONE_LENGTH.told())
         return self
 
 
@@ -173,6 +201,8 @@ class EnvSource(Declared):
 class EnvVar(Declared):
     """For libraries, as HF_TOKEN and NCCL_DEBUG; what sftjob itself does is told by the spec alone."""
 
+    model_config = rules(VALUE_OR_SOURCE, NOT_VALUE_AND_SOURCE, VARIABLE_IS_FREE)
+
     name: str = Field(max_length=253, pattern=VARIABLE)
     value: str | None = Field(default=None, max_length=4096)
     value_from: EnvSource | None = Field(
@@ -182,10 +212,9 @@ class EnvVar(Declared):
     @model_validator(mode="after")
     def _source(self) -> Self:
         if (self.value is None) == (self.value_from is None):
-            found = "missing, as is valueFrom" if self.value is None else "given together with valueFrom"
-            raise ValueError(f"value: {found}; give one of them")
+            raise ValueError((VALUE_OR_SOURCE if self.value is None else NOT_VALUE_AND_SOURCE).told())
         if self.name.startswith(RESERVED_VARIABLES):
-            raise ValueError(f"name: {self.name!r} is set by sftjob; remove it")
+            raise ValueError(VARIABLE_IS_FREE.told(name=self.name))
         return self
 
 
@@ -223,6 +252,8 @@ class RunPolicySpec(Declared):
 class SFTJobSpec(Declared):
     """One fine-tuning run: what to start from, the data, where the result goes."""
 
+    model_config = rules(BATCH_IS_DIVISIBLE)
+
     model: ModelSpec
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
@@ -235,10 +266,7 @@ class SFTJobSpec(Declared):
     def _batch(self) -> Self:
         batch, world = self.training.global_batch_size, self.compute.world_size
         if batch is not None and batch % world:
-            raise ValueError(
-                f"training.globalBatchSize: {batch} is not divisible by the {world} ranks of compute; "
-                f"use a multiple of {world}"
-            )
+            raise ValueError(BATCH_IS_DIVISIBLE.told(batch=batch, world=world))
         return self
 
     @property

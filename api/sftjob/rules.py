@@ -1,0 +1,141 @@
+"""What fields of a spec must fulfil together: each rule's sentence once, for pydantic and for the API server.
+
+The validators of `spec.py` check in Python and speak with `told`; `crd.py` writes `validation()` into the schema.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ConfigDict
+
+from sftjob.names import RESERVED_VARIABLES
+from sftjob.presets import PRESETS
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    path: str
+    """The field to blame, from where the rule stands, as files spell it; empty for the very place."""
+    holds: str
+    """In CEL; `self` is the place."""
+    sentence: str
+    """What is found, a semicolon, the remedy; with `{value}` where a value goes."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """How CEL says each of these values."""
+    reason: str = "FieldValueInvalid"
+    """How the API server names the fault."""
+
+    def told(self, **values: object) -> str:
+        return f"{self.path}: {self.sentence.format(**values)}"
+
+    def validation(self) -> dict[str, Any]:
+        """An entry of `x-kubernetes-validations`. `message` is for values that no message can hold: line breaks."""
+        made = {"rule": self.holds, "message": _PLACEHOLDER.sub("the value", self.sentence)}
+        if self.values:
+            made["messageExpression"] = self._message_expression()
+        if self.path:
+            made["fieldPath"] = f".{self.path}"
+        return made | {"reason": self.reason}
+
+    def _message_expression(self) -> str:
+        """`format`, because the API server takes the length of `a + b` for endless where it can't bound one of them."""
+        names = _PLACEHOLDER.findall(self.sentence)
+        text = _PLACEHOLDER.sub("%s", self.sentence.replace("%", "%%"))
+        return f"{text_in_cel(text)}.format([{', '.join(self.values[name] for name in names)}])"
+
+
+def text_in_cel(text: str) -> str:
+    r"""As a literal; raw where it can be: patterns have many `\`."""
+    if "'" not in text and "\n" not in text:
+        return f"r'{text}'" if "\\" in text else f"'{text}'"
+    return json.dumps(text, ensure_ascii=False)
+
+
+def rules(*given: Rule) -> ConfigDict:
+    """Puts a model's rules into its JSON schema."""
+    return ConfigDict(json_schema_extra={"x-kubernetes-validations": [rule.validation() for rule in given]})
+
+
+_MISSING = "FieldValueRequired"
+
+PRESET_IS_KNOWN = Rule(
+    "preset",
+    f"!has(self.preset) || self.preset in {list(PRESETS)}",
+    f"'{{preset}}' is not known; use one of {', '.join(PRESETS)}",
+    {"preset": "self.preset"},
+)
+MODEL_OR_PRESET = Rule(
+    "loadFrom",
+    "has(self.loadFrom) || has(self.preset)",
+    "missing, as is preset; name a model folder, or a preset to train from scratch",
+    reason=_MISSING,
+)
+TOKENIZER_FROM_SOMEWHERE = Rule(
+    "tokenizer",
+    "has(self.loadFrom) || has(self.tokenizer)",
+    "missing, and there is no loadFrom to take it from; name a tokenizer's folder",
+    reason=_MISSING,
+)
+
+
+def overrides_need_a_preset(fields: Iterable[str]) -> Rule:
+    given = " || ".join(f"has(self.overrides.{name})" for name in fields)
+    return Rule(
+        "overrides",
+        f"has(self.preset) || !({given})",
+        "given without preset; name the preset whose fields they replace",
+    )
+
+
+DATASET_NAMES_DIFFER = Rule(
+    "datasets",
+    "self.datasets.all(one, self.datasets.exists_one(other, other.name == one.name))",
+    "the name '{name}' is used twice; give each dataset its own",
+    {"name": "self.datasets.filter(one, !self.datasets.exists_one(other, other.name == one.name))[0].name"},
+)
+ONE_LENGTH = Rule(
+    "totalStep",
+    "!has(self.totalEpoch) || !has(self.totalStep)",
+    "given together with totalEpoch; remove one",
+)
+VALUE_OR_SOURCE = Rule(
+    "value",
+    "has(self.value) || has(self.valueFrom)",
+    "missing, as is valueFrom; give one of them",
+    reason=_MISSING,
+)
+NOT_VALUE_AND_SOURCE = Rule(
+    "value",
+    "!has(self.value) || !has(self.valueFrom)",
+    "given together with valueFrom; give one of them",
+)
+VARIABLE_IS_FREE = Rule(
+    "name",
+    " && ".join(f"!self.name.startsWith('{prefix}')" for prefix in RESERVED_VARIABLES),
+    "'{name}' is set by sftjob; remove it",
+    {"name": "self.name"},
+)
+
+_WORLD = "self.compute.nodes * self.compute.processesPerNode"
+BATCH_IS_DIVISIBLE = Rule(
+    "training.globalBatchSize",
+    f"!has(self.training.globalBatchSize) || self.training.globalBatchSize % ({_WORLD}) == 0",
+    "{batch} is not divisible by the {world} ranks of compute; use a multiple of {world}",
+    {"batch": "self.training.globalBatchSize", "world": _WORLD},
+)
+
+
+def is_immutable(section: str) -> Rule:
+    """At the spec: a rule at the field itself is silent when the field is added or removed."""
+    return Rule(
+        section,
+        f"has(self.{section}) == has(oldSelf.{section}) && "
+        f"(!has(self.{section}) || self.{section} == oldSelf.{section})",
+        "can't be changed after creation; create another job with another name and storage",
+        reason="FieldValueForbidden",
+    )
