@@ -16,7 +16,12 @@ class Declared(BaseModel):
     """A model that users fill in: an unknown field is an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # what stands under a field is its description in the CRD and the reference
     )
 
     def to_json_dict(self) -> dict[str, Any]:

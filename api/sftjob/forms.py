@@ -13,8 +13,10 @@ DATA_URI_FORMS = "pvc://<claim>/<path>, configMap://<name>/<key> or file:///<abs
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 _WORD = "[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
 _KEY = "[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+# Not `\s`, of which Rust and Go mean different characters.
+_SPACE = r"\x00-\x20"
 # No part of a path is `.` or `..`: a path on a claim stays on that claim.
-_PLACE = rf"(pvc://{_NAME}|file://)(/\.?[^/\s.][^/\s]*)+/?"
+_PLACE = rf"(pvc://{_NAME}|file://)(/\.?[^/.{_SPACE}][^/{_SPACE}]*)+/?"
 
 PLACE = f"^{_PLACE}$"
 DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY})$"
@@ -24,7 +26,7 @@ QUALIFIED_NAME = f"^({_NAME}/)?{_WORD}$"
 LABEL_VALUE = f"^({_WORD})?$"
 DATA_KEY = f"^{_KEY}$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-IMAGE = r"^[^\s]+$"
+IMAGE = rf"^[^{_SPACE}]+$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 
 _WORD_REMEDY = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"

@@ -14,18 +14,28 @@ class DataReceipt(Record):
     """What became of the data: every sample is counted once."""
 
     samples: int
+    """Trained on in each pass, as often as `sampleRatio` draws them."""
     tokens: int
+    """Of these samples."""
     trained_tokens: int
+    """Those of them that count in the loss."""
     truncated: int = 0
+    """Samples of these that were cut to a pack's length."""
     dropped: int = 0
+    """Chats of the files that are left out for their length."""
     packs: int
+    """Rows that the samples fill."""
 
 
 class Artifact(Record):
+    """A folder that the job has written."""
+
     uri: str
     format: str
     digest: str
+    """Of its manifest, which has size and hash of every file."""
     bytes: int
+    """Of all its files."""
 
 
 class Outcome(Record):

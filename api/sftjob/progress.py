@@ -23,22 +23,33 @@ class Progress(Record):
     """Advisory: it never changes a job's phase."""
 
     attempt: int
+    """Number of the attempt that reports."""
     stage: Stage
+    """What it is doing."""
     detail: str | None = None
     """What the stage is at, for people: `812 of 1319 rows`."""
     step: int = 0
     """The last finished optimiser step."""
     total_steps: int | None = None
+    """Optimiser steps of the whole run."""
     epoch: float | None = None
+    """Passes over the data so far."""
     loss: float | None = None
+    """Cross-entropy a trained token, in the last finished step."""
     learning_rate: float | None = None
+    """Of the last finished step."""
     grad_norm: float | None = None
+    """Of the last finished step, before clipping."""
     tokens_per_second: float | None = None
+    """Over all ranks."""
     eta_seconds: int | None = None
+    """Time that training still takes."""
     resumed_from: int | None = None
+    """The checkpoint's step that this attempt went on from; absent from the start."""
     saved_step: int | None = None
     """The newest checkpoint of this run that is published and verified."""
     skipped_checkpoints: list[str] = []
     """Newer checkpoints that did not verify when this attempt resumed, each with what was wrong."""
     pod_uid: str | None = None
+    """Of the pod that reports; absent outside a cluster."""
     reported_at: datetime

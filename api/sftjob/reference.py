@@ -1,8 +1,10 @@
 """Writes the reference page of the SFTJob resource from its declaration: `python -m sftjob.reference`."""
 
+import json
 import types
 import typing
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
@@ -33,7 +35,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, 
         shown, nested, is_list = _type(field.annotation)
         if nested and is_list:
             path += "[]"
-        text = (field.description or "").replace("|", "\\|")
+        text = " ".join((field.description or (nested and nested.__doc__) or "").split()).replace("|", "\\|")
         yield f"`{path}`", shown, _default(field), text
         if nested:
             yield from _rows(nested, path)
@@ -45,14 +47,19 @@ def _type(annotation: Any) -> tuple[str, type[BaseModel] | None, bool]:
     if origin is Annotated:
         return _type(arguments[0])
     if origin in (types.UnionType, typing.Union):
-        return _type(next(arm for arm in arguments if arm is not type(None)))
+        arms = [_type(arm) for arm in arguments if arm is not type(None)]
+        return " or ".join(shown for shown, _, _ in arms), *arms[0][1:]
     if origin is Literal:
         return " \\| ".join(str(value) for value in arguments), None, False
+    if origin is dict:
+        return f"map of {_type(arguments[1])[0]}", None, False
     if origin in (list, tuple):
         shown, nested, _ = _type(arguments[0])
         return f"list of {shown}", nested, True
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "object", annotation, False
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return " \\| ".join(annotation), None, False
     names = {str: "string", int: "integer", float: "number", bool: "boolean"}
     return names.get(annotation, "string"), None, False
 
@@ -62,7 +69,9 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if field.default is None or field.default is PydanticUndefined or isinstance(field.default, BaseModel):
         return ""
-    return f"`{field.default}`" if field.default != [] else ""
+    if field.default in ([], {}, ""):
+        return ""
+    return f"`{field.default if isinstance(field.default, str) else json.dumps(field.default)}`"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Rule:
 
     def validation(self) -> dict[str, Any]:
         """An entry of `x-kubernetes-validations`. `message` is for values that no message can hold: line breaks."""
-        made = {"rule": self.holds, "message": _PLACEHOLDER.sub("the value", self.sentence)}
+        made = {"rule": self.holds, "message": _PLACEHOLDER.sub("...", self.sentence)}
         if self.values:
             made["messageExpression"] = self._message_expression()
         if self.path:

@@ -1,8 +1,8 @@
 """`spec` of an SFTJob: what users write. Every field here works; a check that one field can't hold alone is at
-the model that holds both.
+the model that holds both, with its sentence and its form for the API server in `rules.py`.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -40,20 +40,24 @@ from sftjob.rules import (
 
 
 class UriSource(Declared):
+    """Where something is read from."""
+
     uri: Uri = Field(description=f"A folder: {URI_FORMS}.")
 
 
 class ModelOverrides(Declared):
     """Fields of the model's configuration that replace the preset's; for a model trained from scratch."""
 
-    vocab_size: int | None = Field(default=None, ge=1)
-    hidden_size: int | None = Field(default=None, ge=1)
-    intermediate_size: int | None = Field(default=None, ge=1)
-    num_hidden_layers: int | None = Field(default=None, ge=1)
-    num_attention_heads: int | None = Field(default=None, ge=1)
-    num_key_value_heads: int | None = Field(default=None, ge=1)
-    max_position_embeddings: int | None = Field(default=None, ge=1)
-    tie_word_embeddings: bool | None = None
+    vocab_size: int | None = Field(default=None, ge=1, description="Rows of the embedding.")
+    hidden_size: int | None = Field(default=None, ge=1, description="Width of the residual stream.")
+    intermediate_size: int | None = Field(default=None, ge=1, description="Width inside each layer's MLP.")
+    num_hidden_layers: int | None = Field(default=None, ge=1, description="Decoder layers.")
+    num_attention_heads: int | None = Field(default=None, ge=1, description="Query heads of each layer.")
+    num_key_value_heads: int | None = Field(
+        default=None, ge=1, description="Key and value heads of each layer, shared by the query heads."
+    )
+    max_position_embeddings: int | None = Field(default=None, ge=1, description="Longest sequence, in tokens.")
+    tie_word_embeddings: bool | None = Field(default=None, description="Whether output and embedding share weights.")
 
 
 _OVERRIDES_NEED_A_PRESET = overrides_need_a_preset(
@@ -94,6 +98,8 @@ class ModelSpec(Declared):
 
 
 class DatasetSpec(Declared):
+    """A file of chats."""
+
     name: Label = Field(description="For messages and counts.")
     uri: DataUri = Field(description=f"A JSONL file of chats, one `messages` list a line: {DATA_URI_FORMS}.")
     sample_ratio: float = Field(
@@ -102,6 +108,8 @@ class DatasetSpec(Declared):
 
 
 class PackingSpec(Declared):
+    """How samples are put together into the rows of a batch."""
+
     level: PackLevel = Field(default="soft", description="soft: several whole samples a pack. none: one sample a pack.")
     max_length: int = Field(default=4096, ge=8, le=1_048_576, description="Tokens a pack holds, and a sample at most.")
 
@@ -111,7 +119,7 @@ class DataSpec(Declared):
 
     model_config = rules(DATASET_NAMES_DIFFER)
 
-    datasets: Annotated[list[DatasetSpec], Field(min_length=1, max_length=32)]
+    datasets: list[DatasetSpec] = Field(min_length=1, max_length=32, description="Files of chats, mixed together.")
     packing: PackingSpec = PackingSpec()
     overlong: Overlong = Field(
         default="truncate", description="What happens to a sample longer than `packing.maxLength`; always counted."
@@ -156,14 +164,20 @@ class TrainingSpec(Declared):
 
 
 class CheckpointSpec(Declared):
+    """Where, when and how many checkpoints are kept: what training goes on from after whatever kills it."""
+
     storage: Uri | None = Field(
         default=None, description=f"Folder of this job alone: {URI_FORMS}. Absent: the first output + `.checkpoints`."
     )
-    every_steps: int | None = Field(default=None, ge=1, description="Absent: at the end only.")
-    keep_last: int = Field(default=2, ge=2, le=100, description="Older checkpoints are deleted.")
+    every_steps: int | None = Field(
+        default=None, ge=1, description="Optimiser steps from one checkpoint to the next. Absent: at the end only."
+    )
+    keep_last: int = Field(default=2, ge=2, le=100, description="Checkpoints to keep; older ones are deleted.")
 
 
 class OutputSpec(Declared):
+    """What becomes of the model."""
+
     uri: Uri = Field(description=f"Folder to create: {URI_FORMS}.")
     format: Literal["hf"] = Field(default="hf", description="hf: a Hugging Face model folder.")
 
@@ -171,40 +185,56 @@ class OutputSpec(Declared):
 class ResourcesSpec(Declared):
     """Of each pod, by resource: `cpu`, `memory`, `nvidia.com/gpu`."""
 
-    requests: Annotated[dict[QualifiedName, Quantity], Field(max_length=16)] = {}
-    limits: Annotated[dict[QualifiedName, Quantity], Field(max_length=16)] = {}
+    requests: dict[QualifiedName, Quantity] = Field(
+        default={}, max_length=16, description="What a node must have free for a pod to go there."
+    )
+    limits: dict[QualifiedName, Quantity] = Field(
+        default={}, max_length=16, description="What a pod gets at most; GPUs are named here."
+    )
 
 
 class TolerationSpec(Declared):
+    """As a pod's: lets the job onto nodes with a taint."""
+
     key: QualifiedName | None = Field(default=None, description="Of the taint. Absent: every taint.")
-    operator: Literal["Exists", "Equal"] = "Equal"
-    value: LabelValue | None = None
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="Exists: whatever the taint's value.")
+    value: LabelValue | None = Field(default=None, description="Of the taint, for Equal.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="Absent: every effect."
     )
-    toleration_seconds: int | None = Field(default=None, ge=0, description="Of NoExecute. Absent: for ever.")
+    toleration_seconds: int | None = Field(
+        default=None, ge=0, description="How long to stay under NoExecute. Absent: for ever."
+    )
 
 
 class SecretReference(Declared):
+    """A Secret, by name."""
+
     name: ObjectName = Field(description="A Secret in the job's namespace.")
 
 
 class SecretKey(Declared):
+    """One entry of a Secret."""
+
     name: ObjectName = Field(description="A Secret in the job's namespace.")
-    key: str = Field(max_length=253, pattern=DATA_KEY)
+    key: str = Field(max_length=253, pattern=DATA_KEY, description="The entry's name in the Secret.")
 
 
 class EnvSource(Declared):
+    """Where a variable's value comes from."""
+
     secret_key_ref: SecretKey
 
 
 class EnvVar(Declared):
-    """For libraries, as HF_TOKEN and NCCL_DEBUG; what sftjob itself does is told by the spec alone."""
+    """For libraries; what sftjob itself does is told by the spec alone."""
 
     model_config = rules(VALUE_OR_SOURCE, NOT_VALUE_AND_SOURCE, VARIABLE_IS_FREE)
 
-    name: str = Field(max_length=253, pattern=VARIABLE)
-    value: str | None = Field(default=None, max_length=4096)
+    name: str = Field(
+        max_length=253, pattern=VARIABLE, description=f"Not beginning with {' or '.join(RESERVED_VARIABLES)}."
+    )
+    value: str | None = Field(default=None, max_length=4096, description="Everyone who may read the job reads it too.")
     value_from: EnvSource | None = Field(
         default=None, description="Instead of `value`. With `sft run`, its own environment must have the variable."
     )
@@ -224,14 +254,25 @@ class ComputeSpec(Declared):
     nodes: int = Field(default=1, ge=1, le=1024, description="Launchers, one a node.")
     processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks a node: its GPUs, or 1 on a CPU.")
     image: str | None = Field(
-        default=None, max_length=512, pattern=IMAGE, description="Absent: the trainer's image that the operator names."
+        default=None,
+        max_length=512,
+        pattern=IMAGE,
+        description="The pods' image. Absent: the trainer's, as the operator names it.",
     )
-    image_pull_secrets: Annotated[list[SecretReference], Field(max_length=8)] = []
+    image_pull_secrets: list[SecretReference] = Field(
+        default=[], max_length=8, description="Secrets with the image registry's passwords."
+    )
     resources: ResourcesSpec = ResourcesSpec()
-    node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)] = {}
-    tolerations: Annotated[list[TolerationSpec], Field(max_length=32)] = []
-    priority_class_name: ObjectName | None = None
-    env: Annotated[list[EnvVar], Field(max_length=64)] = []
+    node_selector: dict[QualifiedName, LabelValue] = Field(
+        default={}, max_length=32, description="Labels that a node must have."
+    )
+    tolerations: list[TolerationSpec] = Field(default=[], max_length=32, description="Taints that a node may have.")
+    priority_class_name: ObjectName | None = Field(
+        default=None, description="Whom the job's pods may displace, and who displaces them."
+    )
+    env: list[EnvVar] = Field(
+        default=[], max_length=64, description="Variables for libraries, as HF_TOKEN and NCCL_DEBUG."
+    )
 
     @property
     def world_size(self) -> int:
@@ -239,6 +280,8 @@ class ComputeSpec(Declared):
 
 
 class RunPolicySpec(Declared):
+    """When to stop and how often to begin again; all that may be changed after creation."""
+
     suspend: bool = Field(default=False, description="Save and stop; false again goes on.")
     retries: int = Field(default=3, ge=0, le=100, description="Attempts after a failure.")
     disruption_retries: int = Field(
@@ -258,7 +301,7 @@ class SFTJobSpec(Declared):
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
-    output: Annotated[list[OutputSpec], Field(min_length=1, max_length=4)]
+    output: list[OutputSpec] = Field(min_length=1, max_length=4, description="Where the finished model goes.")
     compute: ComputeSpec = ComputeSpec()
     run_policy: RunPolicySpec = RunPolicySpec()
 

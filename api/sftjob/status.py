@@ -38,38 +38,58 @@ class Condition(Record):
     type: ConditionType
     status: Literal["True", "False", "Unknown"]
     reason: str
+    """One word, for programs."""
     message: str = ""
+    """For people."""
     observed_generation: int = 0
+    """Generation of the spec that it speaks of."""
     last_transition_time: datetime
+    """When `status` changed last."""
 
 
 class AttemptRecord(Record):
     """An attempt that has ended, and why."""
 
     number: int
+    """From 1."""
     reason: Reason
     exit_code: int | None = None
+    """Of the launcher that caused the end."""
     rank: int | None = None
+    """The rank that caused the end."""
     signal: int | None = None
+    """The signal that ended that rank."""
     node_rank: int | None = None
+    """The launcher that caused the end."""
     pod: str | None = None
-    """The pod that caused the end, and the cluster's node that it was on."""
+    """That launcher's pod."""
     node: str | None = None
+    """The cluster's node that the pod was on."""
     message: str = ""
+    """What happened, for people."""
     resumed_from: int | None = None
+    """The checkpoint's step that it went on from; absent from the start."""
     last_step: int | None = None
+    """The last finished optimiser step."""
     saved_step: int | None = None
+    """The newest checkpoint that it left behind."""
     skipped_checkpoints: list[str] = []
+    """Newer checkpoints that did not verify when it resumed, each with what was wrong."""
     log_tail: str = ""
+    """The last lines of the rank that caused the end."""
     started_at: datetime | None = None
     ended_at: datetime
 
 
 class AttemptsStatus(Record):
+    """How often the job was started, and how each start ended."""
+
     current: int = 0
     """Number of the newest attempt; 0 before the first."""
     failures: int = 0
+    """Attempts that used up one of `retries`."""
     disruptions: int = 0
+    """Attempts that used up one of `disruptionRetries`."""
     without_progress: int = 0
     """Attempts in a row that ended without a newer checkpoint than before."""
     saved_step: int | None = None
@@ -92,18 +112,28 @@ class Columns(Record):
     progress: str = ""
     """While it runs the stage, then the last finished step of all: `Training 420/1000`."""
     loss: str = ""
+    """Of the last finished step."""
     tokens_per_second: str = ""
+    """Over all ranks."""
     eta: str = ""
+    """Time that training still takes."""
     saved: str = ""
     """Step of the newest checkpoint."""
 
 
 class SFTJobStatus(Record):
+    """What has become of the job so far."""
+
     phase: Phase = Phase.PENDING
+    """The state in one word."""
     observed_generation: int = 0
+    """Generation of the spec that the operator has seen."""
     conditions: list[Condition] = []
+    """The state in yes and no, for programs that wait for one."""
     progress: Progress | None = None
+    """The newest report of the running or the last attempt."""
     attempts: AttemptsStatus = AttemptsStatus()
     data: DataReceipt | None = None
     artifacts: list[Artifact] = []
+    """What the job has written, once it succeeded."""
     columns: Columns = Columns()

@@ -3,7 +3,6 @@
 `crd.py` calls it. What has no translation raises, so that no check of pydantic is lost in silence.
 """
 
-import inspect
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,15 +12,17 @@ from sftjob.rules import Rule, text_in_cel
 
 Schema = dict[str, Any]
 
-_AS_IT_IS = ("type", "enum", "format", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
+_SAME = ("type", "enum", "format", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
 _BOUND = {"string": "maxLength", "array": "maxItems", "object": "maxProperties"}
-_INT_OR_STRING = ["integer", "string"]
+_INTEGER_OR_STRING = ["integer", "string"]
 
 
 def spec_schema(model: type[BaseModel]) -> Schema:
-    """Of what users write: defaults, bounds, rules, and a description for each field."""
+    """Of what users write: defaults, bounds, rules, and a description of every field."""
     whole = model.model_json_schema()
-    return _Translation(whole.pop("$defs")).schema(whole, "spec")
+    schema = _Translation(whole.pop("$defs")).schema(whole, "spec")
+    _demand_bounds_and_descriptions(schema, "spec")
+    return schema
 
 
 def status_schema(model: type[BaseModel]) -> Schema:
@@ -30,47 +31,39 @@ def status_schema(model: type[BaseModel]) -> Schema:
     The CRD of an older version must not refuse what a newer operator writes, and a default would look like a report.
     """
     whole = model.model_json_schema()
-    return _lenient(_Translation(whole.pop("$defs"), bounded=False).schema(whole, "status"))
+    return _lenient(_Translation(whole.pop("$defs")).schema(whole, "status"), "status")
 
 
 class _Translation:
-    def __init__(self, definitions: dict[str, Schema], *, bounded: bool = True) -> None:
+    """Each method takes what it translates out of `left`; what is still there in the end has no translation."""
+
+    def __init__(self, definitions: dict[str, Schema]) -> None:
         self.definitions = definitions
-        self.bounded = bounded
 
     def schema(self, given: Schema, path: str) -> Schema:
-        """Takes out of a copy of `given` what it translates; what is left then is unknown."""
         left = self._resolved(given)
-        if "anyOf" in left:
-            arms = left.pop("anyOf")
-            return self._int_or_string(left, arms, path)
         left.pop("title", None)
-        made: Schema = {key: left.pop(key) for key in _AS_IT_IS if key in left}
+        made: Schema = {key: left.pop(key) for key in _SAME if key in left}
+        rules: list[Schema] = left.pop("x-kubernetes-validations", [])
         if "const" in left:
             made["enum"] = [left.pop("const")]
-        for bound in ("Minimum", "Maximum"):
-            if f"exclusive{bound}" in left:
-                made |= {bound.lower(): left.pop(f"exclusive{bound}"), f"exclusive{bound}": True}
-        rules = left.pop("x-kubernetes-validations", [])
+        for bound in ("minimum", "maximum"):
+            if (exclusive := f"exclusive{bound.capitalize()}") in left:
+                made |= {bound: left.pop(exclusive), exclusive: True}
         if "pattern" in left:
-            rules += _form_rules(left.pop("pattern"))
-        match made.get("type"):
-            case "object" if "properties" in left:
-                made |= self._properties(left, path)
-            case "object":
-                made["additionalProperties"], keys = self._map(left, path)
-                made |= {"maxProperties": left.pop("maxProperties")} if "maxProperties" in left else {}
-                rules += keys
-            case "array":
-                made["items"] = self.schema(_one_item(left, path), f"{path}[]")
-        self._demand_bound(made, path)
-        return self._finished(made, left, rules, path)
-
-    def _finished(self, made: Schema, left: Schema, rules: list[Schema], path: str) -> Schema:
+            rules = rules + _form_rules(left.pop("pattern"))
+        if "anyOf" in left:
+            made, rules = self._integer_or_string(left.pop("anyOf"), path)
+        elif "properties" in left:
+            made |= self._object(left, path)
+        elif made["type"] == "object":
+            values, rules = self._map(left, path)
+            made |= values
+        elif made["type"] == "array":
+            made["items"] = self.schema(_item(left, path), f"{path}[]")
         if "description" in left:
-            made["description"] = inspect.cleandoc(left.pop("description"))
-        default = left.pop("default", None)
-        if default is not None:
+            made["description"] = " ".join(left.pop("description").split())
+        if (default := left.pop("default", None)) is not None:
             made["default"] = {} if "properties" in made else default
         if rules:
             made["x-kubernetes-validations"] = rules
@@ -79,106 +72,106 @@ class _Translation:
         return made
 
     def _resolved(self, given: Schema) -> Schema:
-        """With its definition in place of a reference, and without `| None`: absent is all that null can mean."""
+        """With its definition in place of a reference, and without `| None`: null in a file is the same as absent."""
         left = dict(given)
         if "$ref" in left:
             definition = self.definitions[left.pop("$ref").rpartition("/")[2]]
             return self._resolved(definition | left)
-        arms = [arm for arm in left.get("anyOf", []) if arm != {"type": "null"}]
-        if len(arms) == 1:
-            del left["anyOf"]
-            return self._resolved(arms[0] | left)
-        return left | ({"anyOf": arms} if arms else {})
+        if "anyOf" in left:
+            arms = [arm for arm in left.pop("anyOf") if arm != {"type": "null"}]
+            return self._resolved(arms[0] | left) if len(arms) == 1 else left | {"anyOf": arms}
+        return left
 
-    def _properties(self, left: Schema, path: str) -> Schema:
-        if left.pop("additionalProperties", True) is True and self.bounded:
-            raise NotImplementedError(f"{path}: accepts unknown fields; the API server drops them")
-        properties = left.pop("properties")
-        if (default := left.get("default")) is not None and default != {
-            name: part.get("default") for name, part in properties.items()
-        }:
-            raise NotImplementedError(f"{path}: its default is not its fields' defaults")
-        required = left.pop("required", [])
-        return {
-            "properties": {name: self.schema(part, f"{path}.{name}") for name, part in properties.items()},
-        } | ({"required": required} if required else {})
+    def _object(self, left: Schema, path: str) -> Schema:
+        properties: dict[str, Schema] = left.pop("properties")
+        left.pop("additionalProperties", None)  # False for users' files; the API server knows no other way
+        defaults = {name: part.get("default") for name, part in properties.items()}
+        if left.get("default") not in (None, defaults):
+            raise NotImplementedError(f"{path}: its default differs from its fields' defaults")
+        made: Schema = {"required": left.pop("required")} if "required" in left else {}
+        made["properties"] = {name: self.schema(part, f"{path}.{name}") for name, part in properties.items()}
+        return made
 
     def _map(self, left: Schema, path: str) -> tuple[Schema, list[Schema]]:
-        """Of the values, and rules for the keys."""
-        names = left.pop("propertyNames", {})
-        if "patternProperties" in left:
-            ((pattern, values),) = left.pop("patternProperties").items()
-        else:
-            pattern, values = names.get("pattern"), left.pop("additionalProperties")
-        rules = []
-        if "maxLength" in names:
-            longest = names["maxLength"]
-            rules.append(_rule(_keys_rule(f"k.size() <= {longest}", "too long", f"use at most {longest} characters")))
-        if pattern:
-            rules.append(_rule(_keys_rule(_matches("k", pattern), "of the wrong form", REMEDIES[pattern])))
-        return self.schema(values, f"{path}[*]"), rules
+        """A structural schema has no word for keys: what they must be is said by rules."""
+        ((pattern, values),) = left.pop("patternProperties").items()
+        longest = left.pop("propertyNames")["maxLength"]
+        made = {"maxProperties": left.pop("maxProperties"), "additionalProperties": self.schema(values, f"{path}[*]")}
+        rules = [
+            _keys_rule(f"key.size() <= {longest}", "is too long", f"use at most {longest} characters"),
+            _keys_rule(_matches("key", pattern), "has the wrong form", REMEDIES[pattern]),
+        ]
+        return made, rules
 
-    def _int_or_string(self, left: Schema, arms: list[Schema], path: str) -> Schema:
-        if [arm.get("type") for arm in arms] != _INT_OR_STRING:
-            raise NotImplementedError(f"{path}: of several types only integer or string has a translation")
+    def _integer_or_string(self, arms: list[Schema], path: str) -> tuple[Schema, list[Schema]]:
+        """Bounds of numbers leave strings alone and the other way round; a rule would not."""
+        if [arm.get("type") for arm in arms] != _INTEGER_OR_STRING:
+            raise NotImplementedError(f"{path}: of unions only `int | str` has a translation")
         number, text = (self.schema(arm, path) for arm in arms)
-        left.pop("title", None)
-        made: Schema = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": kind} for kind in _INT_OR_STRING]}
         rules = [
             rule | {"rule": f"type(self) == int || {rule['rule']}"} for rule in text.pop("x-kubernetes-validations", [])
         ]
-        return self._finished(made | {"minimum": number["minimum"], "maxLength": text["maxLength"]}, left, rules, path)
+        made = (
+            number
+            | text
+            | {"x-kubernetes-int-or-string": True, "anyOf": [{"type": kind} for kind in _INTEGER_OR_STRING]}
+        )
+        del made["type"]
+        return made, rules
 
-    def _demand_bound(self, made: Schema, path: str) -> None:
-        """Without bounds the API server refuses rules for what they might cost."""
-        bound = _BOUND.get(made.get("type", ""))
-        closed = "properties" in made or "enum" in made
-        if self.bounded and bound and bound not in made and not closed:
-            raise NotImplementedError(f"{path}: no {bound}")
 
-
-def _one_item(left: Schema, path: str) -> Schema:
-    """A tuple is a list whose items are all of one form."""
+def _item(left: Schema, path: str) -> Schema:
+    """Of a list, or of a tuple whose parts are all of one form."""
     if "prefixItems" not in left:
-        item: Schema = left.pop("items")
-        return item
+        return dict(left.pop("items"))
     first, *others = left.pop("prefixItems")
     if any(other != first for other in others):
-        raise NotImplementedError(f"{path}: a tuple of several forms")
+        raise NotImplementedError(f"{path}: a tuple of several forms has no translation")
     return dict(first)
 
 
 def _form_rules(pattern: str) -> list[Schema]:
-    """As rules, for `pattern` would answer with the pattern itself."""
+    """As rules, because `pattern` would answer with the pattern itself."""
     form = Rule(
         "", _matches("self", pattern), f"'{{value}}' has the wrong form; {REMEDIES[pattern]}", {"value": "self"}
     )
     if pattern not in LOCAL_ONLY:
-        return [_rule(form)]
+        return [form.validation()]
     local = Rule("", "!self.startsWith('file://')", f"'{{value}}' {LOCAL_ONLY_REMEDY}", {"value": "self"})
-    return [_rule(form), _rule(local)]
+    return [form.validation(), local.validation()]
 
 
-def _keys_rule(holds: str, fault: str, remedy: str) -> Rule:
-    first = f"self.filter(k, !({holds}))[0]"
-    return Rule("", f"self.all(k, {holds})", f"the name '{{key}}' is {fault}; {remedy}", {"key": first})
+def _keys_rule(holds: str, fault: str, remedy: str) -> Schema:
+    values = {"key": f"self.filter(key, !({holds}))[0]"}
+    return Rule("", f"self.all(key, {holds})", f"the name '{{key}}' {fault}; {remedy}", values).validation()
 
 
 def _matches(value: str, pattern: str) -> str:
     return f"{value}.matches({text_in_cel(pattern)})"
 
 
-def _rule(rule: Rule) -> Schema:
-    return rule.validation()
+def _demand_bounds_and_descriptions(schema: Schema, path: str) -> None:
+    """Without bounds the API server refuses rules for what they might cost."""
+    bound = _BOUND.get(schema.get("type", ""))
+    if bound and bound not in schema and "properties" not in schema and "enum" not in schema:
+        raise NotImplementedError(f"{path}: no {bound}")
+    for name, part in schema.get("properties", {}).items():
+        if "description" not in part:
+            raise NotImplementedError(f"{path}.{name}: no description")
+        _demand_bounds_and_descriptions(part, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            _demand_bounds_and_descriptions(schema[key], f"{path}[]")
 
 
-def _lenient(schema: Schema) -> Schema:
+def _lenient(schema: Schema, path: str) -> Schema:
+    if "type" not in schema or "additionalProperties" in schema:
+        raise NotImplementedError(f"{path}: in status neither unions nor maps have a translation")
     made: Schema = {key: schema[key] for key in ("type", "format", "description") if key in schema}
     if "enum" in schema:
-        known = f"One of {', '.join(schema['enum'])}."
-        made["description"] = f"{made['description']} {known}" if "description" in made else known
+        made["description"] = f"{made.get('description', '')} One of {', '.join(schema['enum'])}.".strip()
     if "properties" in schema:
-        made["properties"] = {name: _lenient(part) for name, part in schema["properties"].items()}
+        made["properties"] = {name: _lenient(part, f"{path}.{name}") for name, part in schema["properties"].items()}
     if "items" in schema:
-        made["items"] = _lenient(schema["items"])
+        made["items"] = _lenient(schema["items"], f"{path}[]")
     return made
