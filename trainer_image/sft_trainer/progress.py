@@ -25,10 +25,19 @@ def read_progress(scratch: Path) -> Progress | None:
         return None
 
 
-def write_progress(scratch: Path, progress: Progress) -> None:
-    temporary = progress_path(scratch).with_suffix(".tmp")
+def write_progress(scratch: Path, progress: Progress) -> bool:
+    """The last writer wins; but within an attempt a falling step is dropped, and the answer is False.
+
+    Without a lock, which a stopped rank could hold: of two writers at the same instant the lower step may come last.
+    """
+    known = read_progress(scratch)
+    if known and known.attempt == progress.attempt and progress.step < known.step:
+        return False
+    # A rank and the launcher may write at once.
+    temporary = progress_path(scratch).with_suffix(f".{threading.get_native_id()}.tmp")
     temporary.write_text(progress.to_json())
     temporary.replace(progress_path(scratch))
+    return True
 
 
 def write_stage(scratch: Path, stage: Stage) -> None:

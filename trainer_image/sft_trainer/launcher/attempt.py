@@ -14,6 +14,7 @@ from pathlib import Path
 from sft_trainer.launcher.cause import Cause, cause_of_failure
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
+from sft_trainer.launcher.kubeflow import KubeflowEndpoint
 from sft_trainer.launcher.placement import Placement
 from sft_trainer.launcher.publish import finished_before, publish_outputs
 from sft_trainer.launcher.resources import available_cpus, rank_environment
@@ -99,7 +100,9 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
         scratch=str(placement.scratch),
         shutdown_seconds=children.shutdown_seconds,
     )
-    code = children.run("sft_trainer.launcher.torchrun", [torchrun.to_json()], environment=environment)
+    with KubeflowEndpoint(placement.scratch) as endpoint:
+        environment |= endpoint.environment
+        code = children.run("sft_trainer.launcher.torchrun", [torchrun.to_json()], environment=environment)
     if code == 0:
         return Cause(Reason.SUCCEEDED, "")
     exits = RankExits(exit_codes={})
