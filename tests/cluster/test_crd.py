@@ -1,0 +1,161 @@
+"""The CRD on a real API server: what it accepts, refuses, completes and explains."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from real_cluster import Cluster
+
+from sftjob.job import SFTJob, parse_manifest
+from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, ON_ONE_MACHINE, Bad
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[2]
+CRD = ROOT / "crds" / "sftjobs.sftjob.dev.yaml"
+
+
+@pytest.fixture(scope="module")
+def api(cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster that knows SFTJobs; no operator looks at them."""
+    cluster.kubectl("apply", "--server-side", f"--filename={CRD}")
+    cluster.kubectl("wait", "--for=condition=Established", "crd/sftjobs.sftjob.dev", "--timeout=60s")
+    yield cluster
+    cluster.kubectl("delete", "sftjob", "job", "--ignore-not-found")
+
+
+def refusal(api: Cluster, document: dict[str, Any]) -> list[str]:
+    """What kubectl prints, a line for each problem, with paths as in a spec: `limits.cpu` for `limits[cpu]`."""
+    kubectl = [api.folder / "bin" / "kubectl", f"--kubeconfig={api.folder / 'kubeconfig'}"]
+    command = [*kubectl, "apply", "--dry-run=server", "--filename=-"]
+    done = subprocess.run(command, input=json.dumps(document), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stdout
+    told = re.sub(r"\[([a-z]\w*)\]", r".\1", done.stderr.strip())
+    return [line.removeprefix("* ") for line in re.sub(r"^The SFTJob \S+ is invalid: ", "", told).splitlines() if line]
+
+
+def accepted(api: Cluster, document: dict[str, Any], *, stored: bool = False) -> dict[str, Any]:
+    how = [] if stored else ["--dry-run=server"]
+    found: dict[str, Any] = json.loads(
+        api.kubectl("apply", *how, "--output=json", "--filename=-", stdin=json.dumps(document))
+    )
+    return found
+
+
+@pytest.mark.parametrize("bad", [*BAD, *ON_ONE_MACHINE], ids=lambda bad: f"{bad.path}: {bad.says[:40]}")
+def test_a_bad_manifest_is_refused_with_path_value_and_remedy(api: Cluster, bad: Bad) -> None:
+    lines = refusal(api, bad.document)
+    assert [line for line in lines if bad.path in line and (bad.server or bad.says) in line], lines
+
+
+def test_everything_wrong_is_told_at_once(api: Cluster) -> None:
+    spec = {
+        "model": {"preset": "GPT9"},
+        "data": {"datasets": [{"name": "a", "uri": "/a"}, {"name": "a", "uri": "pvc://data/b.jsonl"}]},
+        "output": [{"uri": "s3://bucket/model"}],
+        "compute": {"env": [{"name": "PET_NNODES"}]},
+    }
+    assert {line.partition(": ")[0] for line in refusal(api, LEAST | {"spec": spec})} == {
+        "spec.model.preset",
+        "spec.model.tokenizer",
+        "spec.data.datasets",
+        "spec.data.datasets[0].uri",
+        "spec.output[0].uri",
+        "spec.compute.env[0].name",
+        "spec.compute.env[0].value",
+    }
+
+
+@pytest.mark.parametrize("document", [GOOD, LEAST], ids=["every-field", "least"])
+def test_a_good_manifest_comes_back_with_pydantic_s_defaults(api: Cluster, document: dict[str, Any]) -> None:
+    stored = accepted(api, document)
+    ours = parse_manifest(document).spec
+    assert stored["spec"] == ours.to_json_dict()
+    assert SFTJob.model_validate(stored, extra="ignore").spec == ours
+
+
+def test_the_examples_are_accepted_as_they_are(api: Cluster) -> None:
+    for path in sorted((ROOT / "examples").glob("**/*.yaml")):
+        document = yaml.safe_load(path.read_text())
+        if document["kind"] == "SFTJob":
+            assert accepted(api, document)["spec"] == parse_manifest(document).spec.to_json_dict(), path
+
+
+CHANGES: list[tuple[str, Any]] = [
+    ("model", {"loadFrom": {"uri": "pvc://models/other"}}),
+    ("model", {"loadFrom": {"uri": "pvc://models/base"}, "tokenizer": {"uri": "pvc://models/base"}}),
+    ("data", {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl", "sampleRatio": 0.5}]}),
+    ("training", {"totalStep": 10}),
+    ("checkpoint", {"storage": "pvc://results/other"}),
+    ("output", [{"uri": "pvc://results/other"}]),
+    ("compute", {"nodes": 2}),
+    ("compute", {"resources": {"limits": {"cpu": 1}}}),
+]
+
+
+def test_only_the_run_policy_may_change(api: Cluster) -> None:
+    accepted(api, LEAST, stored=True)
+    for section, changed in CHANGES:
+        said = (
+            f"spec.{section}: Forbidden: can't be changed after creation; "
+            "create another job with another name and storage"
+        )
+        assert refusal(api, LEAST | {"spec": LEAST["spec"] | {section: changed}}) == [said]
+    policy = {"suspend": True, "retries": 7}
+    found = accepted(api, LEAST | {"spec": LEAST["spec"] | {"runPolicy": policy}}, stored=True)
+    assert (found["spec"]["runPolicy"]["suspend"], found["spec"]["runPolicy"]["retries"]) == (True, 7)
+    assert found["metadata"]["generation"] == 2
+
+
+def test_an_optional_field_can_t_be_taken_away_either(api: Cluster) -> None:
+    api.kubectl("delete", "sftjob", "job", "--ignore-not-found")
+    accepted(api, LEAST | {"spec": LEAST["spec"] | {"checkpoint": {"everySteps": 5}}}, stored=True)
+    lines = refusal(api, LEAST)
+    assert len(lines) == 1
+    assert lines[0].startswith("spec.checkpoint: Forbidden: can't be changed after creation")
+
+
+def test_status_is_written_beside_the_spec_and_shown_in_columns(api: Cluster) -> None:
+    api.kubectl("delete", "sftjob", "job", "--ignore-not-found")
+    accepted(api, LEAST | {"status": {"phase": "Running"}}, stored=True)
+    assert "status" not in api.get("sftjob", "job")
+    status = {
+        "phase": "FromTheFuture",
+        "attempts": {"current": 2},
+        "columns": {
+            "progress": "Training 420/1000",
+            "loss": "1.31",
+            "tokensPerSecond": "812",
+            "eta": "14m",
+            "saved": "400",
+        },
+    }
+    api.kubectl(
+        "patch", "sftjob", "job", "--subresource=status", "--type=merge", f"--patch={json.dumps({'status': status})}"
+    )
+    header, row = api.kubectl("get", "sft", "job").splitlines()
+    assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "TOKENS/S", "ETA", "SAVED", "ATTEMPT", "AGE"]
+    assert row.split()[:-1] == ["job", "FromTheFuture", "Training", "420/1000", "1.31", "812", "14m", "400", "2"]
+    assert api.get("sftjob", "job")["status"] == status
+
+
+def test_explain_describes_every_field_of_the_spec(api: Cluster) -> None:
+    served = json.loads(api.kubectl("get", "--raw", "/openapi/v3/apis/sftjob.dev/v1alpha1"))
+    schema = served["components"]["schemas"]["dev.sftjob.v1alpha1.SFTJob"]["properties"]["spec"]
+    silent = [path for path, part in _fields(schema, "spec") if not part.get("description")]
+    assert silent == []
+    told = api.kubectl("explain", "sftjob.spec.training.optimizer.lr")
+    assert "FIELD: lr <number>" in told
+    assert "Peak learning rate." in told
+
+
+def _fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, part in schema.get("properties", {}).items():
+        yield f"{path}.{name}", part
+        yield from _fields(part, f"{path}.{name}")
+        yield from _fields(part.get("items", {}), f"{path}.{name}")

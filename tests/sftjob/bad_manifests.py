@@ -1,0 +1,416 @@
+"""Manifests that must be refused, with what is said of them: by pydantic, so by `sft`, and by the API server.
+
+`test_bad_manifests.py` gives them to the one, `tests/cluster/test_crd.py` to the other.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+GOOD: dict[str, Any] = {
+    "apiVersion": "sftjob.dev/v1alpha1",
+    "kind": "SFTJob",
+    "metadata": {"name": "job", "namespace": "default"},
+    "spec": {
+        "model": {
+            "loadFrom": {"uri": "pvc://models/base"},
+            "preset": "Qwen3Dense8B",
+            "overrides": {
+                "vocabSize": 1024,
+                "hiddenSize": 64,
+                "intermediateSize": 128,
+                "numHiddenLayers": 2,
+                "numAttentionHeads": 4,
+                "numKeyValueHeads": 2,
+                "maxPositionEmbeddings": 512,
+                "tieWordEmbeddings": True,
+            },
+            "tokenizer": {"uri": "pvc://models/tokenizer/"},
+        },
+        "data": {
+            "datasets": [
+                {"name": "chats", "uri": "pvc://data/.hidden/chats.jsonl", "sampleRatio": 0.5},
+                {"name": "more", "uri": "configMap://chats/more.jsonl", "sampleRatio": 2.0},
+            ],
+            "packing": {"level": "none", "maxLength": 512},
+            "overlong": "drop",
+            "chatTemplate": "chatml",
+        },
+        "training": {
+            "totalEpoch": 2,
+            "globalBatchSize": 16,
+            "optimizer": {"lr": 1e-4, "weightDecay": 0.0, "betas": [0.8, 0.9], "eps": 1e-6, "maxGradNorm": 0.5},
+            "lrSchedule": {"lrType": "linear", "lrMin": 0.0, "warmupRatio": 2.0},
+            "fsdp": {"reshardAfterForward": False, "torchCompile": False},
+            "loss": {"mode": "eager", "chunkSize": 8},
+            "precision": "fp32",
+            "seed": 4294967295,
+        },
+        "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3},
+        "output": [{"uri": "pvc://results/model", "format": "hf"}],
+        "compute": {
+            "nodes": 2,
+            "processesPerNode": 4,
+            "image": "registry.example/trainer@sha256:00",
+            "imagePullSecrets": [{"name": "registry"}],
+            "resources": {
+                "requests": {"cpu": "500m", "memory": "1.5Gi"},
+                "limits": {"nvidia.com/gpu": 4},
+            },
+            "nodeSelector": {"example.com/pool": "gpu", "empty": ""},
+            "tolerations": [
+                {
+                    "key": "nvidia.com/gpu",
+                    "operator": "Equal",
+                    "value": "yes",
+                    "effect": "NoExecute",
+                    "tolerationSeconds": 60,
+                }
+            ],
+            "priorityClassName": "low",
+            "env": [
+                {"name": "NCCL_DEBUG", "value": "INFO"},
+                {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+            ],
+        },
+        "runPolicy": {
+            "suspend": True,
+            "retries": 1,
+            "disruptionRetries": 2,
+            "terminationGracePeriodSeconds": 30,
+        },
+    },
+}
+"""Every field set."""
+
+LEAST: dict[str, Any] = GOOD | {
+    "spec": {
+        "model": {"loadFrom": {"uri": "pvc://models/base"}},
+        "data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"}]},
+        "output": [{"uri": "pvc://results/model"}],
+    }
+}
+"""What a job needs."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    path: str
+    says: str
+    """Value and remedy."""
+    spec: dict[str, Any] = field(default_factory=dict)
+    """Instead of these sections of LEAST."""
+    server: str | None = None
+    """What the API server says, where that is its own sentence and not ours."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    without: str | None = None
+    """A section to leave out."""
+
+    @property
+    def document(self) -> dict[str, Any]:
+        spec = LEAST["spec"] | self.spec
+        spec = {name: section for name, section in spec.items() if name != self.without}
+        return LEAST | {"metadata": LEAST["metadata"] | self.metadata, "spec": spec}
+
+
+LABEL = "use lower-case letters, digits and dashes, with a letter or digit at both ends"
+NAME = "use lower-case letters, digits, dashes and dots, with a letter or digit at both ends"
+WORD = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
+PLACE = "use pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
+DATA_PLACE = "use pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>, without .. and spaces"
+QUANTITY = "use a number, with a unit where one is meant, as 500m, 4, 16Gi"
+PRESETS = "Qwen2Dense7B, Qwen3Dense0P6B, Qwen3Dense4B, Qwen3Dense8B"
+LOAD_FROM = {"loadFrom": {"uri": "pvc://models/base"}}
+
+
+def dataset(**fields: Any) -> dict[str, Any]:
+    return {"data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"} | fields]}}
+
+
+def compute(**fields: Any) -> dict[str, Any]:
+    return {"compute": fields}
+
+
+def variable(**fields: Any) -> dict[str, Any]:
+    return {"compute": {"env": [{"name": "A"} | fields]}}
+
+
+def secret(**fields: Any) -> dict[str, Any]:
+    return variable(valueFrom={"secretKeyRef": {"name": "hub", "key": "token"} | fields})
+
+
+def training(**fields: Any) -> dict[str, Any]:
+    return {"training": fields}
+
+
+BAD = [
+    # Names
+    Bad("metadata.name", f"'my.job' has the wrong form; {LABEL}", metadata={"name": "my.job"}),
+    Bad(
+        "metadata.name",
+        f"'{'j' * 56}... is too long; use at most 63 characters",
+        metadata={"name": "j" * 64},
+        server=f"'{'j' * 64}' is too long; use at most 63 characters",
+    ),
+    # What is missing, unknown or of another type
+    Bad("spec.model", "missing; this field is required, add it", without="model", server="Required value"),
+    Bad("spec.output", "missing; this field is required, add it", without="output", server="Required value"),
+    Bad(
+        "spec.training.optimiser",
+        "unknown field; did you mean optimizer?",
+        training(optimiser={}),
+        server='unknown field "spec.training.optimiser"',
+    ),
+    Bad(
+        "spec.training.optimizer.lr",
+        "'high' has the wrong type; use a valid number, unable to parse string as a number",
+        training(optimizer={"lr": "high"}),
+        server='Invalid value: "string": spec.training.optimizer.lr in body must be of type number: "string"',
+    ),
+    Bad(
+        "spec.data.datasets",
+        "'chats.jsonl' has the wrong type; use a valid list",
+        {"data": {"datasets": "chats.jsonl"}},
+        server='Invalid value: "string": spec.data.datasets in body must be of type array: "string"',
+    ),
+    # Places
+    Bad(
+        "spec.model.loadFrom.uri",
+        f"'Qwen/Qwen3-8B' has the wrong form; {PLACE}",
+        {"model": {"loadFrom": {"uri": "Qwen/Qwen3-8B"}}},
+    ),
+    Bad(
+        "spec.model.tokenizer.uri",
+        f"'pvc://models/a b' has the wrong form; {PLACE}",
+        {"model": LOAD_FROM | {"tokenizer": {"uri": "pvc://models/a b"}}},
+    ),
+    Bad("spec.data.datasets[0].uri", f"'/chats.jsonl' has the wrong form; {DATA_PLACE}", dataset(uri="/chats.jsonl")),
+    Bad(
+        "spec.checkpoint.storage",
+        f"'pvc://results' has the wrong form; {PLACE}",
+        {"checkpoint": {"storage": "pvc://results"}},
+    ),
+    Bad(
+        "spec.output[0].uri",
+        f"'pvc://results/../other' has the wrong form; {PLACE}",
+        {"output": [{"uri": "pvc://results/../other"}]},
+    ),
+    Bad(
+        "spec.output[0].uri",
+        f"'pvc://{'r' * 50}... is too long; use at most 512 characters",
+        {"output": [{"uri": f"pvc://{'r' * 512}/model"}]},
+        server="Too long: may not be more than 512 bytes",
+    ),
+    # Model and data
+    Bad(
+        "spec.model.loadFrom",
+        "missing, as is preset; name a model folder, or a preset to train from scratch",
+        {"model": {"tokenizer": {"uri": "pvc://models/base"}}},
+    ),
+    Bad(
+        "spec.model.tokenizer",
+        "missing, and there is no loadFrom to take it from; name a tokenizer's folder",
+        {"model": {"preset": "Qwen3Dense8B"}},
+    ),
+    Bad("spec.model.preset", f"'GPT9' is not known; use one of {PRESETS}", {"model": LOAD_FROM | {"preset": "GPT9"}}),
+    Bad(
+        "spec.model.overrides",
+        "given without preset; name the preset whose fields they replace",
+        {"model": LOAD_FROM | {"overrides": {"tieWordEmbeddings": False}}},
+    ),
+    Bad("spec.data.datasets[0].name", f"'Chats' has the wrong form; {LABEL}", dataset(name="Chats")),
+    Bad(
+        "spec.data.datasets",
+        "the name 'a' is used twice; give each dataset its own",
+        {"data": {"datasets": [{"name": name, "uri": "pvc://data/x.jsonl"} for name in ("b", "a", "a")]}},
+    ),
+    Bad(
+        "spec.data.datasets",
+        "too few are given; give at least 1",
+        {"data": {"datasets": []}},
+        server="should have at least 1 items",
+    ),
+    Bad(
+        "spec.data.datasets[0].sampleRatio",
+        "0 is not allowed; use a value greater than 0",
+        dataset(sampleRatio=0),
+        server="should be greater than 0",
+    ),
+    Bad(
+        "spec.data.packing.level",
+        "'hard' is not allowed; use 'soft' or 'none'",
+        {"data": dataset()["data"] | {"packing": {"level": "hard"}}},
+        server='Unsupported value: "hard": supported values: "soft", "none"',
+    ),
+    # Training
+    Bad(
+        "spec.training.totalEpoch",
+        "0 is not allowed; use a value greater than or equal to 1",
+        training(totalEpoch=0),
+        server="Invalid value: 0: spec.training.totalEpoch in body should be greater than or equal to 1",
+    ),
+    Bad(
+        "spec.training.totalStep",
+        "given together with totalEpoch; remove one",
+        training(totalEpoch=1, totalStep=100),
+    ),
+    Bad(
+        "spec.training.globalBatchSize",
+        "10 is not divisible by the 8 ranks of compute; use a multiple of 8",
+        training(globalBatchSize=10) | compute(nodes=2, processesPerNode=4),
+    ),
+    Bad(
+        "spec.training.optimizer.betas[1]",
+        "1.5 is not allowed; use a value less than or equal to 1",
+        training(optimizer={"betas": [0.9, 1.5]}),
+        server="should be less than or equal to 1",
+    ),
+    Bad(
+        "spec.training.optimizer.betas",
+        "too many are given; give at most 2",
+        training(optimizer={"betas": [0.9, 0.95, 0.99]}),
+        server="Too many: 3: must have at most 2 items",
+    ),
+    Bad(
+        "spec.training.seed",
+        "4294967296 is not allowed; use a value less than or equal to 4294967295",
+        training(seed=2**32),
+        server="should be less than or equal to 4294967295",
+    ),
+    # Placement
+    Bad(
+        "spec.compute.nodes",
+        "0 is not allowed; use a value greater than or equal to 1",
+        compute(nodes=0),
+        server="should be greater than or equal to 1",
+    ),
+    Bad(
+        "spec.compute.image",
+        "'my image' has the wrong form; use an image's name without spaces",
+        compute(image="my image"),
+    ),
+    Bad(
+        "spec.compute.imagePullSecrets[0].name",
+        f"'Registry' has the wrong form; {NAME}",
+        compute(imagePullSecrets=[{"name": "Registry"}]),
+    ),
+    Bad(
+        "spec.compute.resources.requests.cpu",
+        f"'4 cores' has the wrong form; {QUANTITY}",
+        compute(resources={"requests": {"cpu": "4 cores"}}),
+    ),
+    Bad(
+        "spec.compute.resources.limits.memory",
+        f"'16GB' has the wrong form; {QUANTITY}",
+        compute(resources={"limits": {"memory": "16GB"}}),
+    ),
+    Bad(
+        "spec.compute.resources.limits.cpu",
+        "-1 is not allowed; use a value greater than or equal to 0",
+        compute(resources={"limits": {"cpu": -1}}),
+        server="Invalid value: -1: spec.compute.resources.limits.cpu in body should be greater than or equal to 0",
+    ),
+    Bad(
+        "spec.compute.resources.requests",
+        f"the name '_cpu' has the wrong form; {WORD}",
+        compute(resources={"requests": {"_cpu": 1}}),
+    ),
+    Bad(
+        "spec.compute.resources.requests",
+        f"the name '{'c' * 56}... is too long; use at most 317 characters",
+        compute(resources={"requests": {"c" * 318: 1}}),
+        server=f"the name '{'c' * 318}' is too long; use at most 317 characters",
+    ),
+    Bad(
+        "spec.compute.resources.limits",
+        f"the name 'nvidia.com/' has the wrong form; {WORD}",
+        compute(resources={"limits": {"nvidia.com/": 1}}),
+    ),
+    Bad(
+        "spec.compute.resources.limits",
+        f"the name '{'c' * 56}... is too long; use at most 317 characters",
+        compute(resources={"limits": {"c" * 318: 1}}),
+        server=f"the name '{'c' * 318}' is too long; use at most 317 characters",
+    ),
+    Bad(
+        "spec.compute.resources.limits",
+        "too many are given; give at most 16",
+        compute(resources={"limits": {f"r{i}": 1 for i in range(17)}}),
+        server="must have at most 16 items",
+    ),
+    Bad(
+        "spec.compute.nodeSelector",
+        f"the name 'a pool' has the wrong form; {WORD}",
+        compute(nodeSelector={"a pool": "gpu"}),
+    ),
+    Bad(
+        "spec.compute.nodeSelector",
+        f"the name '{'p' * 56}... is too long; use at most 317 characters",
+        compute(nodeSelector={"p" * 318: "gpu"}),
+        server=f"the name '{'p' * 318}' is too long; use at most 317 characters",
+    ),
+    Bad(
+        "spec.compute.nodeSelector.pool",
+        f"'-gpu' has the wrong form; {WORD}",
+        compute(nodeSelector={"pool": "-gpu"}),
+    ),
+    Bad(
+        "spec.compute.tolerations[0].key",
+        f"'/gpu' has the wrong form; {WORD}",
+        compute(tolerations=[{"key": "/gpu"}]),
+    ),
+    Bad(
+        "spec.compute.tolerations[0].value",
+        f"'a b' has the wrong form; {WORD}",
+        compute(tolerations=[{"key": "gpu", "value": "a b"}]),
+    ),
+    Bad(
+        "spec.compute.priorityClassName",
+        f"'-low' has the wrong form; {NAME}",
+        compute(priorityClassName="-low"),
+    ),
+    # Variables
+    Bad(
+        "spec.compute.env[0].name",
+        "'1A' has the wrong form; use letters, digits and underscores, not beginning with a digit",
+        variable(name="1A", value="1"),
+    ),
+    Bad("spec.compute.env[0].name", "'PET_NNODES' is set by sftjob; remove it", variable(name="PET_NNODES", value="1")),
+    Bad("spec.compute.env[0].name", "'SFTJOB_X' is set by sftjob; remove it", variable(name="SFTJOB_X", value="1")),
+    Bad("spec.compute.env[0].value", "missing, as is valueFrom; give one of them", variable()),
+    Bad(
+        "spec.compute.env[0].value",
+        "given together with valueFrom; give one of them",
+        variable(value="1", valueFrom={"secretKeyRef": {"name": "hub", "key": "token"}}),
+    ),
+    Bad(
+        "spec.compute.env[0].valueFrom.secretKeyRef.name",
+        f"'The Hub' has the wrong form; {NAME}",
+        secret(name="The Hub"),
+    ),
+    Bad(
+        "spec.compute.env[0].valueFrom.secretKeyRef.key",
+        "'a/b' has the wrong form; use letters, digits, dashes, dots and underscores",
+        secret(key="a/b"),
+    ),
+    # How often
+    Bad(
+        "spec.runPolicy.retries",
+        "101 is not allowed; use a value less than or equal to 100",
+        {"runPolicy": {"retries": 101}},
+        server="Invalid value: 101: spec.runPolicy.retries in body should be less than or equal to 100",
+    ),
+]
+
+_ONE_MACHINE = "is a path on one machine; put it on a volume claim and use pvc://<claim>/<path>"
+ON_ONE_MACHINE = [
+    Bad("spec.model.loadFrom.uri", f"'file:///m' {_ONE_MACHINE}", {"model": {"loadFrom": {"uri": "file:///m"}}}),
+    Bad(
+        "spec.model.tokenizer.uri",
+        f"'file:///m' {_ONE_MACHINE}",
+        {"model": LOAD_FROM | {"tokenizer": {"uri": "file:///m"}}},
+    ),
+    Bad("spec.data.datasets[0].uri", f"'file:///chats.jsonl' {_ONE_MACHINE}", dataset(uri="file:///chats.jsonl")),
+    Bad("spec.checkpoint.storage", f"'file:///c' {_ONE_MACHINE}", {"checkpoint": {"storage": "file:///c"}}),
+    Bad("spec.output[0].uri", f"'file:///o' {_ONE_MACHINE}", {"output": [{"uri": "file:///o"}]}),
+]
+"""Good for `sft run`, refused by a cluster."""
