@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from jobs import NOW, a_job, an_outcome, at
 from cluster_objects import pod, pytorch_job, terminated
+from jobs import NOW, a_job, an_outcome, at
 
 from sft_operator.kubernetes.observe import attempts
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState

@@ -1,16 +1,19 @@
 """Who of several operators works: the holder of a Lease. What keeps two from doing harm is the fence in storage."""
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Awaitable
 from typing import Any
 
 from aiohttp import ClientError
-from kubernetes.aio.client import ApiClient, ApiException
+from kubernetes.aio.client import ApiClient, ApiException, V1Lease, V1ObjectMeta
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+
+log = logging.getLogger(__name__)
 
 NAME = "sft-operator"
 LEASE_SECONDS = 15
@@ -33,7 +36,9 @@ class _Lock(LeaseLock):
             return False, ApiException(reason=repr(error))
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
-        return await _succeeds(super().create(name, namespace, election_record))
+        # The library's own passes an option of a type that its client refuses (kubernetes 37.0.2).
+        lease = V1Lease(metadata=V1ObjectMeta(name=name), spec=self.update_lease(election_record))
+        return await _succeeds(self.api_instance.create_namespaced_lease(namespace, lease))
 
     async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
         return await _succeeds(super().update(name, namespace, updated_record))
@@ -58,8 +63,9 @@ def identity() -> str:
     return os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}"
 
 
-async def _succeeds(call: Awaitable[bool]) -> bool:
+async def _succeeds(call: Awaitable[Any]) -> bool:
     try:
-        return await asyncio.wait_for(call, CALL_SECONDS)
-    except (ClientError, TimeoutError, OSError):
+        return await asyncio.wait_for(call, CALL_SECONDS) is not False
+    except (ApiException, ClientError, TimeoutError, OSError) as error:
+        log.warning("the lease could not be written: %s", error)
         return False
