@@ -124,9 +124,9 @@ def test_an_attempt_is_one_worker_only_pytorchjob_that_is_never_retried_by_its_c
             }
         ],
         "volumes": [
-            {"name": "claim-0", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
+            {"name": "claim-0", "persistentVolumeClaim": {"claimName": "data"}},
             {"name": "claim-1", "persistentVolumeClaim": {"claimName": "results"}},
-            {"name": "claim-2", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
+            {"name": "claim-2", "persistentVolumeClaim": {"claimName": "models"}},
             {
                 "name": "config-map-0",
                 "configMap": {"name": "few-chats", "items": [{"key": "few.jsonl", "path": "few.jsonl"}]},

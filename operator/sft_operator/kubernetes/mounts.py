@@ -13,17 +13,18 @@ def path_of(uri: str) -> str:
 
 
 def volumes(spec: SFTJobSpec) -> tuple[list[Object], list[Object]]:
-    """A pod's volumes and its container's mounts. A claim that nothing is written to is mounted read-only."""
+    """A pod's volumes and its container's mounts. A claim that nothing is written to is mounted read-only.
+
+    By the container: a volume that is read-only as a whole is not made readable for the pod's group.
+    """
     written = {claim_of(uri) for uri in [spec.storage_uri, *(output.uri for output in spec.output)]}
     found, mounts = [], []
     claims = list(dict.fromkeys(claim for uri in spec.uris if (claim := claim_of(uri))))
     for index, claim in enumerate(claims):
         volume = f"claim-{index}"
-        read_only = claim not in written
-        source = {"claimName": claim} | ({"readOnly": True} if read_only else {})
-        found.append({"name": volume, "persistentVolumeClaim": source})
+        found.append({"name": volume, "persistentVolumeClaim": {"claimName": claim}})
         mount = {"name": volume, "mountPath": f"{names.CLAIMS_FOLDER}/{claim}"}
-        mounts.append(mount | ({"readOnly": True} if read_only else {}))
+        mounts.append(mount if claim in written else mount | {"readOnly": True})
     for index, (name, keys) in enumerate(config_maps(spec).items()):
         volume = f"config-map-{index}"
         items = [{"key": key, "path": key} for key in keys]
