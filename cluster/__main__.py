@@ -147,7 +147,7 @@ def build_programs(backend: BackendOption = None) -> None:
 
 @app.command("images")
 def build_images() -> None:
-    """Build the trainer's image, and load it where a cluster is up.
+    """Build the images of trainer and operator, and load them where a cluster is up.
 
     A change of our own code takes seconds. Where no cluster is up, call it again when one is: it only loads then.
     """
@@ -176,11 +176,13 @@ def build_images() -> None:
                     progress.update(task, description=f"{step.name}: {line[:80]}")
             if is_up:
                 client = Client(binary_of(cache, "kubectl"), kubeconfig=kubeconfig_path(folder))
-                for node in client.nodes():
-                    progress.update(task, description=f"load on {node}")
-                    client.load_image(images.IMAGE, node=node)
+                for image in images.IMAGES:
+                    for node in client.nodes():
+                        progress.update(task, description=f"load {image.name} on {node}")
+                        client.load_image(image.in_pods, node=node)
+    built = " and ".join(image.in_pods for image in images.IMAGES)
     pushed = "on every node" if is_up else "not pushed, for no cluster is up"
-    console.print(f"{images.IMAGE} is built, and {pushed} ({time.monotonic() - began:.0f} s)")
+    console.print(f"{built} are built, and {pushed} ({time.monotonic() - began:.0f} s)")
 
 
 @app.command("packages")

@@ -1,7 +1,7 @@
-"""The trainer's image: the commands that build it, push it and free what the builder no longer needs.
+"""The product's images: the commands that build them, push them and free what the builder no longer needs.
 
-In come this repository and the package sources of this machine; out goes `localhost:5000/sft-trainer:dev` in the
-cluster's registry. The builder is Docker where an engine answers, else buildah with its storage in the cache folder.
+In come this repository and the package sources of this machine; out go `IMAGES` in the cluster's registry. The builder
+is Docker where an engine answers, else buildah with its storage in the cache folder.
 Called by `python -m cluster images`: `read_sources`, then `docker_steps` or `buildah_steps`, then each by `run`.
 """
 
@@ -18,15 +18,13 @@ from cluster.archives import REGISTRY_NAME
 from cluster.commands import follow
 
 REPOSITORY = Path(__file__).parent.parent
-DOCKERFILE = REPOSITORY / "trainer_image" / "Dockerfile"
 
-NAME = "sft-trainer:dev"
-IMAGE = f"{REGISTRY_NAME}/{NAME}"
 BASE = "localhost/sft-base"
-LABEL = "dev.sftjob.image=trainer"
-"""The Dockerfile's: tells our images from others that Docker has."""
+"""One for both, so that it lies once on a disk."""
+LABEL = "dev.sftjob.image"
+"""The Dockerfiles': tells our images from others that Docker has."""
 
-# What the Dockerfile would install otherwise; usr-is-merged keeps usrmerge out, which brings all of Perl.
+# What the trainer's Dockerfile would install otherwise; usr-is-merged keeps usrmerge out, which brings all of Perl.
 BASE_PACKAGES = ("usr-is-merged", "python3", "python3-venv", "libpython3-dev", "g++", "ca-certificates")
 BASE_RECIPE = (
     "--variant=minbase",
@@ -44,6 +42,22 @@ _ALL_IN_FOLDER = (
     'mkdir -p "$0/tmp" /var/lib/containers && mount --bind "$0" /var/lib/containers && '
     'TMPDIR="$0/tmp" exec buildah "$@"'
 )
+
+
+@dataclass(frozen=True)
+class Image:
+    name: str
+    dockerfile: Path
+
+    @property
+    def in_pods(self) -> str:
+        """What a pod of the cluster calls it."""
+        return f"{REGISTRY_NAME}/{self.name}"
+
+
+TRAINER = Image("sft-trainer:dev", REPOSITORY / "trainer_image" / "Dockerfile")
+OPERATOR = Image("sft-operator:dev", REPOSITORY / "operator" / "Dockerfile")
+IMAGES = (TRAINER, OPERATOR)
 
 
 @dataclass(frozen=True)
@@ -67,9 +81,13 @@ class Sources:
 
 def docker_steps(sources: Sources, *, push: bool) -> list[Step]:
     """The base comes from Docker's own registry. `push` is for a cluster that listens on localhost:5000."""
+    steps = []
+    for image in IMAGES:
+        steps.append(Step(f"build {image.name}", ("docker", "build", *_build_arguments(image, sources))))
+        if push:
+            steps.append(Step(f"push {image.name}", ("docker", "push", "--quiet", image.in_pods)))
     return [
-        Step("build", ("docker", "build", *_build_arguments(sources))),
-        *([Step("push", ("docker", "push", "--quiet", IMAGE))] if push else []),
+        *steps,
         # Docker keeps the cache of layers apart, so this takes only what a later build has replaced.
         Step("free", ("docker", "image", "prune", "--force", "--filter", f"label={LABEL}")),
     ]
@@ -88,7 +106,7 @@ def buildah_steps(cache: Path, sources: Sources, *, bases: list[str], registry: 
         folder = cache / "unfinished" / "base"
         archive = folder / "base.tar"
         bootstrap = ("mmdebstrap", *BASE_RECIPE, sources.suite, str(archive), *sources.apt)
-        dockerfile = str(DOCKERFILE.with_name("base.Dockerfile"))
+        dockerfile = str(TRAINER.dockerfile.with_name("base.Dockerfile"))
         steps += [
             Step("Debian", ("mkdir", "-p", str(folder))),
             Step("Debian", bootstrap),
@@ -100,12 +118,14 @@ def buildah_steps(cache: Path, sources: Sources, *, bases: list[str], registry: 
         ]
     # Without an engine there is no network for a build to have but the machine's.
     options = ("--layers", "--isolation=chroot", "--network=host", "--pull-never", f"--build-arg=BASE={base}")
-    steps.append(Step("build", (*builder, "bud", *options, *_build_arguments(sources))))
-    if registry:
-        # Level 1 of either takes the same CPU time for the push; nodes unpack zstd in two thirds of gzip's time.
-        compression = ("--compression-format=zstd", "--compression-level=1")
-        destination = f"docker://{registry}/{NAME}"
-        steps.append(Step("push", (*builder, "push", "--tls-verify=false", *compression, IMAGE, destination)))
+    # Level 1 of either takes the same CPU time for the push; nodes unpack zstd in two thirds of gzip's time.
+    push = ("push", "--tls-verify=false", "--compression-format=zstd", "--compression-level=1")
+    for image in IMAGES:
+        build = (*builder, "bud", *options, *_build_arguments(image, sources))
+        steps.append(Step(f"build {image.name}", build))
+        if registry:
+            destination = f"docker://{registry}/{image.name}"
+            steps.append(Step(f"push {image.name}", (*builder, *push, image.in_pods, destination)))
     old = [name for name in bases if name != base]
     if old:
         steps.append(Step("free", (*builder, "rmi", *old)))
@@ -154,13 +174,13 @@ def _pip_option(name: str) -> str | None:
     return variable or subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
-def _build_arguments(sources: Sources) -> tuple[str, ...]:
+def _build_arguments(image: Image, sources: Sources) -> tuple[str, ...]:
     secrets = []
     if sources.index:
         secrets.append("--secret=id=index,env=PIP_INDEX_URL")
     if sources.certificates:
         secrets.append(f"--secret=id=certificates,src={sources.certificates}")
-    return (*secrets, f"--file={DOCKERFILE}", f"--tag={IMAGE}", str(REPOSITORY))
+    return (*secrets, f"--file={image.dockerfile}", f"--tag={image.in_pods}", str(REPOSITORY))
 
 
 def buildah(cache: Path) -> tuple[str, ...]:

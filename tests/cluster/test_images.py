@@ -1,4 +1,4 @@
-"""The trainer's image: the commands that make it, and what they are given; building it takes minutes, not here."""
+"""The images: the commands that make them, and what they are given; building them takes minutes, not here."""
 
 import os
 import re
@@ -25,47 +25,49 @@ BUILDAH = (
     "--root=/cache/builder/storage",
     "--runroot=/cache/builder/run",
 )
-BUILD = (f"--file={REPOSITORY}/trainer_image/Dockerfile", "--tag=localhost:5000/sft-trainer:dev", str(REPOSITORY))
+TRAINER = (f"--file={REPOSITORY}/trainer_image/Dockerfile", "--tag=localhost:5000/sft-trainer:dev", str(REPOSITORY))
+OPERATOR = (f"--file={REPOSITORY}/operator/Dockerfile", "--tag=localhost:5000/sft-operator:dev", str(REPOSITORY))
 LEFT_BY_A_KILLED_BUILD = [
     Step("free", ("rm", "-rf", "/cache/builder/tmp")),
     Step("free", (*BUILDAH, "rm", "--all")),
 ]
+BUD = (
+    *BUILDAH,
+    "bud",
+    "--layers",
+    "--isolation=chroot",
+    "--network=host",
+    "--pull-never",
+    f"--build-arg=BASE={BASE}",
+)
+PUSH = (*BUILDAH, "push", "--tls-verify=false", "--compression-format=zstd", "--compression-level=1")
 BUILD_AND_PUSH = [
+    Step("build sft-trainer:dev", (*BUD, *TRAINER)),
     Step(
-        "build",
-        (
-            *BUILDAH,
-            "bud",
-            "--layers",
-            "--isolation=chroot",
-            "--network=host",
-            "--pull-never",
-            f"--build-arg=BASE={BASE}",
-            *BUILD,
-        ),
+        "push sft-trainer:dev",
+        (*PUSH, "localhost:5000/sft-trainer:dev", "docker://10.0.0.2:5000/sft-trainer:dev"),
     ),
+    Step("build sft-operator:dev", (*BUD, *OPERATOR)),
     Step(
-        "push",
-        (
-            *BUILDAH,
-            "push",
-            "--tls-verify=false",
-            "--compression-format=zstd",
-            "--compression-level=1",
-            "localhost:5000/sft-trainer:dev",
-            "docker://10.0.0.2:5000/sft-trainer:dev",
-        ),
+        "push sft-operator:dev",
+        (*PUSH, "localhost:5000/sft-operator:dev", "docker://10.0.0.2:5000/sft-operator:dev"),
     ),
 ]
 
 
 def test_docker_builds_pushes_and_frees_only_our_own_images() -> None:
     assert docker_steps(PLAIN, push=True) == [
-        Step("build", ("docker", "build", *BUILD)),
-        Step("push", ("docker", "push", "--quiet", "localhost:5000/sft-trainer:dev")),
-        Step("free", ("docker", "image", "prune", "--force", "--filter", "label=dev.sftjob.image=trainer")),
+        Step("build sft-trainer:dev", ("docker", "build", *TRAINER)),
+        Step("push sft-trainer:dev", ("docker", "push", "--quiet", "localhost:5000/sft-trainer:dev")),
+        Step("build sft-operator:dev", ("docker", "build", *OPERATOR)),
+        Step("push sft-operator:dev", ("docker", "push", "--quiet", "localhost:5000/sft-operator:dev")),
+        Step("free", ("docker", "image", "prune", "--force", "--filter", "label=dev.sftjob.image")),
     ]
-    assert [step.name for step in docker_steps(PLAIN, push=False)] == ["build", "free"]
+    assert [step.name for step in docker_steps(PLAIN, push=False)] == [
+        "build sft-trainer:dev",
+        "build sft-operator:dev",
+        "free",
+    ]
 
 
 def test_buildah_first_makes_the_base_from_the_sources_of_this_machine() -> None:
@@ -116,7 +118,8 @@ def test_buildah_keeps_the_base_that_it_has_and_lets_an_old_one_go() -> None:
     assert [step.name for step in buildah_steps(Path("/cache"), PLAIN, bases=[BASE], registry=None)] == [
         "free",
         "free",
-        "build",
+        "build sft-trainer:dev",
+        "build sft-operator:dev",
         "free",
     ]
 
@@ -124,11 +127,14 @@ def test_buildah_keeps_the_base_that_it_has_and_lets_an_old_one_go() -> None:
 def test_a_package_index_and_certificates_reach_a_build_as_secrets_only() -> None:
     address = "https://user:password@mirror.example/simple"
     sources = Sources(index=address, certificates="/certificates.pem", suite="bookworm", apt=())
-    build = ("--secret=id=index,env=PIP_INDEX_URL", "--secret=id=certificates,src=/certificates.pem", *BUILD)
-    docker = docker_steps(sources, push=True)
-    buildah = buildah_steps(Path("/cache"), sources, bases=[], registry=None)
-    assert docker[0].command == ("docker", "build", *build)
-    assert next(step for step in buildah if step.name == "build").command[-len(build) :] == build
+    secrets = ("--secret=id=index,env=PIP_INDEX_URL", "--secret=id=certificates,src=/certificates.pem")
+    docker = docker_steps(sources, push=False)
+    buildah = buildah_steps(Path("/cache"), sources, bases=[BASE], registry=None)
+    builds = [[step.command for step in steps if step.name.startswith("build")] for steps in (docker, buildah)]
+    assert builds == [
+        [("docker", "build", *secrets, *TRAINER), ("docker", "build", *secrets, *OPERATOR)],
+        [(*BUD, *secrets, *TRAINER), (*BUD, *secrets, *OPERATOR)],
+    ]
     assert address not in str(docker) + str(buildah)
     assert list(run(Step("build", ("printenv", "PIP_INDEX_URL")), sources)) == [address]
 
@@ -140,7 +146,7 @@ def test_a_step_that_fails_says_what_the_builder_said() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("buildah") is None, reason="needs root and buildah")
-def test_a_build_sees_the_trainer_the_contract_and_the_locks_and_nothing_else(tmp_path: Path) -> None:
+def test_a_build_sees_trainer_operator_contract_and_locks_and_nothing_else(tmp_path: Path) -> None:
     dockerfile = tmp_path / "Dockerfile"
     dockerfile.write_text("FROM scratch\nCOPY . /\n")
     (tmp_path / "builder").mkdir()
@@ -149,16 +155,18 @@ def test_a_build_sees_the_trainer_the_contract_and_the_locks_and_nothing_else(tm
     subprocess.run(command, check=True, capture_output=True)
 
     seen = {path.relative_to(tmp_path / "context") for path in (tmp_path / "context").rglob("*") if path.is_file()}
-    assert {path.parts[0] for path in seen} == {"api", "requirements", "trainer_image"}
-    assert {path.parts[1] for path in seen if path.parts[0] == "api"} == {"sftjob"}
+    assert {path.parts[0] for path in seen} == {"api", "operator", "requirements", "trainer_image"}
+    assert {path.parts[1] for path in seen if path.parts[0] in ("api", "operator")} == {"sftjob", "sft_operator"}
     assert Path("trainer_image/sft_trainer/launcher/__main__.py") in seen
     assert not [path for path in seen if path.suffix == ".pyc"]
 
 
-@pytest.mark.parametrize("lock", ["trainer.txt", "torch.txt"])
-def test_the_image_gets_the_versions_that_everything_else_is_tested_with(lock: str) -> None:
+@pytest.mark.parametrize(
+    ("lock", "package"), [("trainer.txt", "torch"), ("torch.txt", "torch"), ("operator.txt", "kopf")]
+)
+def test_the_images_get_the_versions_that_everything_else_is_tested_with(lock: str, package: str) -> None:
     every, image = pins("all.txt"), pins(lock)
-    assert "torch" in {name for name, _, _ in image}
+    assert package in {name for name, _, _ in image}
     assert image - every == set()
 
 
@@ -166,7 +174,7 @@ def test_torch_s_own_layer_holds_nothing_that_the_image_would_not_have() -> None
     assert pins("torch.txt") - pins("trainer.txt") == set()
 
 
-@pytest.mark.parametrize("lock", ["trainer.txt", "torch.txt", "uv.txt"])
+@pytest.mark.parametrize("lock", ["trainer.txt", "torch.txt", "operator.txt", "uv.txt"])
 def test_no_lock_tells_where_packages_come_from(lock: str) -> None:
     assert "://" not in (REPOSITORY / "requirements" / lock).read_text()
 
