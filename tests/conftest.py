@@ -1,5 +1,6 @@
 """What tests of every room share: the two options of the command line, and the pretrained model."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -54,6 +55,16 @@ def smollm2() -> Path:
     from examples.smollm2 import prepare
 
     return prepare()
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 support tickets as JSONL."""
+    from examples.tickets import tickets
+
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in tickets(60, seed=3)))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,11 @@ TOTAL_STEPS = 12
 EVERY_STEPS = 2
 
 
-def job(*, tokenizer: Path, data: Path, processes: int = 2, **spec: dict[str, Any]) -> dict[str, Any]:
-    """A Qwen3 of 3 million parameters from scratch, 12 steps, saved every second one; `spec` adds fields by section."""
+def job(*, tokenizer: str, data: str, processes: int = 2, **spec: dict[str, Any]) -> dict[str, Any]:
+    """A Qwen3 of 3 million parameters from scratch, 12 steps, saved every second one.
+
+    `tokenizer` and `data` are URIs; `spec` adds fields by section.
+    """
     sections: dict[str, dict[str, Any]] = {
         "model": {
             "preset": "Qwen3Dense0P6B",
@@ -40,10 +43,10 @@ def job(*, tokenizer: Path, data: Path, processes: int = 2, **spec: dict[str, An
                 "numAttentionHeads": 2,
                 "numKeyValueHeads": 1,
             },
-            "tokenizer": {"uri": f"file://{tokenizer}"},
+            "tokenizer": {"uri": tokenizer},
         },
         "data": {
-            "datasets": [{"name": "chats", "uri": f"file://{data}"}],
+            "datasets": [{"name": "chats", "uri": data}],
             "packing": {"maxLength": 256},
         },
         "training": {"totalStep": TOTAL_STEPS, "globalBatchSize": 4, "optimizer": {"lr": 1e-3}},

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from e2e.held_out import assistant_loss
 from e2e.local_run import LocalRun
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 TRAINED_ROWS, HELD_OUT_ROWS = 64, 25
 
@@ -15,25 +16,6 @@ TRAINED_ROWS, HELD_OUT_ROWS = 64, 25
 @pytest.fixture(scope="module")
 def rows(chat_data: Path | None, chats: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (chat_data or chats).read_text().splitlines()]
-
-
-def assistant_loss(folder: Path, rows: list[dict[str, Any]]) -> float:
-    """Mean over assistant tokens, each row alone: the answer is what follows the generation prompt."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    total, count = 0.0, 0
-    for row in rows:
-        *prompt, answer = row["messages"]
-        assert answer["role"] == "assistant"
-        start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        whole = start + answer["content"] + tokenizer.eos_token
-        ids = tokenizer(whole, add_special_tokens=False, return_tensors="pt").input_ids
-        first = len(tokenizer(start, add_special_tokens=False).input_ids)
-        with torch.no_grad():
-            logits = model(ids).logits[0, first - 1 : -1]
-        total += torch.nn.functional.cross_entropy(logits, ids[0, first:], reduction="sum").item()
-        count += ids.shape[1] - first
-    return total / count
 
 
 def job(model: Path, data: Path, *, lr: float, **training: Any) -> dict[str, Any]:

@@ -21,7 +21,9 @@ def run(tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[LocalRun]:
 
 
 def two_nodes(folder: Path, *, tokenizer: Path, data: Path) -> LocalRun:
-    return LocalRun(folder, job(tokenizer=tokenizer, data=data, compute={"nodes": 2, "processesPerNode": 1}))
+    return LocalRun(
+        folder, job(tokenizer=tokenizer.as_uri(), data=data.as_uri(), compute={"nodes": 2, "processesPerNode": 1})
+    )
 
 
 def test_two_nodes_train_what_one_node_of_two_ranks_trains(undisturbed_nodes: LocalRun, undisturbed: LocalRun) -> None:

@@ -1,0 +1,332 @@
+"""SFTJobs on the real cluster: from `kubectl apply` to the end, through every interruption."""
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_proxy import kill
+from e2e.held_out import assistant_loss
+from e2e.local_run import LocalRun, assert_bit_equal, fingerprint
+from operator_room import Room, room, small_job
+from real_cluster import Cluster, needs_root_on_linux, run_tool
+from transformers import AutoModelForCausalLM
+
+from cluster.parts import parts, pid_of
+from cluster.place import cache_folder, cluster_folder
+from examples.tickets import tickets
+
+pytestmark = pytest.mark.cluster
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def own(cluster: Cluster, tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[Room]:
+    with room(cluster, f"room-{next(_numbers)}", tmp_path, model=smollm2, chats=chats) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, smollm2: Path, chats: Path
+) -> Iterator[LocalRun]:
+    """The small job, from start to end in one attempt."""
+    with room(cluster, "undisturbed", tmp_path_factory.mktemp("room"), model=smollm2, chats=chats) as made:
+        made.start_operator()
+        made.apply(small_job())
+        status = made.until_phase("Succeeded")
+        assert [record["reason"] for record in status["attempts"]["history"]] == ["Succeeded"]
+        yield made.run()
+
+
+def reasons(status: dict[str, Any]) -> list[str]:
+    """Of all attempts, the first one first."""
+    return [record["reason"] for record in reversed(status["attempts"]["history"])]
+
+
+def test_a_pretrained_model_is_fine_tuned_on_two_nodes_and_its_progress_can_be_watched(
+    own: Room, smollm2: Path, tmp_path: Path
+) -> None:
+    inputs = own.claim_folder("inputs")
+    shutil.copytree(smollm2, inputs / "model")
+    rows = tickets(120, seed=5)
+    (inputs / "trained.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:100]))
+    manifest = {
+        "apiVersion": "sftjob.dev/v1alpha1",
+        "kind": "SFTJob",
+        "metadata": {"name": "tuned"},
+        "spec": {
+            "model": {"loadFrom": {"uri": "pvc://inputs/model"}},
+            "data": {
+                "datasets": [{"name": "tickets", "uri": "pvc://inputs/trained.jsonl"}],
+                "packing": {"maxLength": 256},
+            },
+            "training": {"totalStep": 12, "globalBatchSize": 2, "optimizer": {"lr": 1e-4}},
+            "output": [{"uri": "pvc://results/model"}],
+            "compute": {"nodes": 2, "processesPerNode": 1},
+        },
+    }
+    own.start_operator()
+    command = [str(own.cluster.folder / "bin" / "kubectl"), f"--kubeconfig={own.cluster.folder / 'kubeconfig'}"]
+    seen = tmp_path / "watched"
+    own.apply(manifest)
+    with (
+        seen.open("w") as file,
+        subprocess.Popen([*command, "-n", own.namespace, "get", "sft", "--watch"], stdout=file) as watcher,
+    ):
+        status = own.until_phase("Succeeded", name="tuned")
+        pods = own.items("pods")
+        watcher.terminate()
+
+    assert reasons(status) == ["Succeeded"]
+    assert status["artifacts"][0]["uri"] == "pvc://results/model"
+    for pod in pods:
+        volumes = {kind for volume in pod["spec"]["volumes"] for kind in volume if kind != "name"}
+        assert volumes == {"persistentVolumeClaim", "emptyDir"}, "a token is mounted"
+    header, *lines = seen.read_text().splitlines()
+    assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "TOKENS/S", "ETA", "SAVED", "ATTEMPT", "AGE"]
+    stages = [line.split()[2] for line in lines if line.split()[1:2] == ["Running"]]
+    before_training = stages[: stages.index("Training")]
+    assert any(stage in ("PreparingData", "Starting", "LoadingModel") for stage in before_training), lines
+    steps = [int(line.split()[3].split("/")[0]) for line in lines if "Training" in line and "/" in line]
+    rising = [after for before, after in itertools.pairwise([0, *steps]) if after > before]
+    assert len(rising) >= 3, lines
+
+    exported = own.claim_folder("results") / "model"
+    _, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+    assert {name: found for name, found in info.items() if found} == {}
+    before, after = (assistant_loss(folder, rows[100:]) for folder in (smollm2, exported))
+    print(f"held-out assistant loss {before:.3f} -> {after:.3f}")
+    assert after <= before - 0.3
+
+
+def test_a_killed_rank_is_told_with_its_place_and_the_next_attempt_ends_bit_equal(
+    own: Room, undisturbed: LocalRun
+) -> None:
+    own.start_operator()
+    own.apply(small_job())
+    own.until_step(5)
+    pod = own.kill_rank(1, attempt=1)
+    node = own.get("pod", pod)["spec"]["nodeName"]
+    status = own.until_phase("Succeeded")
+    last, first = status["attempts"]["history"]
+    assert (first["reason"], first["rank"], first["signal"], first["exitCode"]) == ("RankKilled", 1, signal.SIGKILL, 70)
+    assert (first["pod"], first["node"]) == (pod, node)
+    assert first["logTail"]
+    assert last["resumedFrom"] == first["savedStep"] >= 4
+    assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (1, 0)
+    assert [item["metadata"]["labels"]["sftjob.dev/attempt"] for item in own.items("pytorchjobs")] == ["2"]
+    assert_bit_equal(own.run(), undisturbed)
+    story = own.kubectl("describe", "sftjob", "small")
+    for event in ("AttemptStarted", "Running", "CheckpointSaved", "RankKilled", "attempt 2 started", "Succeeded"):
+        assert event in story
+
+
+def test_an_operator_killed_around_a_creation_and_in_mid_run_makes_one_attempt(
+    own: Room, undisturbed: LocalRun
+) -> None:
+    operator = own.start_operator()
+    announced = own.proxy.at("POST", r"/pytorchjobs$", when="before", do=lambda: kill(operator.process))
+    own.apply(small_job())
+    own.until(announced.over.is_set)
+    assert own.status()["attempts"]["current"] == 1
+    assert own.items("pytorchjobs") == []
+
+    operator = own.start_operator()
+    created = own.proxy.at("POST", r"/pytorchjobs$", when="after", do=lambda: kill(operator.process))
+    own.until(created.over.is_set)
+    assert len(own.items("pytorchjobs")) == 1
+
+    operator = own.start_operator()
+    own.until_step(3)
+    operator.kill()
+    own.start_operator()
+    status = own.until_phase("Succeeded")
+    assert reasons(status) == ["Succeeded"]
+    forwarded = [c for c in own.proxy.writes if c.path.endswith("/pytorchjobs") and c.forwarded and c.status == 201]
+    assert len(forwarded) == 1
+    assert_bit_equal(own.run(), undisturbed)
+
+
+def test_a_job_deleted_in_mid_run_leaves_nothing_though_no_operator_is_there(own: Room) -> None:
+    operator = own.start_operator()
+    own.apply(small_job())
+    own.until_step(1)
+    operator.kill()
+    own.kubectl("delete", "sftjob", "small")
+    own.until(lambda: own.kubectl("get", "sftjobs,pytorchjobs,pods,services", "--output=name") == "")
+
+
+def test_a_pod_deleted_with_grace_saves_and_its_job_resumes_where_it_was(own: Room, undisturbed: LocalRun) -> None:
+    own.start_operator()
+    own.apply(small_job())
+    own.until_step(3)
+    selector = "sftjob.dev/attempt=1,training.kubeflow.org/replica-index=1"
+    own.kubectl("delete", "pods", f"--selector={selector}", "--wait=false")
+    status = own.until_phase("Succeeded")
+    last, first = status["attempts"]["history"]
+    assert (first["reason"], first["exitCode"]) == ("Preempted", 75)
+    assert last["resumedFrom"] == first["savedStep"] == first["lastStep"] >= 3
+    assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (0, 1)
+    assert_bit_equal(own.run(), undisturbed)
+
+
+def test_an_operator_that_slept_through_two_attempts_creates_one_that_leaves_at_the_fence(
+    own: Room, undisturbed: LocalRun
+) -> None:
+    first, wake_up = own.start_operator(), threading.Event()
+
+    def sleep() -> None:
+        first.pause()
+        wake_up.wait()
+
+    own.apply(small_job())
+    own.until_step(2)
+    late = own.proxy.at("POST", r"/pytorchjobs$", when="before", do=sleep)
+    own.kill_rank(0, attempt=1)
+    own.until(late.reached.is_set)
+    second = own.start_operator()
+    own.until_step(5, attempt=2)
+    own.kill_rank(1, attempt=2)
+    own.until_step(6, attempt=3)
+    # The second one would delete the late attempt at once: here the fence alone has to stop it.
+    second.pause()
+    wake_up.set()
+    own.until(late.over.is_set)
+    first.go_on()
+
+    def fenced() -> list[dict[str, Any]]:
+        pods = json.loads(own.kubectl("get", "pods", "--selector=sftjob.dev/attempt=2", "--output=json"))["items"]
+        ended = [status for pod in pods for status in pod["status"].get("containerStatuses", [])]
+        return [json.loads(e["state"]["terminated"]["message"]) for e in ended if "terminated" in e["state"]]
+
+    outcomes = own.until(lambda: len(found := fenced()) == 2 and found)
+    assert {(outcome["reason"], outcome["exitCode"]) for outcome in outcomes} == {("Superseded", 76)}
+    second.go_on()
+    status = own.until_phase("Succeeded")
+    assert reasons(status) == ["RankKilled", "RankKilled", "Succeeded"]
+    assert_bit_equal(own.run(), undisturbed)
+
+
+def with_image(manifest: dict[str, Any]) -> None:
+    manifest["spec"]["compute"]["image"] = "localhost:5000/nowhere:1"
+
+
+def with_claim(manifest: dict[str, Any]) -> None:
+    manifest["spec"]["output"] = [{"uri": "pvc://nowhere/model"}]
+
+
+def with_secret(manifest: dict[str, Any]) -> None:
+    source = {"secretKeyRef": {"name": "nowhere", "key": "token"}}
+    manifest["spec"]["compute"]["env"] = [{"name": "HF_TOKEN", "valueFrom": source}]
+
+
+def with_config_map(manifest: dict[str, Any]) -> None:
+    manifest["spec"]["data"]["datasets"] = [{"name": "few", "uri": "configMap://nowhere/few.jsonl"}]
+
+
+@pytest.mark.parametrize(
+    ("break_", "reason", "parts_of_message"),
+    [
+        (
+            with_image,
+            "ImagePullFailed",
+            ("spec.compute.image: localhost:5000/nowhere:1 can't be pulled", "name an image"),
+        ),
+        (
+            with_claim,
+            "ClaimMissing",
+            ("spec.checkpoint.storage, spec.output[0].uri: there is no PersistentVolumeClaim nowhere", "create it"),
+        ),
+        (
+            with_secret,
+            "SecretMissing",
+            ("spec.compute.env[0].valueFrom.secretKeyRef", "no Secret nowhere with the key token; create it"),
+        ),
+        (
+            with_config_map,
+            "ConfigMapMissing",
+            ("spec.data.datasets[0].uri", "create the ConfigMap nowhere with the keys few.jsonl"),
+        ),
+    ],
+)
+def test_what_keeps_a_job_from_starting_is_told_with_what_to_change(
+    own: Room, break_: Any, reason: str, parts_of_message: tuple[str, str]
+) -> None:
+    own.start_operator()
+    manifest = small_job()
+    break_(manifest)
+    own.apply(manifest)
+    began = time.monotonic()
+    stalled = own.until(lambda: own.condition("Stalled"))
+    print(f"{reason} after {time.monotonic() - began:.0f} s")
+    assert stalled["reason"] == reason
+    for part in parts_of_message:
+        assert part in stalled["message"]
+    assert own.status()["phase"] == "Starting"
+    own.until(lambda: reason in own.kubectl("describe", "sftjob", "small"))
+
+
+def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
+    (own.claim_folder("inputs") / "chats.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
+    own.start_operator()
+    own.apply(small_job())
+    status = own.until_phase("Failed")
+    assert reasons(status) == ["InvalidData"]
+    failed = own.condition("Failed")
+    assert failed["reason"] == "InvalidData"
+    assert "chats.jsonl:1" in failed["message"]
+    assert own.condition("Stalled")["reason"] == "InvalidData"
+
+
+@needs_root_on_linux
+def test_training_goes_on_while_the_api_server_is_away_and_the_status_is_right_after_it(own: Room) -> None:
+    manifest = small_job(training={"totalStep": 100_000, "globalBatchSize": 4}, checkpoint={"everySteps": 50_000})
+    own.start_operator()
+    own.apply(manifest)
+    own.until_step(3)
+    metrics = own.run().storage / "attempts" / "1" / "metrics.jsonl"
+
+    def last_step() -> int:
+        return int(json.loads(metrics.read_text().splitlines()[-2])["step"])
+
+    every = {part.name: part for part in parts(cluster_folder(cache_folder()), cache_folder(), nodes=2)}
+    pid = pid_of(every["kube-apiserver"])
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    before, outage = last_step(), time.monotonic()
+    while time.monotonic() - outage < 60:
+        time.sleep(1)
+    assert last_step() > before
+    mended = run_tool("up")
+    assert mended.returncode == 0, mended.stdout
+    returned, step = time.monotonic(), last_step()
+    own.until(lambda: own.status().get("progress", {}).get("step", 0) >= step)
+    print(f"the status was right {time.monotonic() - returned:.0f} s after the API server's return")
+    status = own.status()
+    assert (status["phase"], status["attempts"]["current"], status["attempts"].get("history", [])) == ("Running", 1, [])
+    own.kubectl("delete", "sftjob", "small")
+
+
+def test_the_same_job_applied_again_on_the_same_storage_is_refused_and_overwrites_nothing(own: Room) -> None:
+    own.start_operator()
+    own.apply(small_job())
+    own.until_phase("Succeeded")
+    uid = own.get("sftjob", "small")["metadata"]["uid"]
+    results = own.claim_folder("results")
+    before = fingerprint(results)
+    own.kubectl("delete", "sftjob", "small")
+    own.apply(small_job())
+    status = own.until_phase("Failed")
+    assert reasons(status) == ["StorageRefused"]
+    message = own.condition("Failed")["message"]
+    assert f"belongs to the job {own.namespace}/small with uid {uid}" in message
+    assert "name another folder, or delete" in message
+    assert fingerprint(results) == before
