@@ -2,16 +2,16 @@
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import sys
 import time
+from collections.abc import Iterator
 
 from sft_operator.kubernetes.api import own_namespace
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults
-from sft_operator.kubernetes.run import Options, StartAnew, run
+from sft_operator.kubernetes.run import Options, run
+from sft_operator.kubernetes.watch import Stopped
 
 log = logging.getLogger("sft_operator")
 
@@ -24,25 +24,16 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
-        asyncio.run(_until_told(options))
-    except* StartAnew as causes:
-        log.info("starting anew: %s", causes.exceptions[0])
-    except* Exception as causes:
-        log.error("starting anew in %d s: %s", PAUSE_SECONDS, _cause(causes), exc_info=causes)
+        asyncio.run(run(options))
+    except Exception as error:
+        causes = list(_causes(error))
+        if any(isinstance(cause, Stopped) for cause in causes):
+            # Whatever is under way is taken up by the next operator.
+            return
+        log.error("starting anew", exc_info=error)
         time.sleep(PAUSE_SECONDS)
-    else:
-        return
     # A new program in the same process: nothing of the old one's state, tasks and connections is left.
     os.execv(sys.executable, [sys.executable, "-m", "sft_operator", *sys.argv[1:]])
-
-
-async def _until_told(options: Options) -> None:
-    """Returns on SIGTERM and SIGINT: whatever is under way is taken up by the next one."""
-    work = asyncio.ensure_future(run(options))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await work
 
 
 def _options() -> Options:
@@ -66,11 +57,12 @@ def _options() -> Options:
     )
 
 
-def _cause(group: BaseExceptionGroup) -> str:
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return f"{type(first).__name__}: {first}"
+def _causes(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _causes(inner)
+    else:
+        yield error
 
 
 if __name__ == "__main__":

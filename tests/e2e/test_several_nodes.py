@@ -44,6 +44,7 @@ def test_a_killed_rank_of_another_node_is_named_and_the_run_ends_bit_equal(
     run.succeed()
     last, first = run.status()["attempts"]["history"]
     assert (first["reason"], first["nodeRank"], first["rank"], first["signal"]) == ("RankKilled", 1, 1, signal.SIGKILL)
+    assert "rank 1 of 2" in first["logTail"]
     assert last["reason"] == "Succeeded"
     assert last["resumedFrom"] == first["savedStep"] >= 4
     assert last["resumedFrom"] % EVERY_STEPS == 0

@@ -22,6 +22,11 @@ from sftjob.failure import JobFailure, Reason, exit_code
 from sftjob.plan import LaunchPlan
 
 
+log = logging.getLogger(__name__)
+# Of every rank, so that one that dies without a word has left one.
+log.setLevel(logging.INFO)
+
+
 def rank_stage(scratch: Path, stop: StopSignal) -> int:
     """Leaves a report whatever happens; the exit code is that of its reason."""
     rank, _ = this_rank()
@@ -54,6 +59,7 @@ def _run(plan: LaunchPlan, scratch: Path, stop: StopSignal, state: RunState) -> 
             seed=options.seed,
         )
         with open_world() as world:
+            log.info("rank %d of %d on %s", world.rank, world.size, world.device)
             train(options, run_place(plan, scratch), data, world=world, stop=stop, state=state)
     except Preempted as preempted:
         return Report(reason=Reason.PREEMPTED, message=str(preempted), saved=preempted.saved)

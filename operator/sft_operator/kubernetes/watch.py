@@ -14,8 +14,15 @@ from sft_operator.kubernetes.queue import WorkQueue
 from sftjob import names
 
 
+class Stopped(Exception):
+    """A signal asked the operator to end."""
+
+
 async def watch(cache: Cache, queue: WorkQueue, *, namespaces: tuple[str, ...], pytorch_jobs: bool) -> None:
-    """Ends only by an exception. `pytorch_jobs`: whether the cluster has this resource."""
+    """Ends only by an exception. `pytorch_jobs`: whether the cluster has this resource.
+
+    Raises Stopped on SIGTERM and SIGINT, which kopf takes for itself.
+    """
     registry = kopf.OperatorRegistry()
     changes = {
         (names.GROUP, names.VERSION, names.PLURAL): (cache.put_job, cache.drop_job),
@@ -38,7 +45,7 @@ async def watch(cache: Cache, queue: WorkQueue, *, namespaces: tuple[str, ...], 
         clusterwide=not namespaces,
         namespaces=namespaces,
     )
-    raise RuntimeError("the watches have ended")
+    raise Stopped
 
 
 def _settings() -> kopf.OperatorSettings:

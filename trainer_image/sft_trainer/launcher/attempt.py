@@ -133,6 +133,7 @@ def _end(
 ) -> Outcome:
     """Gathers what is known into the outcome, and writes it where it can be found."""
     reports = _rank_reports(placement.scratch)
+    first_rank = placement.node_rank * plan.spec.compute.processes_per_node
     prepared = read_reports(placement.scratch).get("prepare")
     progress = read_progress(placement.scratch)
     # Rank 0 of the world lives on node 0 only; the first rank of another node knows as much.
@@ -165,7 +166,7 @@ def _end(
         artifacts=artifacts,
         data=(first.data if first else None) or (prepared.data if prepared else None),
         progress=progress,
-        log_tail=log_tail(placement.scratch, cause.rank) if cause.rank is not None else "",
+        log_tail="" if cause.rank is None else log_tail(placement.scratch, cause.rank - first_rank),
         started_at=started_at,
         ended_at=utc_now(),
     )

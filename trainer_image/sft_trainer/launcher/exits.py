@@ -32,8 +32,8 @@ def torchrun_logs(scratch: Path) -> Path:
     return scratch / "torchelastic"
 
 
-def log_tail(scratch: Path, rank: int, *, most_bytes: int = 600) -> str:
-    """The end of what a rank wrote to its standard error."""
-    for path in torchrun_logs(scratch).glob(f"*/attempt_0/{rank}/stderr.log"):
+def log_tail(scratch: Path, local_rank: int, *, most_bytes: int = 600) -> str:
+    """The end of what a rank of this node wrote to its standard error."""
+    for path in torchrun_logs(scratch).glob(f"*/attempt_0/{local_rank}/stderr.log"):
         return path.read_bytes()[-most_bytes:].decode(errors="replace")
     return ""
