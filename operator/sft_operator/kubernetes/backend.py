@@ -39,7 +39,8 @@ class PyTorchJobBackend:
         self._by_events: dict[str, _Told] = {}
 
     async def observe(self, job: SFTJob) -> Observation:
-        uid, now = job.metadata.uid, utc_now()
+        uid, now, recorded = job.metadata.uid, utc_now(), job.status.attempts
+        self._cache.forget_gone_pods(uid, before_attempt=recorded.current + recorded.current_has_ended)
         pytorch_jobs, pods = self._cache.pytorch_jobs(uid), self._cache.pods(uid)
         attempts = observe.attempts(
             job, pytorch_jobs=pytorch_jobs, pods=pods, gone_pods=self._cache.gone_pods(uid), now=now
@@ -80,11 +81,12 @@ class PyTorchJobBackend:
         elif is_ours(found, uid=uid) and "deletionTimestamp" not in found["metadata"]:
             await self._api.delete_pytorch_job(found)
 
-    def forget(self, uid: str) -> None:
-        """A job that is gone."""
-        self._refused.pop(uid, None)
-        self._by_events.pop(uid, None)
-        self._poller.forget(uid)
+    def keep_only(self, uids: set[str]) -> None:
+        """The jobs that exist: what is known of others is forgotten."""
+        for known in (self._refused, self._by_events):
+            for uid in known.keys() - uids:
+                del known[uid]
+        self._poller.keep_only(uids)
 
     async def _look_again(self, key: JobKey, uid: str, attempt: int) -> None:
         """The cache may be old: the job must still want this attempt, and no pod of another one may live."""

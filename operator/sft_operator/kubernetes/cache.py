@@ -85,11 +85,10 @@ class Cache:
         return key
 
     def forget_gone_pods(self, uid: str, *, before_attempt: int) -> None:
-        children = self._children.get(uid)
-        if children is not None:
-            for pod in list(children.gone_pods.values()):
-                if attempt_of(pod) < before_attempt:
-                    del children.gone_pods[pod["metadata"]["uid"]]
+        gone = self._children[uid].gone_pods if uid in self._children else {}
+        for pod in list(gone.values()):
+            if attempt_of(pod) < before_attempt:
+                del gone[pod["metadata"]["uid"]]
 
     def relist(self, *, jobs: Listing, pytorch_jobs: Listing, pods: Listing) -> set[JobKey]:
         """What isn't listed, and isn't newer than the list, is gone. Returns the keys of what changed."""

@@ -35,8 +35,9 @@ class ProgressPoller:
         """Of a job, by its uid: the newest answer of whichever attempt."""
         return self._last.get(uid)
 
-    def forget(self, uid: str) -> None:
-        self._last.pop(uid, None)
+    def keep_only(self, uids: set[str]) -> None:
+        for uid in self._last.keys() - uids:
+            del self._last[uid]
 
     async def ask(self, uid: str, pod: Object) -> bool:
         """Whether there is something new."""

@@ -122,6 +122,7 @@ class _Operator:
                 if (pod := self._rank_zero(job)) is not None
             ]
             await asyncio.gather(*asked)
+            self._backend.keep_only({job["metadata"]["uid"] for _, job in self.cache.jobs()})
             for key, job in self.cache.jobs():
                 if self._waits(job):
                     self.queue.add(key)

@@ -134,13 +134,12 @@ def _missing_secret(job: SFTJob, message: str) -> Trouble | None:
 def _of_volume(job: SFTJob, message: str) -> Trouble:
     if "Multi-Attach" in message:
         return _not_shared(job, message)
-    config_map = _NO_CONFIG_MAP.search(message) or re.search(r"references non-existent config key: (\S+)", message)
-    if config_map is not None:
-        named = next(iter(config_maps(job.spec).items()))
+    if _NO_CONFIG_MAP.search(message) or "references non-existent config key" in message:
+        wanted = ", ".join(f"{name} with the keys {', '.join(keys)}" for name, keys in config_maps(job.spec).items())
         return Trouble(
             "ConfigMapMissing",
-            f"{_config_map_paths(job)}: {message}; create the ConfigMap {named[0]} with the keys "
-            f"{', '.join(named[1])} in namespace {job.metadata.namespace}, and the job starts by itself",
+            f"{_config_map_paths(job)}: create the ConfigMap {wanted} in namespace {job.metadata.namespace}, and the "
+            f"job starts by itself: {message}",
         )
     return Trouble("VolumeNotMounted", f"a volume can't be mounted; look at its claim and its storage: {message}")
 

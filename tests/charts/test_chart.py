@@ -1,0 +1,180 @@
+"""The operator's chart as helm renders it: its values, the operator's rights, and a pod that Pod Security accepts."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from real_cluster import run_tool
+
+from cluster.build import binary_of
+from cluster.place import cache_folder
+
+pytestmark = pytest.mark.cluster
+
+CHART = Path(__file__).parents[2] / "charts" / "sft-operator"
+IMAGES = ("--set=image=registry.example/operator:1", "--set=trainer.image=registry.example/trainer:1")
+# helm alone takes a version of Kubernetes that is older than the chart's.
+RENDER = ("template", "sft", str(CHART), "--namespace=system", "--kube-version=1.34")
+
+RULES = [
+    {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs"], "verbs": ["get", "list", "watch", "delete"]},
+    {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs/status"], "verbs": ["get", "patch"]},
+    {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs/finalizers"], "verbs": ["update"]},
+    {
+        "apiGroups": ["kubeflow.org"],
+        "resources": ["pytorchjobs"],
+        "verbs": ["get", "list", "watch", "create", "delete"],
+    },
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch", "list"]},
+]
+LEASE_RULES = [
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+]
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """The cluster's own, built where it isn't yet."""
+    binary = binary_of(cache_folder(), "helm")
+    if not binary.exists():
+        built = run_tool("build")
+        assert built.returncode == 0, built.stdout
+    return binary
+
+
+def call(helm: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(helm), *arguments], capture_output=True, text=True, timeout=60)
+
+
+def render(helm: Path, *options: str) -> list[dict[str, Any]]:
+    done = call(helm, *RENDER, *IMAGES, *options)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def rights(objects: list[dict[str, Any]]) -> dict[tuple[str, str | None], list[dict[str, Any]]]:
+    """By kind and namespace of what grants them."""
+    return {(o["kind"], o["metadata"].get("namespace")): o["rules"] for o in objects if "rules" in o}
+
+
+def bindings(objects: list[dict[str, Any]]) -> list[tuple[str, str | None, str, str, list[dict[str, str]]]]:
+    return [
+        (o["kind"], o["metadata"].get("namespace"), o["roleRef"]["kind"], o["roleRef"]["name"], o["subjects"])
+        for o in objects
+        if "roleRef" in o
+    ]
+
+
+def deployment(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (found,) = (o for o in objects if o["kind"] == "Deployment")
+    return found
+
+
+def test_lint_finds_nothing(helm: Path) -> None:
+    done = call(helm, "lint", str(CHART), "--strict", "--quiet", "--kube-version=1.34", *IMAGES)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--set=trainner.image=a", "trainner"),
+        ("--set=trainer.imagePullSecret=a", "imagePullSecret"),
+        ("--set=watchNamespaces=team-a", "watchNamespaces"),
+        ("--set=watchNamespaces={Team_A}", "watchNamespaces"),
+        ("--set=imagePullPolicy=Sometimes", "imagePullPolicy"),
+    ],
+)
+def test_a_value_that_the_chart_does_not_know_is_refused_by_name(helm: Path, option: str, named: str) -> None:
+    done = call(helm, *RENDER, *IMAGES, option)
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["image", "trainer.image"])
+def test_an_image_that_is_not_named_is_asked_for_with_the_option_that_names_it(helm: Path, missing: str) -> None:
+    done = call(helm, *RENDER, *(option for option in IMAGES if not option.startswith(f"--set={missing}=")))
+    assert done.returncode != 0
+    assert f"--set {missing}=" in done.stderr
+
+
+def test_the_operator_may_do_in_all_namespaces_what_it_does_and_nothing_else(helm: Path) -> None:
+    objects = render(helm)
+    operator = [{"kind": "ServiceAccount", "name": "sft", "namespace": "system"}]
+    assert rights(objects) == {("ClusterRole", None): RULES, ("Role", "system"): LEASE_RULES}
+    assert bindings(objects) == [
+        ("ClusterRoleBinding", None, "ClusterRole", "sft-jobs", operator),
+        ("RoleBinding", "system", "Role", "sft-lease", operator),
+    ]
+
+
+def test_with_namespaces_named_it_has_no_right_outside_them(helm: Path) -> None:
+    objects = render(helm, "--set=watchNamespaces={team-a,team-b}")
+    operator = [{"kind": "ServiceAccount", "name": "sft", "namespace": "system"}]
+    assert rights(objects) == {
+        ("Role", "team-a"): RULES,
+        ("Role", "team-b"): RULES,
+        ("Role", "system"): LEASE_RULES,
+    }
+    assert sorted(bindings(objects)) == [
+        ("RoleBinding", "system", "Role", "sft-lease", operator),
+        ("RoleBinding", "team-a", "Role", "sft-jobs", operator),
+        ("RoleBinding", "team-b", "Role", "sft-jobs", operator),
+    ]
+
+
+def test_there_is_one_operator_at_a_time_and_its_pod_is_restricted(helm: Path) -> None:
+    spec = deployment(render(helm))["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 1000,
+        "runAsGroup": 1000,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["volumes"] == [{"name": "scratch", "emptyDir": {}}]
+    assert container["volumeMounts"] == [{"name": "scratch", "mountPath": "/tmp"}]
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & pod.keys()
+
+
+def test_values_become_the_options_of_the_operator(helm: Path) -> None:
+    values = ("--set=watchNamespaces={team-a,team-b}", "--set=trainer.imagePullSecrets={first,second}")
+    (container,) = deployment(render(helm, *values))["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example/operator:1"
+    assert container["command"] == ["python", "-m", "sft_operator"]
+    assert container["args"] == [
+        "--serve=0.0.0.0:8080",
+        "--trainer-image=registry.example/trainer:1",
+        "--trainer-service-account=default",
+        "--image-pull-secret=first",
+        "--image-pull-secret=second",
+        "--namespace=team-a",
+        "--namespace=team-b",
+    ]
+    assert container["env"] == [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
+
+
+def test_only_the_operator_s_pod_gets_a_token_and_nothing_but_its_metrics_is_reached(helm: Path) -> None:
+    objects = render(helm)
+    (account,) = (o for o in objects if o["kind"] == "ServiceAccount")
+    (policy,) = (o for o in objects if o["kind"] == "NetworkPolicy")
+    template = deployment(objects)["spec"]["template"]
+    assert account["automountServiceAccountToken"] is False
+    assert template["spec"]["automountServiceAccountToken"] is True
+    labels = {"app.kubernetes.io/name": "sft-operator", "app.kubernetes.io/instance": "sft"}
+    assert labels.items() <= template["metadata"]["labels"].items()
+    assert policy["spec"] == {
+        "podSelector": {"matchLabels": labels},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"ports": [{"port": "metrics"}]}],
+    }

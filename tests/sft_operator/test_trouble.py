@@ -1,0 +1,132 @@
+"""What keeps pods from starting, in the cluster's words in, with field and remedy out."""
+
+from typing import Any
+
+import pytest
+from cluster_objects import pod
+
+from sft_operator.kubernetes.pytorch_job import TrainerDefaults
+from sft_operator.kubernetes.trouble import of_events, of_pods
+from sftjob.job import ObjectMeta, SFTJob
+from sftjob.spec import SFTJobSpec
+
+DEFAULTS = TrainerDefaults(image="trainer:1")
+
+
+def a_job(**compute: Any) -> SFTJob:
+    spec = {
+        "model": {"loadFrom": {"uri": "pvc://models/base"}},
+        "data": {"datasets": [{"name": "chats", "uri": "configMap://few/few.jsonl"}]},
+        "output": [{"uri": "pvc://results/tuned"}],
+        "compute": {"nodes": 2} | compute,
+    }
+    return SFTJob(metadata=ObjectMeta(name="tiny", namespace="team", uid="uid-1"), spec=SFTJobSpec.model_validate(spec))
+
+
+def unplaced(message: str) -> dict[str, Any]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return pod(1, phase="Pending", conditions=[condition])
+
+
+def waiting(reason: str, message: str) -> dict[str, Any]:
+    return pod(1, phase="Pending", waiting={"reason": reason, "message": message})
+
+
+@pytest.mark.parametrize(
+    ("compute", "found", "reason", "begin"),
+    [
+        (
+            {},
+            unplaced('0/2 nodes are available: persistentvolumeclaim "results" not found.'),
+            "ClaimMissing",
+            "spec.checkpoint.storage, spec.output[0].uri: there is no PersistentVolumeClaim results in namespace team; "
+            "create it",
+        ),
+        (
+            {},
+            unplaced(
+                "0/2 nodes are available: 2 node has pod using PersistentVolumeClaim with the same name and "
+                "ReadWriteOncePod access mode."
+            ),
+            "ClaimNotShared",
+            "spec (claims models, results): a claim serves one node or pod at a time and 2 need it; use a claim with "
+            "access mode ReadWriteMany, or spec.compute.nodes: 1: ",
+        ),
+        (
+            {},
+            unplaced("0/2 nodes are available: 2 Insufficient nvidia.com/gpu."),
+            "Unschedulable",
+            "spec.compute (nodes, resources, nodeSelector, tolerations): no node takes the pod; ask for what the "
+            "cluster has: 0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+        ),
+        (
+            {"image": "mine:2"},
+            waiting("ImagePullBackOff", 'Back-off pulling image "mine:2"'),
+            "ImagePullFailed",
+            "spec.compute.image: mine:2 can't be pulled; name an image that the nodes can pull, or its secret in "
+            "spec.compute.imagePullSecrets: Back-off",
+        ),
+        (
+            {},
+            waiting("ErrImagePull", "not found"),
+            "ImagePullFailed",
+            "the operator's --trainer-image: trainer:1 can't be pulled; ",
+        ),
+        (
+            {"env": [{"name": "T", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}]},
+            waiting("CreateContainerConfigError", 'secret "hub" not found'),
+            "SecretMissing",
+            "spec.compute.env[0].valueFrom.secretKeyRef: namespace team has no Secret hub with the key token;",
+        ),
+        (
+            {"env": [{"name": "T", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}]},
+            waiting("CreateContainerConfigError", "couldn't find key token in Secret team/hub"),
+            "SecretMissing",
+            "spec.compute.env[0].valueFrom.secretKeyRef: namespace team has no Secret hub with the key token;",
+        ),
+    ],
+)
+def test_a_pod_that_can_not_start_says_what_to_change(
+    compute: dict[str, Any], found: dict[str, Any], reason: str, begin: str
+) -> None:
+    trouble = of_pods(a_job(**compute), [pod(1, 1, phase="Pending"), found], DEFAULTS)
+    assert trouble is not None
+    assert trouble.reason == reason
+    assert trouble.message.startswith(begin), trouble.message
+
+
+@pytest.mark.parametrize(
+    ("event", "message", "reason", "begin"),
+    [
+        (
+            "FailedCreatePod",
+            'Error creating: pods "x" is forbidden: exceeded quota: cpus, requested: requests.cpu=2',
+            "PodRefused",
+            "the quota of namespace team is used up; raise it, or ask for less in spec.compute: Error creating",
+        ),
+        (
+            "FailedMount",
+            'MountVolume.SetUp failed for volume "config-map-0" : configmap "few" not found',
+            "ConfigMapMissing",
+            "spec.data.datasets[0].uri: create the ConfigMap few with the keys few.jsonl in namespace team, and the "
+            "job starts by itself: ",
+        ),
+        (
+            "FailedAttachVolume",
+            'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) x',
+            "ClaimNotShared",
+            "spec (claims models, results): a claim serves one node or pod at a time and 2 need it; ",
+        ),
+    ],
+)
+def test_an_event_says_what_to_change(event: str, message: str, reason: str, begin: str) -> None:
+    old = {"metadata": {"creationTimestamp": "2026-01-01T11:00:00Z"}, "reason": "Scheduled", "message": "fine"}
+    new = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": event, "message": message}
+    trouble = of_events(a_job(), [old, new])
+    assert trouble is not None
+    assert trouble.reason == reason
+    assert trouble.message.startswith(begin), trouble.message
+
+
+def test_pods_that_only_take_their_time_are_no_trouble() -> None:
+    assert of_pods(a_job(), [waiting("ContainerCreating", ""), pod(1, 1, phase="Pending")], DEFAULTS) is None
