@@ -7,6 +7,7 @@ import pytest
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from sft_trainer.launcher.cause import Cause, cause_of_failure
+from sft_trainer.launcher.placement import wait_for_name
 from sft_trainer.launcher.resources import available_cpus, rank_environment
 from sft_trainer.report import Report
 from sft_trainer.train.schedule import learning_rate
@@ -80,3 +81,16 @@ def test_the_cosine_is_that_of_transformers() -> None:
         schedule.step()
         rate = learning_rate(config, peak=1e-3, step=step, total_steps=100)
         assert math.isclose(rate, schedule.get_last_lr()[0], rel_tol=1e-9)
+
+
+def test_a_node_waits_for_the_name_of_node_zero_until_it_is_told_to_stop() -> None:
+    asked = 0
+
+    def is_stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 2
+
+    wait_for_name("nowhere.invalid", is_stopped=is_stopped)
+    assert asked == 3
+    wait_for_name("localhost", is_stopped=lambda: False)

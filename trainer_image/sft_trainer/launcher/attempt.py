@@ -15,7 +15,7 @@ from sft_trainer.launcher.cause import Cause, cause_of_failure
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
 from sft_trainer.launcher.kubeflow import KubeflowEndpoint
-from sft_trainer.launcher.placement import Placement
+from sft_trainer.launcher.placement import Placement, wait_for_name
 from sft_trainer.launcher.publish import finished_before, publish_outputs
 from sft_trainer.launcher.resources import available_cpus, rank_environment
 from sft_trainer.launcher.serve import serve_progress
@@ -49,6 +49,9 @@ def run_attempt(plan: LaunchPlan, placement: Placement) -> Outcome:
     artifacts: list[Artifact] = []
     try:
         log.info("attempt %d of %s/%s, node %d", plan.attempt, plan.job.namespace, plan.job.name, placement.node_rank)
+        wait_for_name(placement.master_address, is_stopped=lambda: children.stopping)
+        if children.stopping:
+            raise JobFailure(Reason.PREEMPTED, "stopped before it started")
         gate = fence.enter(plan, node_rank=placement.node_rank, pod_uid=placement.pod_uid)
         entered = True
         if placement.node_rank == 0:

@@ -1,6 +1,8 @@
 """Where a launcher runs: the only things it takes from its environment."""
 
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -31,3 +33,14 @@ class Placement:
             serve_address=environment[names.SERVE_ADDRESS_VARIABLE],
             pod_uid=environment.get(names.POD_UID_VARIABLE),
         )
+
+
+def wait_for_name(address: str, *, is_stopped: Callable[[], bool]) -> None:
+    """Until node 0 can be found: the cluster knows its name once its pod runs, which may pull an image for minutes."""
+    while not is_stopped():
+        try:
+            socket.getaddrinfo(address, None)
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
