@@ -14,7 +14,7 @@ CHAT_DATA ?=
 NODES ?= 1
 CHAT_OPTION = $(if $(CHAT_DATA),--chat-data=$(CHAT_DATA))
 
-.PHONY: help venv demo test test-all lint generate lock cluster-up cluster-down cluster-status images cluster-packages
+.PHONY: help venv demo test test-all lint generate lock cluster-up cluster-down cluster-status cluster-demo images cluster-packages
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ cluster-down: $(INSTALLED) ## Take it away with all that is in it
 
 cluster-status: $(INSTALLED) ## What of it lives, and what it takes of the disk
 	@$(BIN)/python -m cluster status
+
+cluster-demo: $(INSTALLED) ## The same job on such a cluster, by the chart and kubectl apply
+	@$(BIN)/python -m examples.cluster_demo
 
 cluster-packages: $(INSTALLED)
 	@$(BIN)/python -m cluster packages

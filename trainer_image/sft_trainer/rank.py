@@ -21,7 +21,6 @@ from sftjob import names
 from sftjob.failure import JobFailure, Reason, exit_code
 from sftjob.plan import LaunchPlan
 
-
 log = logging.getLogger(__name__)
 # Of every rank, so that one that dies without a word has left one.
 log.setLevel(logging.INFO)
