@@ -1,5 +1,6 @@
 """The operator's chart as helm renders it: its values, the operator's rights, and a pod that Pod Security accepts."""
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from real_cluster import run_tool
 
 from cluster.build import binary_of
 from cluster.place import cache_folder
+from sftjob import names
 
 pytestmark = pytest.mark.cluster
 
@@ -178,3 +180,67 @@ def test_only_the_operator_s_pod_gets_a_token_and_nothing_but_its_metrics_is_rea
         "policyTypes": ["Ingress"],
         "ingress": [{"ports": [{"port": "metrics"}]}],
     }
+
+
+def test_all_that_is_installed_stands_in_the_chart_so_that_uninstalling_takes_it_away(helm: Path) -> None:
+    assert {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in render(helm)} == {
+        ("ServiceAccount", "system", "sft"),
+        ("ClusterRole", None, "sft-jobs"),
+        ("ClusterRoleBinding", None, "sft-jobs"),
+        ("Role", "system", "sft-lease"),
+        ("RoleBinding", "system", "sft-lease"),
+        # The operator takes it by this name, and would make it again.
+        ("Lease", "system", "sft-operator"),
+        ("Deployment", "system", "sft"),
+        ("NetworkPolicy", "system", "sft"),
+    }
+
+
+def test_trainer_pods_are_reached_by_each_other_and_their_progress_by_the_operator_and_prometheus(helm: Path) -> None:
+    objects = render(
+        helm,
+        "--set=watchNamespaces={team-a}",
+        "--set=networkPolicy.trainerPods=true",
+        "--set=networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring",
+    )
+    policies = {o["metadata"].get("namespace"): o["spec"] for o in objects if o["kind"] == "NetworkPolicy"}
+    prometheus = {"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}
+    trainers = {"matchExpressions": [{"key": "sftjob.dev/job-uid", "operator": "Exists"}]}
+    labels = {"app.kubernetes.io/name": "sft-operator", "app.kubernetes.io/instance": "sft"}
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "system"}},
+        "podSelector": {"matchLabels": labels},
+    }
+    assert policies["system"]["ingress"] == [{"ports": [{"port": "metrics"}], "from": [prometheus]}]
+    assert policies["team-a"] == {
+        "podSelector": trainers,
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [{"podSelector": trainers}]},
+            {"ports": [{"port": "progress"}], "from": [operator, prometheus]},
+        ],
+    }
+    assert names.JOB_UID_LABEL == "sftjob.dev/job-uid"
+
+
+def test_a_policy_for_trainer_pods_asks_for_the_namespaces_that_it_lies_in(helm: Path) -> None:
+    done = call(helm, *RENDER, *IMAGES, "--set=networkPolicy.trainerPods=true")
+    assert done.returncode != 0
+    assert "networkPolicy.trainerPods: a policy lies in the namespaces of jobs; name them:" in done.stderr
+
+
+def test_every_value_is_described_and_no_unknown_one_is_taken() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(schema["properties"]) == {*values, "global"}
+    for path, node in with_fields(schema):
+        assert node["additionalProperties"] is False, path
+        assert [name for name, field in node["properties"].items() if not field.get("description")] == [], path
+
+
+def with_fields(node: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """Every object of a schema that has fields of its own, with its path."""
+    if not isinstance(node, dict):
+        return []
+    here = [(path, node)] if node.get("type") == "object" and "properties" in node else []
+    return here + [found for name, inner in node.items() for found in with_fields(inner, f"{path}.{name}")]
