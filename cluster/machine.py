@@ -19,7 +19,7 @@ CLUSTER_BYTES = 4 * GIB
 BUILD_BYTES = 10 * GIB
 """Go's caches while the programs are built."""
 IMAGE_BYTES = 16 * GIB
-"""The trainer's image: in the builder, in the registry, unpacked on one node."""
+"""The images: in the builder, in the registry, unpacked on one node."""
 MEMORY_BYTES = 4 * GIB
 
 
@@ -83,7 +83,7 @@ def needed_bytes(machine: Machine) -> int:
 
 
 def image_problems(machine: Machine, backend: Backend, *, has_built_before: bool) -> list[str]:
-    """The same for the trainer's image."""
+    """The same for the images."""
     found = []
     if backend is Backend.BUILT:
         found += _missing_packages(machine, versions.IMAGE_PACKAGES)
