@@ -111,7 +111,7 @@ class Room:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (answer := condition()):
             assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS} s in vain:\n{self.told()}"
-            time.sleep(0.3)
+            time.sleep(1)
         return answer
 
     def until_phase(self, *phases: str, name: str = "small") -> dict[str, Any]:

@@ -330,3 +330,36 @@ def test_the_same_job_applied_again_on_the_same_storage_is_refused_and_overwrite
     assert f"belongs to the job {own.namespace}/small with uid {uid}" in message
     assert "name another folder, or delete" in message
     assert fingerprint(results) == before
+
+
+def test_a_suspended_job_saves_and_goes_on_when_it_is_wanted_again(own: Room, undisturbed: LocalRun) -> None:
+    own.start_operator()
+    own.apply(small_job())
+    own.until_step(3)
+    own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":true}}}')
+    status = own.until_phase("Suspended")
+    assert own.items("pods") == []
+    (first,) = status["attempts"]["history"]
+    assert (first["reason"], first["savedStep"]) == ("Preempted", first["lastStep"])
+    own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":false}}}')
+    status = own.until_phase("Succeeded")
+    assert status["attempts"]["history"][0]["resumedFrom"] == first["savedStep"]
+    assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (0, 0)
+    assert_bit_equal(own.run(), undisturbed)
+
+
+def test_a_job_waits_for_pytorchjobs_and_starts_when_they_are_installed(own: Room) -> None:
+    definition = own.cluster.get("crd", "pytorchjobs.kubeflow.org")
+    own.cluster.kubectl("delete", "crd", "pytorchjobs.kubeflow.org")
+    try:
+        own.start_operator()
+        own.apply(small_job())
+        stalled = own.until(lambda: own.condition("Stalled"))
+        assert stalled["reason"] == "PyTorchJobsMissing"
+        assert "install Kubeflow's training-operator" in stalled["message"]
+    finally:
+        metadata = {"name": "pytorchjobs.kubeflow.org", "annotations": definition["metadata"].get("annotations", {})}
+        again = {"apiVersion": definition["apiVersion"], "kind": definition["kind"], "spec": definition["spec"]}
+        own.cluster.kubectl("create", "--filename=-", stdin=json.dumps(again | {"metadata": metadata}))
+    own.until_phase("Running")
+    assert not own.condition("Stalled")

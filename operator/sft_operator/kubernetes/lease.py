@@ -41,14 +41,12 @@ class _Lock(LeaseLock):
         return await _succeeds(self.api_instance.create_namespaced_lease(namespace, lease))
 
     async def release(self) -> None:
-        """Whoever waits needn't wait for its end. The version that was written last guards one taken meanwhile."""
-        lease = self.lease_reference
+        """Whoever waits needn't wait for its end."""
+        found, _ = await self.get(self.name, self.namespace)
+        lease = self.lease_reference if found else None
         if lease is not None and lease.spec is not None and lease.spec.holder_identity == self.identity:
             lease.spec.holder_identity = ""
             await _succeeds(self.api_instance.replace_namespaced_lease(self.name, self.namespace, lease))
-
-    async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
-        return await _succeeds(super().update(name, namespace, updated_record))
 
 
 async def hold_lease(client: ApiClient, *, namespace: str, held: asyncio.Event) -> None:

@@ -58,7 +58,8 @@ async def run(options: Options) -> None:
             log.warning("this cluster has no SFTJobs yet: kubectl apply -f crds/ (the chart brings them)")
             await asyncio.sleep(DISCOVERY_SECONDS)
         operator = _Operator(api, ProgressPoller(api, session), options)
-        async with asyncio.TaskGroup() as tasks, operator.served():
+        # Served while the tasks run: the group waits for them when its block ends.
+        async with operator.served(), asyncio.TaskGroup() as tasks:
             held = asyncio.Event()
             tasks.create_task(hold_lease(client, namespace=options.lease_namespace, held=held))
             pytorch_jobs = await api.has_resource(PYTORCH_JOBS_API, "pytorchjobs")
