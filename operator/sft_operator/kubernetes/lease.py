@@ -40,6 +40,9 @@ class _Lock(LeaseLock):
         lease = V1Lease(metadata=V1ObjectMeta(name=name), spec=self.update_lease(election_record))
         return await _succeeds(self.api_instance.create_namespaced_lease(namespace, lease))
 
+    async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
+        return await _succeeds(super().update(name, namespace, updated_record))
+
     async def release(self) -> None:
         """Whoever waits needn't wait for its end."""
         found, _ = await self.get(self.name, self.namespace)
