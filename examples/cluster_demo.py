@@ -146,7 +146,8 @@ def main() -> int:
 
     narrator.stage("5 of 6  The job")
     shell.run(f"kubectl apply -n {NAMESPACE} -f examples/{JOB}.yaml")
-    job = follow(shell)
+    shell.say("Ctrl-C:", "ends only this view; the job goes on")
+    job = _follow(shell)
 
     narrator.stage("6 of 6  What has become of it")
     shell.run(f"kubectl get sft -n {NAMESPACE}")
@@ -194,7 +195,7 @@ def _fill_claims(shell: Shell) -> None:
         shell.run(f"{pack} | kubectl exec -i -n {NAMESPACE} claims -- tar x -C /claims/{claim}")
 
 
-def follow(shell: Shell) -> SFTJob:
+def _follow(shell: Shell) -> SFTJob:
     """The job at its end, shown all the way as `sft run` shows one of this machine."""
     told = ""
     job = _read_job(shell)
