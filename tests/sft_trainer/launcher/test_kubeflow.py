@@ -23,6 +23,7 @@ from sft_trainer.launcher.kubeflow import KubeflowEndpoint, Pace, TrainerStatus,
 from sft_trainer.launcher.placement import Placement
 from sft_trainer.launcher.serve import serve_progress
 from sft_trainer.progress import ProgressReporter, read_progress, write_progress
+from sft_trainer.stop import StopSignal
 from sftjob.base import utc_now
 from sftjob.failure import Reason
 from sftjob.plan import JobReference, LaunchPlan
@@ -63,7 +64,7 @@ class ScriptForTorchrun(Children):
 @pytest.fixture
 def children(tmp_path: Path) -> Iterator[ScriptForTorchrun]:
     before = signal.getsignal(signal.SIGTERM)
-    yield ScriptForTorchrun(grace_seconds=30, scratch=tmp_path)
+    yield ScriptForTorchrun(grace_seconds=30, scratch=tmp_path, stop=StopSignal())
     signal.signal(signal.SIGTERM, before)
 
 

@@ -21,6 +21,7 @@ from sft_trainer.launcher.resources import available_cpus, rank_environment
 from sft_trainer.launcher.serve import serve_progress
 from sft_trainer.progress import read_progress, write_progress, write_stage
 from sft_trainer.report import Report, read_reports
+from sft_trainer.stop import StopSignal
 from sft_trainer.storage import fence
 from sft_trainer.storage.checkpoints import newest_step
 from sft_trainer.storage.exports import remove_unpublished
@@ -35,11 +36,12 @@ from sftjob.progress import Progress, Stage
 log = logging.getLogger("sft_trainer.launcher")
 
 
-def run_attempt(plan: LaunchPlan, placement: Placement) -> Outcome:
+def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Outcome:
     """Never raises for anything that happens to a run; what it raises is a fault of the launcher itself."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(message)s", datefmt="%H:%M:%S")
     started_at = utc_now()
-    children = Children(grace_seconds=plan.spec.run_policy.termination_grace_period_seconds, scratch=placement.scratch)
+    grace_seconds = plan.spec.run_policy.termination_grace_period_seconds
+    children = Children(grace_seconds=grace_seconds, scratch=placement.scratch, stop=stop)
     first = Progress(attempt=plan.attempt, stage=Stage.FENCING, pod_uid=placement.pod_uid, reported_at=utc_now())
     write_progress(placement.scratch, first)
     server = serve_progress(placement.scratch, address=placement.serve_address)
@@ -49,13 +51,15 @@ def run_attempt(plan: LaunchPlan, placement: Placement) -> Outcome:
     artifacts: list[Artifact] = []
     try:
         log.info("attempt %d of %s/%s, node %d", plan.attempt, plan.job.namespace, plan.job.name, placement.node_rank)
-        wait_for_name(placement.master_address, is_stopped=lambda: children.stopping)
-        if children.stopping:
-            raise JobFailure(Reason.PREEMPTED, "stopped before it started")
         gate = fence.enter(plan, node_rank=placement.node_rank, pod_uid=placement.pod_uid)
         entered = True
         if placement.node_rank == 0:
             remove_unpublished(plan, gate)
+        else:
+            wait_for_name(placement.master_address, is_stopped=lambda: children.stopping)
+            if children.stopping:
+                raise JobFailure(Reason.PREEMPTED, "stopped before node 0 started")
+            fence.wait_for_node_zero(plan)
         finished = finished_before(plan)
         if finished:
             log.info("an earlier attempt has trained and published everything")

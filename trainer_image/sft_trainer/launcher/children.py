@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from sft_trainer.stop import StopSignal
+
 _KILL_MARGIN_SECONDS = 3
 """Left of the grace period for writing the outcome."""
 
@@ -16,13 +18,16 @@ _KILL_MARGIN_SECONDS = 3
 class Children:
     """Runs children; on SIGTERM passes it on, and kills what does not end within the grace period."""
 
-    def __init__(self, *, grace_seconds: int, scratch: Path) -> None:
+    def __init__(self, *, grace_seconds: int, scratch: Path, stop: StopSignal) -> None:
+        """Takes the place of `stop`, which has listened since the process began."""
         self._child: subprocess.Popen[bytes] | None = None
         self._grace_seconds = grace_seconds
         self._stopped_at: float | None = None
         self._temporary = scratch / "tmp"
         self._temporary.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, self._on_stop)
+        if stop.received:
+            self._stopped_at = time.monotonic() - stop.seconds_ago
 
     @property
     def stopping(self) -> bool:

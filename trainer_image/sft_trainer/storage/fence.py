@@ -50,7 +50,7 @@ def enter(plan: LaunchPlan, *, node_rank: int, pod_uid: str | None) -> Fence:
     """Claims this attempt for this launcher.
 
     Raises JobFailure: SUPERSEDED where the attempt, or a later one, was claimed before; STORAGE_REFUSED where
-    storage or an output belongs to another job; STORAGE_UNAVAILABLE where it can't be written or isn't shared.
+    storage or an output belongs to another job; STORAGE_UNAVAILABLE where it can't be written.
     """
     storage = Path(plan.storage)
     fence = Fence(storage, plan.job.uid, plan.attempt)
@@ -64,8 +64,6 @@ def enter(plan: LaunchPlan, *, node_rank: int, pod_uid: str | None) -> Fence:
         fence.check()
         if node_rank == 0:
             _own(plan)
-        else:
-            _wait_for_node_zero(plan)
     except OSError as error:
         raise JobFailure(
             Reason.STORAGE_UNAVAILABLE,
@@ -133,8 +131,11 @@ def _own(plan: LaunchPlan) -> None:
     _refuse_foreign_storage(plan)
 
 
-def _wait_for_node_zero(plan: LaunchPlan) -> None:
-    """Storage is shared if node 0's claim of this attempt shows up here."""
+def wait_for_node_zero(plan: LaunchPlan) -> None:
+    """Storage is shared if the claim of node 0, which runs by now, shows up here.
+
+    Raises JobFailure(STORAGE_UNAVAILABLE) where it doesn't.
+    """
     claim = names.node_claim(Path(plan.storage), plan.attempt, 0)
     deadline = time.monotonic() + _SHARED_WITHIN_SECONDS
     while not claim.exists():
