@@ -339,7 +339,7 @@ def test_a_suspended_job_saves_and_goes_on_when_it_is_wanted_again(own: Room, un
     own.until_step(3)
     own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":true}}}')
     status = own.until_phase("Suspended")
-    assert own.items("pods") == []
+    own.until(lambda: own.items("pods") == [])
     (first,) = status["attempts"]["history"]
     assert (first["reason"], first["savedStep"]) == ("Preempted", first["lastStep"])
     own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":false}}}')
