@@ -58,7 +58,7 @@ cluster-demo: $(INSTALLED) ## The same job on such a cluster, by the chart and k
 cluster-packages: $(INSTALLED)
 	@$(BIN)/python -m cluster packages
 
-images: $(INSTALLED) ## Build both images, and push it where a cluster is up
+images: $(INSTALLED) ## Build both images, and push them where a cluster is up
 	@$(BIN)/python -m cluster images
 
 lint: $(INSTALLED) ## Format, style, types, room directions, generated files
