@@ -16,7 +16,7 @@ from api_proxy import kill
 from e2e.held_out import assistant_loss
 from e2e.local_run import LocalRun, assert_bit_equal, fingerprint
 from operator_room import Room, room, small_job
-from real_cluster import Cluster, needs_root_on_linux, run_tool
+from real_cluster import PATIENCE_SECONDS, Cluster, needs_root_on_linux, run_tool
 from transformers import AutoModelForCausalLM
 
 from cluster.parts import parts, pid_of
@@ -24,6 +24,8 @@ from cluster.place import cache_folder, cluster_folder
 from examples.tickets import tickets
 
 pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).resolve().parents[2]
 
 _numbers = itertools.count(1)
 
@@ -364,3 +366,36 @@ def test_a_job_waits_for_pytorchjobs_and_starts_when_they_are_installed(own: Roo
         own.cluster.kubectl("create", "--filename=-", stdin=json.dumps(again | {"metadata": metadata}))
     own.until_phase("Running")
     assert not own.condition("Stalled")
+
+
+def test_the_chart_brings_an_operator_that_runs_a_job_and_leaves_nothing_when_it_goes(own: Room) -> None:
+    system = f"{own.namespace}-system"
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    own.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system, "labels": restricted}})
+
+    def helm(*arguments: str) -> None:
+        command = [str(own.cluster.folder / "bin" / "helm"), f"--kubeconfig={own.cluster.folder / 'kubeconfig'}"]
+        done = subprocess.run(
+            [*command, f"--namespace={system}", *arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        )
+        assert done.returncode == 0, done.stderr + own.cluster.kubectl("describe", "pods", f"--namespace={system}")
+
+    try:
+        helm(
+            *("install", "sft-operator", str(ROOT / "charts" / "sft-operator"), "--wait", "--timeout=10m"),
+            "--set=image=localhost:5000/sft-operator:dev",
+            f"--set=trainer.image={Cluster.image}",
+            f"--set=watchNamespaces={{{own.namespace}}}",
+        )
+        own.apply(small_job())
+        # Its progress is asked for on the pod's own address: from outside it goes through the API server.
+        own.until(lambda: own.status().get("progress", {}).get("stage"))
+        assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
+        helm("uninstall", "sft-operator", "--wait")
+        kinds = "all,serviceaccounts,roles,rolebindings,leases,networkpolicies"
+        left = own.cluster.kubectl("get", kinds, f"--namespace={system}", "--output=name")
+        assert left == "serviceaccount/default\n"
+        own.kubectl("delete", "sftjob", "small")
+        own.until(lambda: own.kubectl("get", "all,roles,rolebindings,networkpolicies", "--output=name") == "")
+    finally:
+        own.cluster.kubectl("delete", "namespace", system)
