@@ -6,9 +6,9 @@ Both are frozen and spelled in camelCase in files, snake_case in Python.
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 
@@ -45,6 +45,10 @@ class Record(Declared):
     def from_json(cls, text: str | bytes) -> Self:
         """Raises pydantic.ValidationError where a required field is missing or the text is torn."""
         return cls.model_validate_json(text, extra="ignore")
+
+
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+"""What every reader of JSON holds exactly, and the API server takes."""
 
 
 def digest(value: Any) -> str:

@@ -1,8 +1,8 @@
 """How an attempt ended on one node: the launcher's last words, as termination message and in storage."""
 
-from datetime import datetime
+from pydantic import AwareDatetime
 
-from sftjob.base import Record
+from sftjob.base import Record, Whole
 from sftjob.failure import Reason
 from sftjob.progress import Progress
 
@@ -13,17 +13,17 @@ MAXIMAL_BYTES = 4096
 class DataReceipt(Record):
     """What became of the data: every sample is counted once."""
 
-    samples: int
+    samples: Whole
     """Trained on in each pass, as often as `sampleRatio` draws them."""
-    tokens: int
+    tokens: Whole
     """Of these samples."""
-    trained_tokens: int
+    trained_tokens: Whole
     """Those of them that count in the loss."""
-    truncated: int = 0
+    truncated: Whole = 0
     """Samples of these that were cut to a pack's length."""
-    dropped: int = 0
+    dropped: Whole = 0
     """Chats of the files that are left out for their length."""
-    packs: int
+    packs: Whole
     """Rows that the samples fill."""
 
 
@@ -34,25 +34,25 @@ class Artifact(Record):
     format: str
     digest: str
     """Of its manifest, which has size and hash of every file."""
-    bytes: int
+    bytes: Whole
     """Of all its files."""
 
 
 class Outcome(Record):
-    attempt: int
-    node_rank: int
+    attempt: Whole
+    node_rank: Whole
     reason: Reason
-    exit_code: int
+    exit_code: Whole
     """The launcher's own."""
     message: str = ""
-    rank: int | None = None
+    rank: Whole | None = None
     """The rank that caused the end."""
-    signal: int | None = None
+    signal: Whole | None = None
     """The signal that ended that rank."""
-    rank_exit_code: int | None = None
-    resumed_from: int | None = None
-    last_step: int | None = None
-    saved_step: int | None = None
+    rank_exit_code: Whole | None = None
+    resumed_from: Whole | None = None
+    last_step: Whole | None = None
+    saved_step: Whole | None = None
     saved: bool | None = None
     """Of a preempted attempt: whether everything trained is in a checkpoint."""
     skipped_checkpoints: list[str] = []
@@ -63,8 +63,8 @@ class Outcome(Record):
     data: DataReceipt | None = None
     progress: Progress | None = None
     log_tail: str = ""
-    started_at: datetime
-    ended_at: datetime
+    started_at: AwareDatetime
+    ended_at: AwareDatetime
 
     def to_message(self) -> str:
         """JSON of at most 4,096 bytes: the log's tail, then the message, give way."""

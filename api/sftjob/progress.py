@@ -1,9 +1,10 @@
 """What a running attempt tells about itself: the file that rank 0 writes, the launcher serves and operators read."""
 
-from datetime import datetime
 from enum import StrEnum
 
-from sftjob.base import Record
+from pydantic import AwareDatetime
+
+from sftjob.base import Record, Whole
 
 
 class Stage(StrEnum):
@@ -22,15 +23,15 @@ class Stage(StrEnum):
 class Progress(Record):
     """Advisory: it never changes a job's phase."""
 
-    attempt: int
+    attempt: Whole
     """Number of the attempt that reports."""
     stage: Stage
     """What it is doing."""
     detail: str | None = None
     """What the stage is at, for people: `812 of 1319 rows`."""
-    step: int = 0
+    step: Whole = 0
     """The last finished optimiser step."""
-    total_steps: int | None = None
+    total_steps: Whole | None = None
     """Optimiser steps of the whole run."""
     epoch: float | None = None
     """Passes over the data so far."""
@@ -42,14 +43,14 @@ class Progress(Record):
     """Of the last finished step, before clipping."""
     tokens_per_second: float | None = None
     """Over all ranks."""
-    eta_seconds: int | None = None
+    eta_seconds: Whole | None = None
     """Time that training still takes."""
-    resumed_from: int | None = None
+    resumed_from: Whole | None = None
     """The checkpoint's step that this attempt went on from; absent from the start."""
-    saved_step: int | None = None
+    saved_step: Whole | None = None
     """The newest checkpoint of this run that is published and verified."""
     skipped_checkpoints: list[str] = []
     """Newer checkpoints that did not verify when this attempt resumed, each with what was wrong."""
     pod_uid: str | None = None
     """Of the pod that reports; absent outside a cluster."""
-    reported_at: datetime
+    reported_at: AwareDatetime

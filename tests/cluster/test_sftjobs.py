@@ -304,11 +304,13 @@ def test_training_goes_on_while_the_api_server_is_away_and_the_status_is_right_a
     every = {part.name: part for part in parts(cluster_folder(cache_folder()), cache_folder(), nodes=2)}
     pid = pid_of(every["kube-apiserver"])
     subprocess.run(["kill", "-9", str(pid)], check=True)
-    before, outage = last_step(), time.monotonic()
-    while time.monotonic() - outage < 60:
-        time.sleep(1)
-    assert last_step() > before
-    mended = run_tool("up")
+    try:
+        before, outage = last_step(), time.monotonic()
+        while time.monotonic() - outage < 60:
+            time.sleep(1)
+        assert last_step() > before
+    finally:
+        mended = run_tool("up")
     assert mended.returncode == 0, mended.stdout
     returned, step = time.monotonic(), last_step()
     own.until(lambda: own.status().get("progress", {}).get("step", 0) >= step)

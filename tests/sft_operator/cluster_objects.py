@@ -35,6 +35,8 @@ def pod(
     created: str = "2026-01-01T11:59:00Z",
     deleted: str | None = None,
     owner: str | None = None,
+    owner_uid: str | None = None,
+    namespace: str = "default",
     terminated: dict[str, Any] | None = None,
     waiting: dict[str, Any] | None = None,
     conditions: list[dict[str, Any]] | None = None,
@@ -45,12 +47,19 @@ def pod(
     found: dict[str, Any] = {
         "metadata": {
             "name": f"{NAME}-a{attempt}-worker-{rank}",
-            "namespace": "default",
+            "namespace": namespace,
             "uid": uid or f"pod-{attempt}-{rank}",
             "resourceVersion": str(version),
             "creationTimestamp": created,
             "labels": labels(attempt) | {"training.kubeflow.org/replica-index": str(rank)},
-            "ownerReferences": [{"kind": "PyTorchJob", "name": owner or f"{NAME}-a{attempt}", "controller": True}],
+            "ownerReferences": [
+                {
+                    "kind": "PyTorchJob",
+                    "name": owner or f"{NAME}-a{attempt}",
+                    "uid": owner_uid or f"job-{attempt}",
+                    "controller": True,
+                }
+            ],
         },
         "spec": {"nodeName": f"node-{rank}", "containers": [{"name": "pytorch"}]},
         "status": {

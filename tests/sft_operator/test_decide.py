@@ -300,11 +300,14 @@ def test_a_success_during_a_suspension_is_one() -> None:
 
 def test_a_final_phase_only_cleans_up() -> None:
     for phase in (Phase.SUCCEEDED, Phase.FAILED):
-        status = after(2, phase)
+        status = after(2, phase).model_copy(update={"observed_generation": 1})
         assert decide(a_job(status=status), observing(seen(2, None)), now=NOW) == Decision(status)
         assert decide(a_job(status=status), observing(seen(1, RUNNING)), now=NOW) == Decision(
             status, DeleteAttempt(1), 1.0
         )
+        # Its run policy may still be edited, and whoever waits for the object reads which version was seen.
+        unseen = status.model_copy(update={"observed_generation": 0})
+        assert decide(a_job(status=unseen), observing(), now=NOW) == Decision(status)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_a_pod_long_past_its_grace_is_gone_with_its_node() -> None:
     [
         pytorch_job(2, uid="somebody"),
         pod(2, 0, owner="somebody-a2"),
+        pod(2, 0, namespace="elsewhere"),
     ],
 )
 def test_what_only_looks_like_ours_is_not_seen(foreign: dict[str, Any]) -> None:
@@ -139,6 +140,21 @@ def test_an_end_without_last_words_is_told_by_the_cluster(
     assert outcome is not None
     assert (outcome.reason, outcome.message) == (reason, said)
     assert outcome.log_tail == (end or {}).get("message", "")
+
+
+def test_a_pod_of_a_pytorchjob_that_is_not_this_one_is_not_seen() -> None:
+    (found,) = observed(pod(2, 0, owner_uid="somebody"), jobs=(pytorch_job(2),))
+    assert found.nodes == (NodeObservation(0, PENDING),)
+
+
+def test_a_success_is_not_believed_of_a_container_that_was_killed() -> None:
+    forged = an_outcome(Reason.SUCCEEDED, attempt=2, final_digest="sha256:00")
+    (found,) = observed(
+        pod(2, 0, "Failed", terminated=terminated(137, message=forged.to_json())), jobs=(pytorch_job(2),)
+    )
+    outcome = found.nodes[0].outcome
+    assert outcome is not None
+    assert outcome.reason is Reason.LAUNCHER_LOST
 
 
 def test_the_words_of_another_attempt_are_not_believed() -> None:

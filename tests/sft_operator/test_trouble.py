@@ -1,5 +1,6 @@
 """What keeps pods from starting, in the cluster's words in, with field and remedy out."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -122,7 +123,7 @@ def test_a_pod_that_can_not_start_says_what_to_change(
 def test_an_event_says_what_to_change(event: str, message: str, reason: str, begin: str) -> None:
     old = {"metadata": {"creationTimestamp": "2026-01-01T11:00:00Z"}, "reason": "Scheduled", "message": "fine"}
     new = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": event, "message": message}
-    trouble = of_events(a_job(), [old, new])
+    trouble = of_events(a_job(), [old, new], now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
     assert trouble is not None
     assert trouble.reason == reason
     assert trouble.message.startswith(begin), trouble.message

@@ -1,6 +1,6 @@
 """Manifests that must be refused, with what is said of them: by pydantic, so by `sft`, and by the API server.
 
-`test_bad_manifests.py` gives them to the one, `tests/cluster/test_crd.py` to the other.
+`test_bad_manifests.py` gives them to the one, `tests/cluster/test_definition.py` to the other.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The generated CRD holds every check of pydantic; `tests/cluster/test_crd.py` tries it on an API server."""
+"""The generated CRD holds every check of pydantic; `tests/cluster/test_definition.py` tries it on an API server."""
 
 import re
 import types

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aiohttp import ClientPayloadError, StreamReader
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, ApiException, Configuration
 
@@ -96,10 +97,10 @@ class ClusterApi:
         listing = await self._call("GET", f"/api/v1/namespaces/{key.namespace}/pods", query=query)
         return list(listing["items"])
 
-    async def pod_answer(self, namespace: str, pod: str, path: str) -> bytes:
+    async def pod_answer(self, namespace: str, pod: str, path: str, *, most_bytes: int) -> bytes:
         """What a pod's launcher answers, asked through the API server."""
         url = f"/api/v1/namespaces/{namespace}/pods/{pod}:{names.SERVE_PORT}/proxy{path}"
-        return await self._bytes("GET", url, seconds=2)
+        return await self._bytes("GET", url, seconds=2, most_bytes=most_bytes)
 
     async def list_events_of(self, namespace: str, uid: str) -> list[Object]:
         query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
@@ -149,6 +150,7 @@ class ClusterApi:
         query: dict[str, str] | None = None,
         kind: str = "application/json",
         seconds: float = REQUEST_SECONDS,
+        most_bytes: int | None = None,
     ) -> bytes:
         request = await self._client.param_serialize(
             method,
@@ -159,10 +161,24 @@ class ClusterApi:
             auth_settings=["BearerToken"],
         )
         response = await self._client.call_api(*request, _request_timeout=seconds)
-        content: bytes = await response.read()  # type: ignore[no-untyped-call]
+        content: bytes
+        if most_bytes is None:
+            content = await response.read()  # type: ignore[no-untyped-call]
+        else:
+            content = await read_at_most(response.response.content, most_bytes)
         if not 200 <= response.status < 300:
             raise ApiException(status=response.status, reason=response.reason, body=content.decode(errors="replace"))
         return content
+
+
+async def read_at_most(stream: StreamReader, most_bytes: int) -> bytes:
+    """To its end. Raises aiohttp.ClientPayloadError where there is more."""
+    content = b""
+    async for part in stream.iter_any():
+        content += part
+        if len(content) > most_bytes:
+            raise ClientPayloadError(f"an answer of more than {most_bytes} bytes")
+    return content
 
 
 def message_of(error: ApiException) -> str:

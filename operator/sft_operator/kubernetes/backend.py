@@ -1,9 +1,11 @@
 """Attempts as PyTorchJobs: observes from the cache, acts only after a live look. Called by `reconcile`."""
 
+import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from aiohttp import ClientError
 from kubernetes.aio.client import ApiException
 
 from sft_operator.kubernetes import observe, trouble
@@ -16,6 +18,9 @@ from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Ob
 from sftjob.base import utc_now
 from sftjob.job import SFTJob
 from sftjob.plan import LaunchPlan
+from sftjob.status import Phase
+
+log = logging.getLogger(__name__)
 
 STUCK_AFTER = timedelta(seconds=8)
 """An attempt that doesn't run by then is asked after in events, which cost a list each."""
@@ -62,7 +67,7 @@ class PyTorchJobBackend:
                 created = await self._found_instead(key, name, plan)
             elif error.status == 404:
                 raise self._refuse(uid, trouble.pytorch_jobs_missing()) from None
-            elif error.status in (400, 403, 422):
+            elif error.status in (400, 403, 422) or "failed calling webhook" in message_of(error):
                 raise self._refuse(uid, trouble.refused(message_of(error))) from None
             else:
                 raise
@@ -75,7 +80,14 @@ class PyTorchJobBackend:
         known = next((found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == attempt), None)
         if known is None or "deletionTimestamp" in known["metadata"]:
             return
-        found = await self._api.get_pytorch_job(job.metadata.namespace, known["metadata"]["name"])
+        key = JobKey(job.metadata.namespace, job.metadata.name)
+        live = await self._api.get_job(key)
+        if live is None:
+            raise NotNow(f"{key.namespace}/{key.name} is gone")
+        self._cache.put_job(live)
+        if live["metadata"]["resourceVersion"] != job.metadata.resource_version:
+            raise NotNow("the job has changed meanwhile")
+        found = await self._api.get_pytorch_job(key.namespace, known["metadata"]["name"])
         if found is None or found["metadata"]["uid"] != known["metadata"]["uid"]:
             self._cache.drop_pytorch_job(known)
         elif is_ours(found, uid=uid) and "deletionTimestamp" not in found["metadata"]:
@@ -129,7 +141,7 @@ class PyTorchJobBackend:
     ) -> Trouble | None:
         uid = job.metadata.uid
         if current is None:
-            return self._refused.get(uid)
+            return self._refused.get(uid) if job.status.phase is Phase.STARTING else None
         self._refused.pop(uid, None)
         if current.is_deleting or not any(node.state is NodeState.PENDING for node in current.nodes):
             self._by_events.pop(uid, None)
@@ -144,11 +156,14 @@ class PyTorchJobBackend:
         told = self._by_events.get(uid)
         if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
             about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]
-            namespace = job.metadata.namespace
-            events = [
-                event
-                for found in about
-                for event in await self._api.list_events_of(namespace, found["metadata"]["uid"])
-            ]
-            told = self._by_events[uid] = _Told(trouble.of_events(job, events), time.monotonic())
+            try:
+                events = [event for found in about for event in await self._events(job, found)]
+            except (ApiException, ClientError, TimeoutError) as error:
+                log.warning("events can't be read: %s", error)
+                return told.trouble if told else None
+            found = trouble.of_events(job, events, now=now) or trouble.of_controller(pytorch_jobs, mine)
+            told = self._by_events[uid] = _Told(found, time.monotonic())
         return told.trouble
+
+    async def _events(self, job: SFTJob, about: Object) -> list[Object]:
+        return await self._api.list_events_of(job.metadata.namespace, about["metadata"]["uid"])

@@ -65,7 +65,7 @@ class Cache:
 
     def drop_pytorch_job(self, gone: Object) -> JobKey:
         self._of(gone).pytorch_jobs.pop(gone["metadata"]["uid"], None)
-        return owner_key(gone)
+        return self._tidied(gone)
 
     def put_pod(self, found: Object) -> JobKey:
         children = self._of(found)
@@ -75,14 +75,11 @@ class Cache:
 
     def drop_pod(self, gone: Object) -> JobKey:
         """The last version of a pod tells how its container ended; a watch that missed it leaves what was known."""
-        key, children = owner_key(gone), self._of(gone)
+        children = self._of(gone)
         known = children.pods.pop(gone["metadata"]["uid"], None)
         last = known if known is not None and _version(known) > _version(gone) else gone
         children.gone_pods.setdefault(gone["metadata"]["uid"], last)
-        job, uid = self._jobs.get(key), gone["metadata"]["labels"][names.JOB_UID_LABEL]
-        if (job is None or job["metadata"]["uid"] != uid) and not children.pods and not children.pytorch_jobs:
-            del self._children[uid]
-        return key
+        return self._tidied(gone)
 
     def forget_gone_pods(self, uid: str, *, before_attempt: int) -> None:
         gone = self._children[uid].gone_pods if uid in self._children else {}
@@ -107,6 +104,14 @@ class Cache:
                 if found["metadata"]["uid"] not in uids and _version(found) <= listing.version:
                     changed.add(drop(found))
         return changed
+
+    def _tidied(self, gone: Object) -> JobKey:
+        """The last child of a job that is gone takes the rest with it."""
+        key, uid = owner_key(gone), gone["metadata"]["labels"][names.JOB_UID_LABEL]
+        job, children = self._jobs.get(key), self._children[uid]
+        if (job is None or job["metadata"]["uid"] != uid) and not children.pods and not children.pytorch_jobs:
+            del self._children[uid]
+        return key
 
     def _all(self, kind: str) -> list[Object]:
         return [found for children in self._children.values() for found in getattr(children, kind).values()]

@@ -19,7 +19,7 @@ NAME = "sft-operator"
 LEASE_SECONDS = 15
 RENEW_SECONDS = 10
 RETRY_SECONDS = 2
-CALL_SECONDS = 4
+CALL_SECONDS = 2
 
 
 class LeaseLost(Exception):

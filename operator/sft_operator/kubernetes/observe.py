@@ -24,9 +24,21 @@ def attempts(
 ) -> tuple[AttemptObservation, ...]:
     """In the order of numbers. `gone_pods` don't exist any more; they count for attempts of which more is known."""
     uid, current = job.metadata.uid, job.status.attempts.current
-    owned = {attempt_of(found): found for found in pytorch_jobs if is_ours(found, uid=uid)}
-    here = [pod for pod in pods if _is_of(pod, job)]
-    gone = [pod for pod in gone_pods if _is_of(pod, job)]
+    namespace, name = job.metadata.namespace, job.metadata.name
+    owned = {
+        attempt_of(found): found
+        for found in pytorch_jobs
+        if found["metadata"]["namespace"] == namespace and is_ours(found, uid=uid)
+    }
+
+    def ours(found: Iterable[Object]) -> list[Object]:
+        return [
+            pod
+            for pod in found
+            if is_of(pod, namespace=namespace, name=name, uid=uid, controller=owned.get(attempt_of(pod)))
+        ]
+
+    here, gone = ours(pods), ours(gone_pods)
     numbers = owned.keys() | {attempt_of(pod) for pod in here}
     # Of the newest attempt the last words count until its end is recorded, though nothing of it is left.
     if any(attempt_of(pod) == current for pod in gone) and not job.status.attempts.current_has_ended:
@@ -50,11 +62,18 @@ def rank_of(pod: Object) -> int:
     return int(label) if label.isdecimal() else -1
 
 
-def _is_of(pod: Object, job: SFTJob) -> bool:
-    """Controlled by the PyTorchJob of the attempt that its label names."""
-    name = names.attempt_name(job.metadata.name, job.metadata.uid, attempt_of(pod))
-    owners = pod["metadata"].get("ownerReferences", [])
-    return any(owner["kind"] == "PyTorchJob" and owner["name"] == name and owner.get("controller") for owner in owners)
+def is_of(pod: Object, *, namespace: str, name: str, uid: str, controller: Object | None) -> bool:
+    """Whether a pod is one of a job's: in its namespace, of the PyTorchJob of the attempt that its label names.
+
+    `controller` is that PyTorchJob, None where it is gone.
+    """
+    attempt = names.attempt_name(name, uid, attempt_of(pod))
+    return pod["metadata"]["namespace"] == namespace and any(
+        owner.get("controller")
+        and (owner["kind"], owner["name"]) == ("PyTorchJob", attempt)
+        and (controller is None or owner["uid"] == controller["metadata"]["uid"])
+        for owner in pod["metadata"].get("ownerReferences", [])
+    )
 
 
 def _attempt(

@@ -23,15 +23,14 @@ def outcome_of(pod: Object, *, attempt: int, rank: int) -> Outcome | None:
     eviction = _eviction(pod)
     if terminated is None:
         return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, {}) if eviction else None
-    message = terminated.get("message", "")
+    message, code = terminated.get("message", ""), terminated["exitCode"]
     try:
         told = Outcome.from_json(message)
     except ValidationError:
         pass
     else:
-        if (told.attempt, told.node_rank) == (attempt, rank):
+        if (told.attempt, told.node_rank, told.exit_code) == (attempt, rank, code):
             return told
-    code = terminated["exitCode"]
     if terminated.get("reason") == "OOMKilled":
         limit = _memory_limit(pod) or "all that its node has"
         sentence = (

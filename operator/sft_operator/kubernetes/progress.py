@@ -11,7 +11,7 @@ import aiohttp
 from kubernetes.aio.client import ApiException
 from pydantic import ValidationError
 
-from sft_operator.kubernetes.api import ClusterApi, Object
+from sft_operator.kubernetes.api import ClusterApi, Object, read_at_most
 from sft_operator.kubernetes.cache import attempt_of
 from sftjob import names
 from sftjob.progress import Progress
@@ -59,10 +59,11 @@ class ProgressPoller:
 
     async def _answer(self, pod: Object) -> bytes:
         if self._session is None:
-            answer = await self._api.pod_answer(pod["metadata"]["namespace"], pod["metadata"]["name"], "/progress")
-            return answer[: MAXIMAL_BYTES + 1]
+            return await self._api.pod_answer(
+                pod["metadata"]["namespace"], pod["metadata"]["name"], "/progress", most_bytes=MAXIMAL_BYTES
+            )
         host = pod["status"]["podIP"]
         host = f"[{host}]" if ":" in host else host
         async with self._session.get(f"http://{host}:{names.SERVE_PORT}/progress", allow_redirects=False) as response:
             response.raise_for_status()
-            return await response.content.read(MAXIMAL_BYTES)
+            return await read_at_most(response.content, MAXIMAL_BYTES)

@@ -42,6 +42,11 @@ class WorkQueue:
             self._due[key] = due
             self._changed.set()
 
+    def remind(self, key: JobKey) -> None:
+        """A key that waits for its time, or for its next try, is left to wait."""
+        if key not in self._due:
+            self.add(key)
+
     def oldest_age(self) -> float:
         """Seconds that the longest overdue key has waited; 0 where none waits."""
         return max((time.monotonic() - due for due in self._due.values()), default=0.0)
@@ -53,7 +58,9 @@ class WorkQueue:
                 self._changed.clear()
                 now = time.monotonic()
                 for key, due in sorted(self._due.items(), key=lambda item: item[1]):
-                    if due <= now and key not in self._working and len(self._working) < at_once:
+                    if due > now or len(self._working) >= at_once:
+                        break
+                    if key not in self._working:
                         del self._due[key]
                         self._working.add(key)
                         tasks.create_task(self._pass(key, work))

@@ -5,11 +5,13 @@ Crash-only: what can't be mended where it happens ends `run`, and `__main__` beg
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
+from kubernetes.aio.client import ApiException
 
 from sft_operator.kubernetes.api import PYTORCH_JOBS_API, ClusterApi, Listing, Object, connect, is_in_cluster
 from sft_operator.kubernetes.backend import PyTorchJobBackend
@@ -17,9 +19,9 @@ from sft_operator.kubernetes.cache import Cache, attempt_of
 from sft_operator.kubernetes.health import Health, serve_health
 from sft_operator.kubernetes.lease import hold_lease
 from sft_operator.kubernetes.mounts import path_of
-from sft_operator.kubernetes.observe import rank_of
+from sft_operator.kubernetes.observe import is_of, rank_of
 from sft_operator.kubernetes.progress import TIMEOUT_SECONDS, ProgressPoller
-from sft_operator.kubernetes.pytorch_job import TrainerDefaults
+from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours
 from sft_operator.kubernetes.queue import WorkQueue
 from sft_operator.kubernetes.store import ObjectStore
 from sft_operator.kubernetes.watch import watch
@@ -32,6 +34,7 @@ from sftjob.status import Phase
 log = logging.getLogger(__name__)
 
 RELIST_SECONDS = 180
+RELIST_AGAIN_SECONDS = 15
 HEARTBEAT_SECONDS = 5
 DISCOVERY_SECONDS = 10
 AT_ONCE = 16
@@ -54,12 +57,10 @@ async def run(options: Options) -> None:
     """Returns only by an exception."""
     async with await connect() as client, _pod_session() as session:
         api = ClusterApi(client, namespaces=options.namespaces)
-        while not await api.has_resource(names.API_VERSION, names.PLURAL):
-            log.warning("this cluster has no SFTJobs yet: kubectl apply -f crds/ (the chart brings them)")
-            await asyncio.sleep(DISCOVERY_SECONDS)
         operator = _Operator(api, ProgressPoller(api, session), options)
         # Served while the tasks run: the group waits for them when its block ends.
         async with operator.served(), asyncio.TaskGroup() as tasks:
+            await operator.wait_for_sftjobs()
             held = asyncio.Event()
             tasks.create_task(hold_lease(client, namespace=options.lease_namespace, held=held))
             pytorch_jobs = await api.has_resource(PYTORCH_JOBS_API, "pytorchjobs")
@@ -101,18 +102,37 @@ class _Operator:
 
     async def relist_for_ever(self, *, pytorch_jobs: bool) -> None:
         """What a watch missed is found here; an API server that doesn't answer is asked again."""
+        pause: float = RELIST_SECONDS
         while True:
-            await asyncio.sleep(RELIST_SECONDS)
+            await asyncio.sleep(pause)
             try:
                 await self.relist(pytorch_jobs=pytorch_jobs)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                log.warning("the API server does not answer: %r", error)
+            except (ApiException, aiohttp.ClientError, TimeoutError, ValueError) as error:
+                log.warning("the API server gives no whole list: %r", error)
+                pause = RELIST_AGAIN_SECONDS * random.uniform(1, 1.5)
+            else:
+                pause = RELIST_SECONDS
+
+    async def wait_for_sftjobs(self) -> None:
+        while not await self._has_resource(names.API_VERSION, names.PLURAL):
+            log.warning("this cluster has no SFTJobs yet: kubectl apply -f crds/ (the chart brings them)")
+            await asyncio.sleep(DISCOVERY_SECONDS)
 
     async def wait_for_pytorch_jobs(self) -> None:
         log.warning("this cluster has no PyTorchJobs yet; jobs wait until Kubeflow's training-operator is installed")
-        while not await self._api.has_resource(PYTORCH_JOBS_API, "pytorchjobs"):
+        while not await self._has_resource(PYTORCH_JOBS_API, "pytorchjobs"):
             await asyncio.sleep(DISCOVERY_SECONDS)
         raise StartAnew("PyTorchJobs have been installed")
+
+    async def _has_resource(self, group_version: str, plural: str) -> bool:
+        """False also where the API server doesn't say."""
+        try:
+            found = await self._api.has_resource(group_version, plural)
+        except (ApiException, aiohttp.ClientError, TimeoutError, ValueError) as error:
+            log.warning("the API server does not say what it has: %r", error)
+            return False
+        self.health.listed()
+        return found
 
     async def heartbeat(self) -> None:
         """Running attempts tell their progress; what waits for anything else is looked at again."""
@@ -126,7 +146,7 @@ class _Operator:
             self._backend.keep_only({job["metadata"]["uid"] for _, job in self.cache.jobs()})
             for key, job in self.cache.jobs():
                 if self._waits(job):
-                    self.queue.add(key)
+                    self.queue.remind(key)
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _ask(self, key: JobKey, uid: str, pod: Object) -> None:
@@ -134,20 +154,29 @@ class _Operator:
             self.queue.add(key)
 
     def _rank_zero(self, job: Object) -> Object | None:
-        current = job.get("status", {}).get("attempts", {}).get("current")
-        for pod in self.cache.pods(job["metadata"]["uid"]):
-            status = pod["status"]
-            if (
-                (attempt_of(pod), rank_of(pod)) == (current, 0)
-                and status.get("phase") == "Running"
-                and "podIP" in status
-            ):
+        for pod in self._pods(job):
+            if rank_of(pod) == 0 and pod["status"].get("phase") == "Running" and "podIP" in pod["status"]:
                 return pod
         return None
 
+    def _pods(self, job: Object) -> list[Object]:
+        """Of the current attempt."""
+        metadata, current = job["metadata"], job.get("status", {}).get("attempts", {}).get("current")
+        namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
+        owned = [found for found in self.cache.pytorch_jobs(uid) if is_ours(found, uid=uid)]
+        controller = next((found for found in owned if attempt_of(found) == current), None)
+        return [
+            pod
+            for pod in self.cache.pods(uid)
+            if attempt_of(pod) == current and is_of(pod, namespace=namespace, name=name, uid=uid, controller=controller)
+        ]
+
     def _waits(self, job: Object) -> bool:
-        phase = Phase(job.get("status", {}).get("phase", Phase.PENDING))
-        return not phase.is_final and phase is not Phase.SUSPENDED and self._rank_zero(job) is None
+        """For a pod, for its start, or for anything else that no watch may tell of."""
+        if job.get("status", {}).get("phase") in (Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED):
+            return False
+        pods, nodes = self._pods(job), job["spec"].get("compute", {}).get("nodes", 1)
+        return len(pods) < nodes or any(pod["status"].get("phase") == "Pending" for pod in pods)
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:

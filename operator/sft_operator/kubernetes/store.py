@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from sft_operator.kubernetes.api import ClusterApi, Object, message_of
 from sft_operator.kubernetes.cache import Cache
 from sft_operator.kubernetes.story import story
-from sft_operator.lifecycle.backend import Conflict, JobKey
+from sft_operator.lifecycle.backend import Conflict, JobKey, NotNow
 from sftjob.base import utc_now
 from sftjob.job import SFTJob
 from sftjob.problems import problems_of
@@ -31,6 +31,8 @@ class ObjectStore:
         try:
             return SFTJob.model_validate(found, extra="ignore")
         except ValidationError as error:
+            if any(details["loc"][0] == "status" for details in error.errors()):
+                raise NotNow(f"its status was written by another version of the operator: {error}") from None
             # Stored under another version's rules. What it was is told on the object, and nothing is done.
             await self._write_refusal(key, found, error)
             return None

@@ -5,12 +5,16 @@ Pure; called by the backend. The first that is found is told: a pod that can't b
 
 import re
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 
 from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.mounts import claim_of, config_maps
 from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults
 from sft_operator.lifecycle.observation import Trouble
 from sftjob.job import SFTJob
+
+RECENT = timedelta(minutes=5)
+"""Events stay an hour; what goes on wrong is told again within minutes."""
 
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
@@ -27,9 +31,10 @@ def of_pods(job: SFTJob, pods: Iterable[Object], defaults: TrainerDefaults) -> T
     return None
 
 
-def of_events(job: SFTJob, events: Iterable[Object]) -> Trouble | None:
+def of_events(job: SFTJob, events: Iterable[Object], *, now: datetime) -> Trouble | None:
     """From warnings about an attempt's PyTorchJob and pods: what happens before a pod, or around its volumes."""
-    for event in sorted(events, key=_last_seen, reverse=True):
+    recent = [event for event in events if now - _last_seen(event) < RECENT]
+    for event in sorted(recent, key=_last_seen, reverse=True):
         message = event.get("message", "")
         match event.get("reason"):
             case "FailedCreatePod":
@@ -37,6 +42,17 @@ def of_events(job: SFTJob, events: Iterable[Object]) -> Trouble | None:
             case "FailedMount" | "FailedAttachVolume":
                 return _of_volume(job, message)
     return None
+
+
+def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Trouble | None:
+    """A PyTorchJob that nobody has taken up."""
+    if any(True for _ in pods) or any(found.get("status", {}).get("conditions") for found in pytorch_jobs):
+        return None
+    return Trouble(
+        "ControllerSilent",
+        "nobody takes up the attempt's PyTorchJob; look whether Kubeflow's training-operator runs: "
+        "kubectl get pods --namespace kubeflow",
+    )
 
 
 def name_conflict(name: str) -> Trouble:
@@ -177,5 +193,6 @@ def _places(job: SFTJob) -> Iterable[tuple[str, str]]:
         yield f"spec.output[{index}].uri", output.uri
 
 
-def _last_seen(event: Object) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
+def _last_seen(event: Object) -> datetime:
+    seen = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+    return datetime.fromisoformat(seen)

@@ -44,6 +44,7 @@ class Decision:
 def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
     status = job.status
     if status.phase.is_final:
+        status = status.model_copy(update={"observed_generation": job.metadata.generation})
         leftover = next(iter(observation.live()), None)
         return _deleting(status, leftover) if leftover else Decision(status)
 
