@@ -30,6 +30,11 @@ ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def definition(cluster: Cluster) -> None:
+    cluster.kubectl("apply", "--server-side", f"--filename={ROOT / 'crds' / 'sftjobs.sftjob.dev.yaml'}")
+
+
 @pytest.fixture
 def own(cluster: Cluster, tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[Room]:
     with room(cluster, f"room-{next(_numbers)}", tmp_path, model=smollm2, chats=chats) as made:
