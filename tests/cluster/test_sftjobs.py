@@ -400,8 +400,8 @@ def test_the_chart_brings_an_operator_that_runs_a_job_and_leaves_nothing_when_it
         assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
         helm("uninstall", "sft-operator", "--wait")
         kinds = "all,serviceaccounts,roles,rolebindings,leases,networkpolicies"
-        left = own.cluster.kubectl("get", kinds, f"--namespace={system}", "--output=name")
-        assert left == "serviceaccount/default\n"
+        left = ("get", kinds, f"--namespace={system}", "--output=name")
+        own.until(lambda: own.cluster.kubectl(*left) == "serviceaccount/default\n")
         own.kubectl("delete", "sftjob", "small")
         own.until(lambda: own.kubectl("get", "all,roles,rolebindings,networkpolicies", "--output=name") == "")
     finally:
