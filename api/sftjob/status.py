@@ -137,3 +137,9 @@ class SFTJobStatus(Record):
     artifacts: list[Artifact] = []
     """What the job has written, once it succeeded."""
     columns: Columns = Columns()
+
+    @property
+    def saved_step(self) -> int | None:
+        """Of the newest checkpoint, of the running attempt or of one that has ended; None before the first."""
+        live = self.progress.saved_step if self.progress else None
+        return max((step for step in (live, self.attempts.saved_step) if step is not None), default=None)

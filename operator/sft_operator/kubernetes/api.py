@@ -100,7 +100,7 @@ class ClusterApi:
     async def pod_answer(self, namespace: str, pod: str, path: str, *, most_bytes: int) -> bytes:
         """What a pod's launcher answers, asked through the API server."""
         url = f"/api/v1/namespaces/{namespace}/pods/{pod}:{names.SERVE_PORT}/proxy{path}"
-        return await self._bytes("GET", url, seconds=2, most_bytes=most_bytes)
+        return await self._bytes("GET", url, most_bytes=most_bytes)
 
     async def list_events_of(self, namespace: str, uid: str) -> list[Object]:
         query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
@@ -149,7 +149,6 @@ class ClusterApi:
         body: Any = None,
         query: dict[str, str] | None = None,
         kind: str = "application/json",
-        seconds: float = REQUEST_SECONDS,
         most_bytes: int | None = None,
     ) -> bytes:
         request = await self._client.param_serialize(
@@ -160,7 +159,7 @@ class ClusterApi:
             body=body,
             auth_settings=["BearerToken"],
         )
-        response = await self._client.call_api(*request, _request_timeout=seconds)
+        response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
         content: bytes
         if most_bytes is None:
             content = await response.read()  # type: ignore[no-untyped-call]

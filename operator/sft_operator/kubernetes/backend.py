@@ -106,11 +106,11 @@ class PyTorchJobBackend:
         if live is None or live["metadata"]["uid"] != uid or "deletionTimestamp" in live["metadata"]:
             raise NotNow(f"{key.namespace}/{key.name} is gone")
         self._cache.put_job(live)
-        stored = SFTJob.model_validate(live, extra="ignore").status.attempts
+        job = SFTJob.model_validate(live, extra="ignore")
+        stored = job.status.attempts
         if stored.current != attempt or stored.current_has_ended:
             raise NotNow(f"attempt {attempt} is over: the job is at attempt {stored.current}")
         pods = await self._api.list_pods_of(key, uid)
-        job = SFTJob.model_validate(live, extra="ignore")
         others = observe.attempts(job, pytorch_jobs=[], pods=pods, gone_pods=[], now=utc_now())
         alive = [other.number for other in others if other.number != attempt and other.is_live]
         if alive:

@@ -4,7 +4,7 @@ An attempt ends by its pods, never by its PyTorchJob's word: the controller coun
 deleted and still saves.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from sft_operator.kubernetes.api import Object
@@ -13,7 +13,7 @@ from sft_operator.kubernetes.pod_end import outcome_of
 from sft_operator.kubernetes.pytorch_job import RANK_LABEL, has_finished, is_ours
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob import names
-from sftjob.job import SFTJob
+from sftjob.job import ObjectMeta, SFTJob
 
 LOST_AFTER = timedelta(seconds=60)
 """Past its grace: a kubelet that lives would have killed it. The fence in storage keeps a zombie from doing harm."""
@@ -23,22 +23,8 @@ def attempts(
     job: SFTJob, *, pytorch_jobs: Iterable[Object], pods: Iterable[Object], gone_pods: Iterable[Object], now: datetime
 ) -> tuple[AttemptObservation, ...]:
     """In the order of numbers. `gone_pods` don't exist any more; they count for attempts of which more is known."""
-    uid, current = job.metadata.uid, job.status.attempts.current
-    namespace, name = job.metadata.namespace, job.metadata.name
-    owned = {
-        attempt_of(found): found
-        for found in pytorch_jobs
-        if found["metadata"]["namespace"] == namespace and is_ours(found, uid=uid)
-    }
-
-    def ours(found: Iterable[Object]) -> list[Object]:
-        return [
-            pod
-            for pod in found
-            if is_of(pod, namespace=namespace, name=name, uid=uid, controller=owned.get(attempt_of(pod)))
-        ]
-
-    here, gone = ours(pods), ours(gone_pods)
+    current, owned = job.status.attempts.current, own_pytorch_jobs(job.metadata, pytorch_jobs)
+    here, gone = own_pods(job.metadata, pods, owned), own_pods(job.metadata, gone_pods, owned)
     numbers = owned.keys() | {attempt_of(pod) for pod in here}
     # Of the newest attempt the last words count until its end is recorded, though nothing of it is left.
     if any(attempt_of(pod) == current for pod in gone) and not job.status.attempts.current_has_ended:
@@ -62,15 +48,28 @@ def rank_of(pod: Object) -> int:
     return int(label) if label.isdecimal() else -1
 
 
-def is_of(pod: Object, *, namespace: str, name: str, uid: str, controller: Object | None) -> bool:
-    """Whether a pod is one of a job's: in its namespace, of the PyTorchJob of the attempt that its label names.
+def own_pytorch_jobs(job: ObjectMeta, found: Iterable[Object]) -> dict[int, Object]:
+    """Those of a job, by attempt."""
+    return {
+        attempt_of(one): one
+        for one in found
+        if one["metadata"]["namespace"] == job.namespace and is_ours(one, uid=job.uid)
+    }
 
-    `controller` is that PyTorchJob, None where it is gone.
+
+def own_pods(job: ObjectMeta, found: Iterable[Object], pytorch_jobs: Mapping[int, Object]) -> list[Object]:
+    """Those of a job: in its namespace, controlled by the PyTorchJob of the attempt that their label names.
+
+    Of a PyTorchJob that is gone the name has to do.
     """
-    attempt = names.attempt_name(name, uid, attempt_of(pod))
-    return pod["metadata"]["namespace"] == namespace and any(
+    return [pod for pod in found if _is_own(job, pod, pytorch_jobs.get(attempt_of(pod)))]
+
+
+def _is_own(job: ObjectMeta, pod: Object, controller: Object | None) -> bool:
+    name = names.attempt_name(job.name, job.uid, attempt_of(pod))
+    return pod["metadata"]["namespace"] == job.namespace and any(
         owner.get("controller")
-        and (owner["kind"], owner["name"]) == ("PyTorchJob", attempt)
+        and (owner["kind"], owner["name"]) == ("PyTorchJob", name)
         and (controller is None or owner["uid"] == controller["metadata"]["uid"])
         for owner in pod["metadata"].get("ownerReferences", [])
     )

@@ -19,9 +19,9 @@ from sft_operator.kubernetes.cache import Cache, attempt_of
 from sft_operator.kubernetes.health import Health, serve_health
 from sft_operator.kubernetes.lease import hold_lease
 from sft_operator.kubernetes.mounts import path_of
-from sft_operator.kubernetes.observe import is_of, rank_of
+from sft_operator.kubernetes.observe import own_pods, own_pytorch_jobs, rank_of
 from sft_operator.kubernetes.progress import TIMEOUT_SECONDS, ProgressPoller
-from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours
+from sft_operator.kubernetes.pytorch_job import TrainerDefaults
 from sft_operator.kubernetes.queue import WorkQueue
 from sft_operator.kubernetes.store import ObjectStore
 from sft_operator.kubernetes.watch import watch
@@ -29,6 +29,7 @@ from sft_operator.lifecycle.backend import JobKey
 from sft_operator.lifecycle.reconcile import reconcile
 from sftjob import names
 from sftjob.base import utc_now
+from sftjob.job import ObjectMeta
 from sftjob.status import Phase
 
 log = logging.getLogger(__name__)
@@ -161,15 +162,10 @@ class _Operator:
 
     def _pods(self, job: Object) -> list[Object]:
         """Of the current attempt."""
-        metadata, current = job["metadata"], job.get("status", {}).get("attempts", {}).get("current")
-        namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
-        owned = [found for found in self.cache.pytorch_jobs(uid) if is_ours(found, uid=uid)]
-        controller = next((found for found in owned if attempt_of(found) == current), None)
-        return [
-            pod
-            for pod in self.cache.pods(uid)
-            if attempt_of(pod) == current and is_of(pod, namespace=namespace, name=name, uid=uid, controller=controller)
-        ]
+        metadata = ObjectMeta.model_validate(job["metadata"], extra="ignore")
+        current = job.get("status", {}).get("attempts", {}).get("current")
+        owned = own_pytorch_jobs(metadata, self.cache.pytorch_jobs(metadata.uid))
+        return [pod for pod in own_pods(metadata, self.cache.pods(metadata.uid), owned) if attempt_of(pod) == current]
 
     def _waits(self, job: Object) -> bool:
         """For a pod, for its start, or for anything else that no watch may tell of."""

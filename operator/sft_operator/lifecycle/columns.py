@@ -8,9 +8,7 @@ from sftjob.status import Columns, Phase, SFTJobStatus
 
 
 def columns(status: SFTJobStatus) -> Columns:
-    progress = status.progress
-    live = progress.saved_step if progress else None
-    saved = max((step for step in (live, status.attempts.saved_step) if step is not None), default=None)
+    progress, saved = status.progress, status.saved_step
     shown = Columns(saved="" if saved is None else str(saved))
     if progress is None:
         return shown

@@ -39,8 +39,7 @@ def _facts(
     yield "Accepted", True, "Valid", ""
     yield "Running", phase is Phase.RUNNING, phase.value, attempt
 
-    live = status.progress.saved_step if status.progress else None
-    saved = max((step for step in (live, status.attempts.saved_step) if step is not None), default=None)
+    saved = status.saved_step
     yield "CheckpointAvailable", saved is not None, "CheckpointSaved", f"step {saved}"
 
     yield "Suspended", phase is Phase.SUSPENDED, phase.value, attempt if phase is Phase.SUSPENDED else ""
