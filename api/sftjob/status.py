@@ -96,6 +96,8 @@ class AttemptsStatus(Record):
     """The newest checkpoint that an attempt which has ended left behind."""
     started_at: datetime | None = None
     """When the current attempt was announced."""
+    ending: AttemptRecord | None = None
+    """Why the current attempt ends, as far as is known, while some of its nodes still save."""
     next_at: datetime | None = None
     """When the next attempt starts, while one waits."""
     history: list[AttemptRecord] = []

@@ -147,6 +147,36 @@ def test_an_attempt_has_not_ended_while_one_node_lives_and_that_one_is_told_to_g
     assert summary(decide(job, observing(seen(1, a_success(), RUNNING)), now=NOW)) == (Phase.RUNNING, 1, None, None)
 
 
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.RUNNING])
+@pytest.mark.parametrize("rest", [(seen(1, None, an_outcome(Reason.PREEMPTED, node_rank=1, saved_step=7)),), ()])
+def test_a_cause_is_kept_by_the_status_when_its_node_is_gone_before_the_others_end(phase: Phase, rest: Any) -> None:
+    job = a_job(nodes=2, status=in_attempt(1, phase))
+    killed = an_outcome(Reason.RANK_KILLED, rank=0, signal=9, saved_step=5, log_tail="Killed")
+    noted = decide(job, observing(seen(1, killed, RUNNING)), now=NOW)
+    assert noted.action == DeleteAttempt(1)
+    assert noted.status.attempts.history == []
+    again = decide(a_job(nodes=2, status=noted.status), observing(seen(1, killed, RUNNING)), now=at(1))
+    assert again == noted
+
+    decision = decide(a_job(nodes=2, status=noted.status), observing(*rest), now=at(9))
+    attempts = decision.status.attempts
+    assert attempts.history == [
+        AttemptRecord(
+            number=1,
+            reason=Reason.RANK_KILLED,
+            exit_code=70,
+            rank=0,
+            signal=9,
+            node_rank=0,
+            saved_step=7 if rest else 5,
+            log_tail="Killed",
+            started_at=at(-60),
+            ended_at=NOW,
+        )
+    ]
+    assert (attempts.ending, attempts.failures, attempts.disruptions) == (None, 1, 0)
+
+
 @pytest.mark.parametrize(
     ("outcomes", "reason"),
     [

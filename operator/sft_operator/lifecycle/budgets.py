@@ -34,6 +34,7 @@ def account(attempts: AttemptsStatus, record: AttemptRecord, *, is_requested: bo
             "disruptions": attempts.disruptions + (is_counted and is_disruption),
             "without_progress": 0 if is_newer or is_success else attempts.without_progress + is_counted,
             "saved_step": record.saved_step if is_newer else attempts.saved_step,
+            "ending": None,
             "history": [record, *attempts.history][:HISTORY_LIMIT],
         }
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sft_operator.lifecycle.budgets import Failure, account, failure_of, next_attempt_at
-from sft_operator.lifecycle.cause import ended_attempt_record, lost_attempt_record, unstarted_attempt_record
+from sft_operator.lifecycle.cause import end_record, unstarted_attempt_record
 from sft_operator.lifecycle.columns import columns
 from sft_operator.lifecycle.conditions import conditions
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, Observation
@@ -51,8 +51,11 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
     status = with_progress(status, observation.progress)
     failure = None
     attempt = observation.attempt(status.attempts.current)
-    if not status.attempts.current_has_ended and _has_ended(job, status, attempt):
-        status, failure = _record_end(job, status, attempt, now)
+    if not status.attempts.current_has_ended:
+        if _has_ended(job, status, attempt):
+            status, failure = _record_end(job, status, attempt, now)
+        elif attempt is not None and attempt.has_failed:
+            status = _note_ending(status, attempt, now)
 
     decision = _next_step(job, status, observation, now)
     generation = job.metadata.generation
@@ -66,24 +69,22 @@ def _has_ended(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | 
     if attempt is not None:
         return attempt.state is AttemptState.ENDED
     # Announced and absent: created by now or not, creating it is the same act, unless it isn't wanted any more.
-    was_seen = status.phase is not Phase.STARTING
+    was_seen = status.phase is not Phase.STARTING or status.attempts.ending is not None
     return was_seen or job.spec.run_policy.suspend
 
 
 def _record_end(
     job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | None, now: datetime
 ) -> tuple[SFTJobStatus, Failure | None]:
-    attempts, progress = status.attempts, progress_of_current(status)
+    attempts = status.attempts
     is_requested = status.phase is Phase.SUSPENDING
-    if attempt is not None:
-        node_zero = next(node for node in attempt.nodes if node.rank == 0)
-        status = with_last_words(status, node_zero.outcome)
-        record = ended_attempt_record(attempt, progress=progress, started_at=attempts.started_at, now=now)
-    elif status.phase is Phase.STARTING:
+    if attempt is None and attempts.ending is None and status.phase is Phase.STARTING:
         is_requested = True
         record = unstarted_attempt_record(attempts.current, now=now)
     else:
-        record = lost_attempt_record(attempts.current, progress=progress, started_at=attempts.started_at, now=now)
+        if attempt is not None:
+            status = with_last_words(status, next(node for node in attempt.nodes if node.rank == 0).outcome)
+        record = end_record(attempt, attempts=attempts, progress=progress_of_current(status), now=now)
 
     attempts = account(attempts, record, is_requested=is_requested)
     if record.reason is Reason.SUCCEEDED:
@@ -94,6 +95,12 @@ def _record_end(
     next_at = None if is_requested else next_attempt_at(attempts, now)
     attempts = attempts.model_copy(update={"next_at": next_at})
     return status.model_copy(update={"phase": Phase.RESTARTING, "attempts": attempts}), None
+
+
+def _note_ending(status: SFTJobStatus, attempt: AttemptObservation, now: datetime) -> SFTJobStatus:
+    """Written before the attempt is deleted: whoever waits for its other nodes may be a process that never saw this."""
+    ending = end_record(attempt, attempts=status.attempts, progress=progress_of_current(status), now=now)
+    return status.model_copy(update={"attempts": status.attempts.model_copy(update={"ending": ending})})
 
 
 def _next_step(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
@@ -120,7 +127,7 @@ def _of_current(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation |
         return _deleting(_in_phase(status, Phase.SUSPENDING), attempt)
     if attempt.state is AttemptState.RUNNING:
         status = _in_phase(status, Phase.RUNNING)
-    if attempt.is_deleting or any(node.has_failed for node in attempt.nodes):
+    if attempt.is_deleting or attempt.has_failed:
         # The others can't go on without the one that failed; some would wait for it for ever.
         return _deleting(status, attempt)
     if attempt.is_incomplete:

@@ -69,6 +69,10 @@ class AttemptObservation:
         return self.state is not AttemptState.ENDED
 
     @property
+    def has_failed(self) -> bool:
+        return any(node.has_failed for node in self.nodes)
+
+    @property
     def is_incomplete(self) -> bool:
         return any(node.state is NodeState.MISSING for node in self.nodes)
 
