@@ -151,7 +151,10 @@ class Room:
 
 @contextmanager
 def room(cluster: Cluster, namespace: str, folder: Path, *, model: Path, chats: Path) -> Iterator[Room]:
-    """With the claims `inputs` (tokenizer, chats.jsonl) and `results`; no operator yet. Nothing is left of it."""
+    """With the claims `inputs` (tokenizer, chats.jsonl) and `results`; no operator yet.
+
+    Its end is not waited for: what it holds goes with its namespace, and at the latest with the cluster.
+    """
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": restricted}})
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,7 @@ def room(cluster: Cluster, namespace: str, folder: Path, *, model: Path, chats: 
         finally:
             for operator in made.operators:
                 operator.stop()
-            cluster.kubectl("delete", "namespace", namespace, f"--timeout={PATIENCE_SECONDS}s")
+            cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 def small_job(**sections: Any) -> dict[str, Any]:

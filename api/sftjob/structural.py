@@ -3,6 +3,7 @@
 `crd.py` calls it. What has no translation raises, so that no check of pydantic is lost in silence.
 """
 
+import json
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,6 +23,7 @@ def spec_schema(model: type[BaseModel]) -> Schema:
     whole = model.model_json_schema()
     schema = _Translation(whole.pop("$defs")).schema(whole, "spec")
     _demand_bounds_and_descriptions(schema, "spec")
+    _describe_defaults(schema)
     return schema
 
 
@@ -162,6 +164,14 @@ def _demand_bounds_and_descriptions(schema: Schema, path: str) -> None:
     for key in ("items", "additionalProperties"):
         if key in schema:
             _demand_bounds_and_descriptions(schema[key], f"{path}[]")
+
+
+def _describe_defaults(schema: Schema) -> None:
+    """`kubectl explain` shows descriptions only."""
+    for part in schema.get("properties", {}).values():
+        if (default := part.get("default", {})) not in ({}, []):
+            part["description"] += f" Default: {default if isinstance(default, str) else json.dumps(default)}."
+        _describe_defaults(part.get("items", part))
 
 
 def _lenient(schema: Schema, path: str) -> Schema:

@@ -42,16 +42,20 @@ def own(cluster: Cluster, tmp_path: Path, smollm2: Path, chats: Path) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, smollm2: Path, chats: Path
-) -> Iterator[LocalRun]:
-    """The small job, from start to end in one attempt."""
-    with room(cluster, "undisturbed", tmp_path_factory.mktemp("room"), model=smollm2, chats=chats) as made:
+def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, smollm2: Path, chats: Path) -> Iterator[Room]:
+    """Where the small job went from start to end in one attempt; its operator still runs."""
+    with room(cluster, "finished", tmp_path_factory.mktemp("room"), model=smollm2, chats=chats) as made:
         made.start_operator()
         made.apply(small_job())
         status = made.until_phase("Succeeded")
         assert [record["reason"] for record in status["attempts"]["history"]] == ["Succeeded"]
-        yield made.run()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Room) -> LocalRun:
+    """What others have to be bit-equal to."""
+    return finished.run()
 
 
 def reasons(status: dict[str, Any]) -> list[str]:
@@ -224,6 +228,14 @@ def test_an_operator_that_slept_through_two_attempts_creates_one_that_leaves_at_
     assert_bit_equal(own.run(), undisturbed)
 
 
+@pytest.fixture(scope="module")
+def starting(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, smollm2: Path, chats: Path) -> Iterator[Room]:
+    """With an operator; for jobs of which none gets so far as to its storage."""
+    with room(cluster, "starting", tmp_path_factory.mktemp("room"), model=smollm2, chats=chats) as made:
+        made.start_operator()
+        yield made
+
+
 def with_image(manifest: dict[str, Any]) -> None:
     manifest["spec"]["compute"]["image"] = "localhost:5000/nowhere:1"
 
@@ -267,20 +279,21 @@ def with_config_map(manifest: dict[str, Any]) -> None:
     ],
 )
 def test_what_keeps_a_job_from_starting_is_told_with_what_to_change(
-    own: Room, break_: Any, reason: str, parts_of_message: tuple[str, str]
+    starting: Room, break_: Any, reason: str, parts_of_message: tuple[str, str]
 ) -> None:
-    own.start_operator()
-    manifest = small_job()
+    manifest, name = small_job(), reason.lower()
+    manifest["metadata"]["name"] = name
     break_(manifest)
-    own.apply(manifest)
+    starting.apply(manifest)
     began = time.monotonic()
-    stalled = own.until(lambda: own.condition("Stalled"))
+    stalled = starting.until(lambda: starting.condition("Stalled", name))
     print(f"{reason} after {time.monotonic() - began:.0f} s")
     assert stalled["reason"] == reason
     for part in parts_of_message:
         assert part in stalled["message"]
-    assert own.status()["phase"] == "Starting"
-    own.until(lambda: reason in own.kubectl("describe", "sftjob", "small"))
+    assert starting.status(name)["phase"] == "Starting"
+    starting.until(lambda: reason in starting.kubectl("describe", "sftjob", name))
+    starting.kubectl("delete", "sftjob", name)
 
 
 def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
@@ -325,19 +338,16 @@ def test_training_goes_on_while_the_api_server_is_away_and_the_status_is_right_a
     own.kubectl("delete", "sftjob", "small")
 
 
-def test_the_same_job_applied_again_on_the_same_storage_is_refused_and_overwrites_nothing(own: Room) -> None:
-    own.start_operator()
-    own.apply(small_job())
-    own.until_phase("Succeeded")
-    uid = own.get("sftjob", "small")["metadata"]["uid"]
-    results = own.claim_folder("results")
+def test_the_same_job_applied_again_on_the_same_storage_is_refused_and_overwrites_nothing(finished: Room) -> None:
+    uid = finished.get("sftjob", "small")["metadata"]["uid"]
+    results = finished.claim_folder("results")
     before = fingerprint(results)
-    own.kubectl("delete", "sftjob", "small")
-    own.apply(small_job())
-    status = own.until_phase("Failed")
+    finished.kubectl("delete", "sftjob", "small")
+    finished.apply(small_job())
+    status = finished.until_phase("Failed")
     assert reasons(status) == ["StorageRefused"]
-    message = own.condition("Failed")["message"]
-    assert f"belongs to the job {own.namespace}/small with uid {uid}" in message
+    message = finished.condition("Failed")["message"]
+    assert f"belongs to the job {finished.namespace}/small with uid {uid}" in message
     assert "name another folder, or delete" in message
     assert fingerprint(results) == before
 
