@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib.util
+import inspect
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,35 +11,91 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sft_cli.manifest_file import read_manifest
+from sft_cli.flags import flags, label, spec_of
+from sft_cli.manifest_file import read_document, read_manifest
 from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_loss
 from sft_cli.refusal import Refusal
 from sft_cli.run import run_command, run_job, tell_result
+from sft_cli.sentences import arithmetic
 from sft_cli.work_folder import WorkFolder
 from sft_operator.local.lock import Locked, locked
 from sftjob.failure import ExitCode
+from sftjob.job import Manifest, parse_manifest
+from sftjob.names import API_VERSION
 from sftjob.problems import SpecError
+from sftjob.yaml_text import yaml_text
 
 commands = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Fine-tune language models: SFTJobs on this machine."
 )
 
 ManifestFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A YAML file with one SFTJob.")]
+WorkDir = Annotated[Path | None, typer.Option(help="The run's own folder. [default: runs/<name>]")]
+ClaimFolders = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=FOLDER", help="What pvc://NAME/ stands for. [default: claims/<NAME>]"),
+]
 
 
 @commands.command()
-def run(
-    file: ManifestFile,
-    work_dir: Annotated[Path | None, typer.Option(help="The run's own folder. [default: runs/<name>]")] = None,
-    claim: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="What pvc://NAME/ stands for. [default: claims/<NAME>]"),
-    ] = None,
-) -> None:
+def run(file: ManifestFile, work_dir: WorkDir = None, claim: ClaimFolders = None) -> None:
     """Run a job as processes of this machine; go on with it where an earlier run was stopped."""
     manifest = read_manifest(file)
     folder = WorkFolder(work_dir or Path("runs") / manifest.metadata.name)
+    _run(manifest, folder, claim, again=run_command(file, folder))
+
+
+def train(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[JOB.yaml]", help="What the flags don't say. [default: nothing]")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A file of chats; give it again for another one.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the trained model goes.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's. [default: the file's, or of --output]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the job and what a step consists of.")] = False,
+    work_dir: WorkDir = None,
+    claim: ClaimFolders = None,
+    **given: str | None,
+) -> None:
+    """Train from flags, with or without a file: the same job as `sft run` runs, every field of which is a flag."""
+    document = read_document(file) if file else {"apiVersion": API_VERSION, "kind": "SFTJob"}
+    if not isinstance(document, dict):
+        parse_manifest(document)
+    values = {flag.path: value for flag in flags() if (value := given[flag.parameter]) is not None}
+    metadata = dict(document.get("metadata") or {})
+    if name or "name" not in metadata:
+        metadata["name"] = name or label(output.name if output else "", fallback="train")
+    spec = spec_of(values, data=data or [], output=output, base=document.get("spec") or {})
+    manifest = parse_manifest(document | {"metadata": metadata, "spec": spec})
+    if dry_run:
+        typer.echo(yaml_text(manifest.to_json_dict()), nl=False)
+        typer.echo(f"# {arithmetic(manifest.spec)}")
+        return
+    folder = WorkFolder(work_dir or Path("runs") / manifest.metadata.name)
+    _run(manifest, folder, claim, again=shlex.join(["sft", *sys.argv[1:]]))
+
+
+_FLAGS = [
+    inspect.Parameter(
+        flag.parameter,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            str | None,
+            typer.Option(*flag.names, metavar=flag.shown, help=flag.meaning, rich_help_panel=f"spec.{flag.section}"),
+        ],
+    )
+    for flag in flags()
+]
+# What typer reads: the flags in place of `**given`.
+train.__signature__ = inspect.Signature([*inspect.signature(train).parameters.values()][:-1] + _FLAGS)  # type: ignore[attr-defined]
+commands.command()(train)
+
+
+def _run(manifest: Manifest, folder: WorkFolder, claim: list[str] | None, *, again: str) -> None:
     _require_trainer()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -50,22 +108,16 @@ def run(
             if job.status.phase.is_final:
                 console.print(f"{folder.path}: this run has ended already", markup=False, highlight=False)
                 raise typer.Exit(tell_result(folder, console))
-            again = run_command(file, folder)
             raise typer.Exit(asyncio.run(run_job(folder, console, again=again)))
     except Locked:
-        raise Refusal(f"{folder.path}: another `sft run` is at work in this folder; wait for it or stop it") from None
+        raise Refusal(f"{folder.path}: another `sft` is at work in this folder; wait for it or stop it") from None
 
 
 @commands.command()
 def validate(file: ManifestFile) -> None:
     """Check a job's file: every problem with its path, value and remedy."""
     manifest = read_manifest(file)
-    compute, batch = manifest.spec.compute, manifest.spec.training.global_batch_size or manifest.spec.compute.world_size
-    typer.echo(
-        f"{manifest.metadata.name} is valid: {compute.world_size} ranks = {compute.nodes} nodes x "
-        f"{compute.processes_per_node} processes; global batch {batch} packs = {compute.world_size} ranks x "
-        f"{batch // compute.world_size}"
-    )
+    typer.echo(f"{manifest.metadata.name} is valid: {arithmetic(manifest.spec)}")
 
 
 @commands.command()

@@ -1,6 +1,7 @@
 """A user's YAML file in, the accepted manifest out. Called by every command that takes a JOB.yaml."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,6 +11,11 @@ from sftjob.job import Manifest, parse_manifest
 
 def read_manifest(path: Path) -> Manifest:
     """Raises Refusal where the file can't be read as YAML, SpecError with all problems of what stands in it."""
+    return parse_manifest(read_document(path))
+
+
+def read_document(path: Path) -> Any:
+    """What stands in it, whatever it is. Raises Refusal."""
     try:
         documents = list(yaml.safe_load_all(path.read_text()))
     except OSError as error:
@@ -24,4 +30,4 @@ def read_manifest(path: Path) -> Manifest:
         raise Refusal(f"{path}: not valid YAML, {' '.join(str(error).split())}") from None
     if len(documents) > 1:
         raise Refusal(f"{path}: {len(documents)} documents; put each SFTJob into a file of its own")
-    return parse_manifest(documents[0] if documents else None)
+    return documents[0] if documents else None

@@ -7,7 +7,18 @@ from datetime import datetime
 from sftjob.job import SFTJob
 from sftjob.outcome import DataReceipt
 from sftjob.progress import Progress, Stage
+from sftjob.spec import SFTJobSpec
 from sftjob.status import AttemptRecord, Phase, SFTJobStatus
+
+
+def arithmetic(spec: SFTJobSpec) -> str:
+    """What a step consists of."""
+    compute, batch = spec.compute, spec.training.global_batch_size or spec.compute.world_size
+    ranks, processes = _counted(compute.world_size, "rank"), compute.processes_per_node
+    return (
+        f"{ranks} = {_counted(compute.nodes, 'node')} x {_counted(processes, 'process', 'processes')}; "
+        f"global batch {_counted(batch, 'pack')} = {ranks} x {batch // compute.world_size}"
+    )
 
 
 def headline(job: SFTJob, progress: Progress | None, now: datetime) -> str:
@@ -77,8 +88,11 @@ def trained_time(status: SFTJobStatus) -> str:
         for record in status.attempts.history
         if record.started_at is not None
     )
-    attempts = status.attempts.current
-    return f"{duration_in_words(seconds)} in {attempts} attempt{'s' if attempts != 1 else ''}"
+    return f"{duration_in_words(seconds)} in {_counted(status.attempts.current, 'attempt')}"
+
+
+def _counted(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def _culprit(record: AttemptRecord) -> str:

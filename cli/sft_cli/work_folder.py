@@ -85,7 +85,7 @@ class WorkFolder:
                     "name that folder again, or start a new run with another --work-dir"
                 )
         folders = {claim: str(given.get(claim, Path("claims") / claim).absolute()) for claim in known} | recorded
-        if folders != recorded:
+        if folders != recorded or not self._claims.exists():
             replace_file(self._claims, json.dumps(folders, indent=2))
 
 

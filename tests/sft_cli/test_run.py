@@ -129,7 +129,7 @@ def test_two_runs_in_one_folder_are_refused(user: User) -> None:
     user.wait_for_step(1)
     second = user.sft("run", "job.yaml")
     assert (second.returncode, second.stdout) == (64, "")
-    assert second.stderr == "runs/tiny: another `sft run` is at work in this folder; wait for it or stop it\n"
+    assert second.stderr == "runs/tiny: another `sft` is at work in this folder; wait for it or stop it\n"
 
 
 def test_a_changed_spec_is_refused_with_the_fields_and_the_remedy(user: User) -> None:

@@ -1,0 +1,118 @@
+"""The flags of `sft train`: one for each single value of a job's spec, from its declaration.
+
+`flags()` names them, `spec_of` puts what was given into the spec that a file would hold. Values stay text: the
+declaration reads them, and refuses with the same sentences as for a file.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sftjob.shapes import shape
+from sftjob.spec import SFTJobSpec
+
+_IN_A_CLUSTER_ONLY = (
+    "compute.image",
+    "compute.priorityClassName",
+    "compute.resources",
+    "runPolicy.suspend",
+)
+_PLACES = {"model.loadFrom.uri": "--model", "model.tokenizer.uri": "--tokenizer", "checkpoint.storage": "--checkpoints"}
+"""Folders, with a name that is easier to remember."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    path: str
+    """Below `spec`, as a file spells it: `training.optimizer.lr`."""
+    shown: str
+    """Its type, for people."""
+    meaning: str
+    is_list: bool
+    short: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The short one first: help cuts what is too long."""
+        return [*([self.short] if self.short else []), f"--{self.path}"]
+
+    @property
+    def parameter(self) -> str:
+        """A Python name."""
+        return self.path.replace(".", "_")
+
+    @property
+    def section(self) -> str:
+        return self.path.partition(".")[0]
+
+
+def flags() -> list[Flag]:
+    """In the order of the declaration. The last word alone is a flag too, where no other path ends in it."""
+    found = list(_flags(SFTJobSpec, ""))
+    ends = Counter(_last_word(flag.path) for flag in found)
+    return [
+        Flag(flag.path, flag.shown, flag.meaning, flag.is_list, short=_PLACES.get(flag.path) or _short(flag.path, ends))
+        for flag in found
+    ]
+
+
+def spec_of(given: Mapping[str, str], *, data: list[Path], output: Path | None, base: dict[str, Any]) -> dict[str, Any]:
+    """`base` is a file's spec, or {}; `given` maps paths to values and wins. Nothing is checked yet."""
+    spec = _copy(base)
+    lists = {flag.path for flag in flags() if flag.is_list}
+    for path, value in given.items():
+        *sections, name = path.split(".")
+        section = spec
+        for key in sections:
+            section = section.setdefault(key, {})
+        section[name] = value.split(",") if path in lists else place(value) if path in _PLACES else value
+    if data:
+        files = [
+            {"name": label(file.stem, fallback=f"data-{n}"), "uri": place(str(file))} for n, file in enumerate(data)
+        ]
+        spec.setdefault("data", {})["datasets"] = files
+    if output is not None:
+        spec["output"] = [{"uri": place(str(output))}]
+    return spec
+
+
+def place(text: str) -> str:
+    """A URI as it is, a path of this machine as one."""
+    return text if re.match(r"[a-zA-Z0-9]+:/", text) else f"file://{Path(text).absolute()}"
+
+
+def label(text: str, *, fallback: str) -> str:
+    """What a name in a job may be, from any text."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:63].strip("-") or fallback
+
+
+def _flags(model: type[BaseModel], prefix: str) -> Iterator[Flag]:
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        if path in _IN_A_CLUSTER_ONLY:
+            continue
+        shown, nested, is_list = shape(field.annotation)
+        if nested and not is_list:
+            yield from _flags(nested, f"{path}.")
+        elif not nested and not shown.startswith("map of"):
+            meaning = " ".join((field.description or "").split())
+            yield Flag(path, shown, meaning, is_list=shown.startswith("list of"))
+
+
+def _last_word(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _short(path: str, ends: Counter[str]) -> str | None:
+    word = _last_word(path)
+    return "--" + re.sub(r"([A-Z])", lambda match: f"-{match[1].lower()}", word) if ends[word] == 1 else None
+
+
+def _copy(value: Any) -> Any:
+    """Of mappings; the rest is never changed."""
+    return {key: _copy(part) for key, part in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,76 @@
+"""`sft train`: a job from flags, and what its flags are."""
+
+import yaml
+from conftest import User
+
+from sft_cli.flags import flags
+from sftjob.job import parse_manifest
+
+FLAGS = ("--data", "data/chats.jsonl", "--model", "models/base", "--output", "models/My_Tuned")
+
+
+def test_flags_alone_train_a_model_and_the_same_flags_tell_its_result_again(user: User) -> None:
+    run = user.sft("train", *FLAGS, "--lr", "1e-4", "--training.totalStep", "3")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert f"model: {user.folder}/models/My_Tuned" in run.stdout.splitlines()
+    spec = parse_manifest(yaml.safe_load(user.sft("train", *FLAGS, "--dry-run").stdout)).spec
+    assert spec.training.optimizer.lr == 6e-5
+    again = user.sft("train", *FLAGS, "--lr", "1e-4", "--total-step", "3")
+    assert again.stdout.splitlines()[0] == "runs/my-tuned: this run has ended already"
+    changed = user.sft("train", *FLAGS, "--lr", "2e-4", "--total-step", "3")
+    assert "changed: spec.training.optimizer.lr." in changed.stderr
+
+
+def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: User) -> None:
+    dry = user.sft(
+        "train", *FLAGS, "--data", "More_data.jsonl", "--betas", "0.9,0.99", "--torch-compile", "false", "--nodes", "2",
+        "--global-batch-size", "8", "--checkpoints", "pvc://results/x", "--name", "first", "--dry-run",
+    )  # fmt: skip
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert dry.stdout.splitlines()[-1] == "# 2 ranks = 2 nodes x 1 process; global batch 8 packs = 2 ranks x 4"
+    manifest = parse_manifest(yaml.safe_load(dry.stdout))
+    spec, here = manifest.spec, f"file://{user.folder}"
+    assert manifest.metadata.name == "first"
+    assert spec.model.load_from
+    assert spec.model.load_from.uri == f"{here}/models/base"
+    assert [(one.name, one.uri) for one in spec.data.datasets] == [
+        ("chats", f"{here}/data/chats.jsonl"),
+        ("more-data", f"{here}/More_data.jsonl"),
+    ]
+    assert spec.training.optimizer.betas == (0.9, 0.99)
+    assert (spec.training.fsdp.torch_compile, spec.training.global_batch_size) == (False, 8)
+    assert (spec.checkpoint.storage, spec.output[0].uri) == ("pvc://results/x", f"{here}/models/My_Tuned")
+    assert not (user.folder / "runs").exists()
+
+
+def test_flags_win_over_the_file(user: User) -> None:
+    user.file.write_text(user.file.read_text() + "  training: {totalStep: 5, seed: 7}\n")
+    dry = user.sft("train", "job.yaml", "--seed", "8", "--dry-run")
+    manifest = parse_manifest(yaml.safe_load(dry.stdout))
+    assert (manifest.metadata.name, manifest.spec.training.total_step, manifest.spec.training.seed) == ("tiny", 5, 8)
+    assert manifest.spec.output[0].uri == "pvc://models/tuned"
+
+
+def test_wrong_and_missing_values_are_refused_together_by_the_path_that_is_the_flag(user: User) -> None:
+    refused = user.sft("train", "--data", "x.jsonl", "--lr", "fast", "--output", "out")
+    assert (refused.returncode, refused.stdout) == (64, "")
+    assert refused.stderr.splitlines() == [
+        "spec.model: missing; this field is required, add it",
+        "spec.training.optimizer.lr: 'fast' has the wrong type; use a valid number, "
+        "unable to parse string as a number",
+    ]  # fmt: skip
+
+
+def test_every_flag_has_a_name_and_a_meaning_of_its_own(user: User) -> None:
+    names = [name for flag in flags() for name in flag.names] + [
+        "--data",
+        "--output",
+        "--name",
+        "--work-dir",
+        "--claim",
+    ]
+    assert len(names) == len(set(names))
+    assert [flag.path for flag in flags() if not flag.meaning] == []
+    shown = user.sft("train", "--help").stdout
+    for name in ("--lr", "--max-length", "--every-steps", "--retries", "--tokenizer"):
+        assert name in shown
