@@ -6,10 +6,10 @@ import pytest
 from cluster_objects import pod, pytorch_job, terminated
 from jobs import NOW, a_job, an_outcome, at
 
-from sft_operator.kubernetes.observe import attempts
+from sft_operator.kubernetes.observe import attempts, seems_lost
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob.failure import Reason
-from sftjob.status import AttemptRecord, AttemptsStatus, SFTJobStatus
+from sftjob.status import AttemptRecord, AttemptsStatus, Phase, SFTJobStatus
 
 RUNNING, PENDING, ENDED = NodeState.RUNNING, NodeState.PENDING, NodeState.ENDED
 
@@ -163,3 +163,23 @@ def test_the_words_of_another_attempt_are_not_believed() -> None:
     outcome = found.nodes[0].outcome
     assert outcome is not None
     assert outcome.reason is Reason.LAUNCHER_LOST
+
+
+@pytest.mark.parametrize(
+    ("phase", "found", "expected"),
+    [
+        (Phase.RUNNING, (), True),
+        (Phase.STARTING, (), False),
+        (Phase.RUNNING, observed(pod(2, 0), nodes=1), False),
+        (Phase.RUNNING, observed(pod(2, 0, "Failed"), nodes=1), False),
+        (Phase.RUNNING, observed(pod(2, 0, "Failed"), nodes=2), True),
+        (Phase.RUNNING, observed(gone=(pod(2, 0, "Failed"),), nodes=1), False),
+        (Phase.RUNNING, observed(jobs=(pytorch_job(2, deleting=True),), nodes=1), True),
+    ],
+)
+def test_an_attempt_of_which_something_was_never_seen_seems_lost(phase: Phase, found: Any, expected: bool) -> None:
+    status = SFTJobStatus(phase=phase, attempts=AttemptsStatus(current=2))
+    assert seems_lost(a_job(status=status), found) is expected
+    recorded = [AttemptRecord(number=2, reason=Reason.PREEMPTED, ended_at=NOW)]
+    ended = SFTJobStatus(phase=phase, attempts=AttemptsStatus(current=2, history=recorded))
+    assert not seems_lost(a_job(status=ended), found)

@@ -15,6 +15,7 @@ from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours, pytorch_job
 from sft_operator.lifecycle.backend import JobKey, NotNow
 from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation, Trouble
+from sftjob import names
 from sftjob.base import utc_now
 from sftjob.job import SFTJob
 from sftjob.plan import LaunchPlan
@@ -46,12 +47,12 @@ class PyTorchJobBackend:
     async def observe(self, job: SFTJob) -> Observation:
         uid, now, recorded = job.metadata.uid, utc_now(), job.status.attempts
         self._cache.forget_gone_pods(uid, before_attempt=recorded.current + recorded.current_has_ended)
-        pytorch_jobs, pods = self._cache.pytorch_jobs(uid), self._cache.pods(uid)
-        attempts = observe.attempts(
-            job, pytorch_jobs=pytorch_jobs, pods=pods, gone_pods=self._cache.gone_pods(uid), now=now
-        )
-        current = next((attempt for attempt in attempts if attempt.number == job.status.attempts.current), None)
-        trouble_now = await self._trouble(job, current, pytorch_jobs, pods, now)
+        attempts = self._attempts(job, now)
+        if observe.seems_lost(job, attempts):
+            await self._look_for_children(job)
+            attempts = self._attempts(job, now)
+        current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
+        trouble_now = await self._trouble(job, current, now)
         return Observation(attempts, self._poller.last(uid), trouble_now)
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
@@ -100,6 +101,26 @@ class PyTorchJobBackend:
                 del known[uid]
         self._poller.keep_only(uids)
 
+    def _attempts(self, job: SFTJob, now: datetime) -> tuple[AttemptObservation, ...]:
+        uid = job.metadata.uid
+        return observe.attempts(
+            job,
+            pytorch_jobs=self._cache.pytorch_jobs(uid),
+            pods=self._cache.pods(uid),
+            gone_pods=self._cache.gone_pods(uid),
+            now=now,
+        )
+
+    async def _look_for_children(self, job: SFTJob) -> None:
+        """Each kind has a watch of its own: the job may be newer here than what it owns."""
+        metadata = job.metadata
+        name = names.attempt_name(metadata.name, metadata.uid, job.status.attempts.current)
+        found = await self._api.get_pytorch_job(metadata.namespace, name)
+        if found is not None and is_ours(found, uid=metadata.uid):
+            self._cache.put_pytorch_job(found)
+        for pod in await self._api.list_pods_of(JobKey(metadata.namespace, metadata.name), metadata.uid):
+            self._cache.put_pod(pod)
+
     async def _look_again(self, key: JobKey, uid: str, attempt: int) -> None:
         """The cache may be old: the job must still want this attempt, and no pod of another one may live."""
         live = await self._api.get_job(key)
@@ -135,11 +156,10 @@ class PyTorchJobBackend:
         self,
         job: SFTJob,
         current: AttemptObservation | None,
-        pytorch_jobs: list[Object],
-        pods: list[Object],
         now: datetime,
     ) -> Trouble | None:
         uid = job.metadata.uid
+        pytorch_jobs, pods = self._cache.pytorch_jobs(uid), self._cache.pods(uid)
         if current is None:
             return self._refused.get(uid) if job.status.phase is Phase.STARTING else None
         self._refused.pop(uid, None)

@@ -14,6 +14,7 @@ from sft_operator.kubernetes.pytorch_job import RANK_LABEL, has_finished, is_our
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob import names
 from sftjob.job import ObjectMeta, SFTJob
+from sftjob.status import Phase
 
 LOST_AFTER = timedelta(seconds=60)
 """Past its grace: a kubelet that lives would have killed it. The fence in storage keeps a zombie from doing harm."""
@@ -40,6 +41,17 @@ def attempts(
         )
         for number in sorted(numbers)
     )
+
+
+def seems_lost(job: SFTJob, attempts: Iterable[AttemptObservation]) -> bool:
+    """Whether the current attempt's end would be recorded for want of something that was not seen."""
+    recorded = job.status.attempts
+    if recorded.current_has_ended:
+        return False
+    current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
+    if current is None:
+        return job.status.phase is not Phase.STARTING
+    return not current.is_live and any(node.pod is None for node in current.nodes)
 
 
 def rank_of(pod: Object) -> int:
