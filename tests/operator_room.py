@@ -55,9 +55,10 @@ class Operator:
         self.go_on()
         self.process.terminate()
         try:
-            self.process.wait(30)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.kill()
+            raise AssertionError(f"it went on after SIGTERM:\n{self.log.read_text()[-4000:]}") from None
 
 
 class Room:

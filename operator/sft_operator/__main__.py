@@ -24,13 +24,14 @@ def main() -> None:
     options = _options()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    # Until kopf takes the signals: as a container's process 1 it would hear none.
+    # Until the watches take the signals, and after them: as a container's process 1 it would hear none.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    stop = asyncio.Event()
     try:
-        asyncio.run(run(options))
+        asyncio.run(run(options, stop))
     except Exception as error:
-        causes = list(_causes(error))
-        if any(isinstance(cause, Stopped) for cause in causes):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        if stop.is_set() or any(isinstance(cause, Stopped) for cause in _causes(error)):
             # Whatever is under way is taken up by the next operator.
             return
         log.error("starting anew", exc_info=error)

@@ -54,8 +54,8 @@ class Options:
     serve_address: str | None
 
 
-async def run(options: Options) -> None:
-    """Returns only by an exception."""
+async def run(options: Options, stop: asyncio.Event) -> None:
+    """Returns only by an exception; a signal sets `stop`."""
     async with await connect() as client, _pod_session() as session:
         api = ClusterApi(client, namespaces=options.namespaces)
         operator = _Operator(api, ProgressPoller(api, session), options)
@@ -70,7 +70,13 @@ async def run(options: Options) -> None:
             await operator.relist(pytorch_jobs=pytorch_jobs)
             tasks.create_task(operator.relist_for_ever(pytorch_jobs=pytorch_jobs))
             tasks.create_task(
-                watch(operator.cache, operator.queue, namespaces=options.namespaces, pytorch_jobs=pytorch_jobs)
+                watch(
+                    operator.cache,
+                    operator.queue,
+                    namespaces=options.namespaces,
+                    pytorch_jobs=pytorch_jobs,
+                    stop=stop,
+                )
             )
             log.info("waiting for the lease %s", options.lease_namespace)
             await held.wait()

@@ -3,7 +3,9 @@
 No finalizers, annotations, timers or daemons: events only, of which any may be missed, for a list follows.
 """
 
+import asyncio
 import random
+import signal
 from typing import Any
 
 import kopf
@@ -18,10 +20,12 @@ class Stopped(Exception):
     """A signal asked the operator to end."""
 
 
-async def watch(cache: Cache, queue: WorkQueue, *, namespaces: tuple[str, ...], pytorch_jobs: bool) -> None:
+async def watch(
+    cache: Cache, queue: WorkQueue, *, namespaces: tuple[str, ...], pytorch_jobs: bool, stop: asyncio.Event
+) -> None:
     """Ends only by an exception. `pytorch_jobs`: whether the cluster has this resource.
 
-    Raises Stopped on SIGTERM and SIGINT, which kopf takes for itself.
+    Raises Stopped once `stop` is set, which SIGTERM and SIGINT do from now on.
     """
     registry = kopf.OperatorRegistry()
     changes = {
@@ -37,6 +41,13 @@ async def watch(cache: Cache, queue: WorkQueue, *, namespaces: tuple[str, ...], 
             queue.add((drop if event["type"] == "DELETED" else put)(found))
 
         kopf.on.event(group=group, version=version, plural=plural, registry=registry, id=plural)(change)
+
+    async def take_signals(**_: Any) -> None:
+        # From kopf, which forgets one that comes while it ends for another reason.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    kopf.on.startup(registry=registry)(take_signals)
     kopf.on.login(registry=registry)(kopf.login_with_service_account if is_in_cluster() else kopf.login_with_kubeconfig)
     await kopf.operator(
         registry=registry,
@@ -44,6 +55,7 @@ async def watch(cache: Cache, queue: WorkQueue, *, namespaces: tuple[str, ...], 
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,
+        stop_flag=stop,
     )
     raise Stopped
 
