@@ -12,17 +12,36 @@ class FileEntry(Record):
     sha256: str
 
 
+class EvaluationRecord(Record):
+    """What the evaluations up to an optimiser step have found."""
+
+    step: int
+    """Of the last evaluation."""
+    loss: float
+    """Mean cross-entropy a trained token of the data that is never trained on, at that step."""
+    best_step: int
+    best_loss: float
+    without_improvement: int
+    """Evaluations since the best one."""
+
+
 class CheckpointManifest(Record):
     """`manifest.json` of `step-<K>/`: the state after optimiser step K."""
 
     step: int
     total_steps: int
+    """Of the whole run: this very step where evaluation ended it early."""
     attempt: int
     world_size: int
     config_digest: str
     """Of everything that changes the numbers; a run of another configuration must not resume from here."""
     data_digest: str
     saved_at: datetime
+    evaluation: EvaluationRecord | None = None
+    skipped_steps: int = 0
+    """Of these steps, those that changed nothing for their gradient's norm."""
+    non_finite_steps: int = 0
+    """How many of the last steps, in a row, had a gradient that was not finite."""
     files: list[FileEntry]
 
     def digest(self) -> str:

@@ -23,6 +23,12 @@ class AdamWConfig(Declared):
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="Global gradient norm above which gradients are scaled."
     )
+    skip_grad_norm_threshold: float | None = Field(
+        default=None,
+        gt=0,
+        description="Global gradient norm above which a step changes nothing, and is counted. Absent: none is too "
+        "large. A norm that is not finite is always skipped; the third such step in a row ends the job.",
+    )
 
 
 class LRConfig(Declared):
@@ -44,6 +50,11 @@ class FSDPConfig(Declared):
     torch_compile: bool | None = Field(
         default=None, description="Compile each layer. Absent: on a GPU yes, on a CPU no, where it does not pay."
     )
+    recompute_ratio: Fraction = Field(
+        default=0.0,
+        description="Fraction of the layers, evenly spread, that keep no activations and compute them again in the "
+        "backward: 0 none, 0.5 every second layer, 1 all. Less memory, more time; also on one process.",
+    )
 
 
 class CELossConfig(Declared):
@@ -53,6 +64,25 @@ class CELossConfig(Declared):
         default="chunk", description="chunk: the logits of `chunkSize` tokens exist at a time. eager: all at once."
     )
     chunk_size: int = Field(default=1024, ge=1, description="Tokens per chunk.")
+
+
+class EvaluationOptions(Declared):
+    """When the loss of data that is never trained on is taken, and what follows from it."""
+
+    fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=0.5,
+        description="Of the training samples: a seeded choice is held out, evaluated and never trained on.",
+    )
+    every_steps: int = Field(
+        default=100, ge=1, description="Optimiser steps from one evaluation to the next; the last step is one too."
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Evaluations in a row without a new lowest loss after which training ends. Absent: never early.",
+    )
 
 
 Precision = Literal["auto", "fp32", "bf16"]

@@ -23,6 +23,8 @@ class DataReceipt(Record):
     """Samples of these that were cut to a pack's length."""
     dropped: Whole = 0
     """Chats of the files that are left out for their length."""
+    held_out: Whole = 0
+    """Samples that are evaluated and never trained on."""
     packs: Whole
     """Rows that the samples fill."""
 

@@ -15,6 +15,7 @@ class Stage(StrEnum):
     LOADING_CHECKPOINT = "LoadingCheckpoint"
     COMPILING = "Compiling"
     TRAINING = "Training"
+    EVALUATING = "Evaluating"
     SAVING = "Saving"
     EXPORTING = "Exporting"
     PUBLISHING = "Publishing"
@@ -41,6 +42,14 @@ class Progress(Record):
     """Of the last finished step."""
     grad_norm: float | None = None
     """Of the last finished step, before clipping."""
+    skipped_steps: Whole = 0
+    """Steps of this run that changed nothing, for the norm of their gradient."""
+    eval_loss: float | None = None
+    """Cross-entropy a trained token of the data that is never trained on, at the last evaluation."""
+    best_eval_loss: float | None = None
+    """The lowest of these so far."""
+    best_step: Whole | None = None
+    """The step that had it."""
     tokens_per_second: float | None = None
     """Over all ranks."""
     eta_seconds: Whole | None = None

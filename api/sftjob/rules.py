@@ -98,6 +98,17 @@ DATASET_NAMES_DIFFER = Rule(
     "the name '{name}' is used twice; give each dataset its own",
     {"name": "self.datasets.filter(one, !self.datasets.exists_one(other, other.name == one.name))[0].name"},
 )
+EVALUATION_DATA_FROM_SOMEWHERE = Rule(
+    "fraction",
+    "has(self.fraction) || self.datasets.size() > 0",
+    "missing, as is datasets; hold out a fraction of the training data, or name datasets",
+    reason=_MISSING,
+)
+NOT_FRACTION_AND_DATASETS = Rule(
+    "fraction",
+    "!has(self.fraction) || self.datasets.size() == 0",
+    "given together with datasets; remove one",
+)
 ONE_LENGTH = Rule(
     "totalStep",
     "!has(self.totalEpoch) || !has(self.totalStep)",

@@ -22,12 +22,23 @@ from sftjob.forms import (
     Uri,
 )
 from sftjob.names import RESERVED_VARIABLES, default_storage
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Overlong, PackLevel, Precision
+from sftjob.options import (
+    AdamWConfig,
+    CELossConfig,
+    EvaluationOptions,
+    FSDPConfig,
+    LRConfig,
+    Overlong,
+    PackLevel,
+    Precision,
+)
 from sftjob.presets import PRESETS
 from sftjob.rules import (
     BATCH_IS_DIVISIBLE,
     DATASET_NAMES_DIFFER,
+    EVALUATION_DATA_FROM_SOMEWHERE,
     MODEL_OR_PRESET,
+    NOT_FRACTION_AND_DATASETS,
     NOT_VALUE_AND_SOURCE,
     ONE_LENGTH,
     PRESET_IS_KNOWN,
@@ -107,6 +118,23 @@ class DatasetSpec(Declared):
     )
 
 
+class EvaluationSpec(EvaluationOptions):
+    """The loss on data that is never trained on. The checkpoint with the lowest one is kept besides the newest."""
+
+    model_config = rules(EVALUATION_DATA_FROM_SOMEWHERE, NOT_FRACTION_AND_DATASETS)
+
+    datasets: list[DatasetSpec] = Field(
+        default=[], max_length=32, description="Files of chats to evaluate on, instead of `fraction`."
+    )
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        if (self.fraction is None) == (not self.datasets):
+            missing = self.fraction is None
+            raise ValueError((EVALUATION_DATA_FROM_SOMEWHERE if missing else NOT_FRACTION_AND_DATASETS).told())
+        return self
+
+
 class PackingSpec(Declared):
     """How samples are put together into the rows of a batch."""
 
@@ -127,6 +155,7 @@ class DataSpec(Declared):
     chat_template: str | None = Field(
         default=None, max_length=64, description="chatml, qwen3 or llama3: replaces the tokenizer's own template."
     )
+    evaluation: EvaluationSpec | None = Field(default=None, description="Absent: none.")
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -135,6 +164,14 @@ class DataSpec(Declared):
             if names.count(name) > 1:
                 raise ValueError(DATASET_NAMES_DIFFER.told(name=name))
         return self
+
+    @property
+    def sources(self) -> dict[str, DatasetSpec]:
+        """Every dataset, of training and of evaluation, by its path in the spec."""
+        listed = {f"spec.data.datasets[{index}]": dataset for index, dataset in enumerate(self.datasets)}
+        for index, dataset in enumerate(self.evaluation.datasets if self.evaluation else []):
+            listed[f"spec.data.evaluation.datasets[{index}]"] = dataset
+        return listed
 
 
 class TrainingSpec(Declared):
@@ -319,7 +356,7 @@ class SFTJobSpec(Declared):
     @property
     def uris(self) -> list[str]:
         """Every place the job reads or writes, each once."""
-        places = [dataset.uri for dataset in self.data.datasets] + [output.uri for output in self.output]
+        places = [dataset.uri for dataset in self.data.sources.values()] + [output.uri for output in self.output]
         places.append(self.storage_uri)
         places += [source.uri for source in (self.model.load_from, self.model.tokenizer) if source]
         return list(dict.fromkeys(places))

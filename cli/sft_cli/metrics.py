@@ -1,6 +1,7 @@
 """A run's metrics: one file an attempt in storage in, one row a step out. For the loss curve and last loss."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,11 @@ def _read_file(file: Path, attempt: int) -> list[Row]:
             break
         try:
             fields = json.loads(line)
-            rows.append(Row(fields["step"], attempt, fields["loss"]))
+            if "eval_loss" in fields:
+                continue
+            # Of a step that was skipped for a gradient that is not finite, the loss may not be either.
+            loss = math.nan if fields["loss"] is None else fields["loss"]
+            rows.append(Row(fields["step"], attempt, loss))
         except (json.JSONDecodeError, KeyError, TypeError):
             raise ValueError(f"{file}:{number}: not a line of metrics") from None
     return rows

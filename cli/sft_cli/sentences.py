@@ -51,6 +51,7 @@ def training_figures(progress: Progress) -> str:
     figures = [
         f"step {progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}",
         f"loss {progress.loss:.3f}" if progress.loss is not None else None,
+        f"evaluation loss {progress.eval_loss:.3f}" if progress.eval_loss is not None else None,
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second is not None else None,
         f"{duration_in_words(progress.eta_seconds)} left" if progress.eta_seconds is not None else None,
         f"saved step {progress.saved_step}" if progress.saved_step is not None else None,
@@ -69,7 +70,8 @@ def end_of_attempt(record: AttemptRecord) -> str:
 def data_receipt(data: DataReceipt) -> str:
     return (
         f"{data.samples:,} samples, {data.tokens:,} tokens, {data.trained_tokens:,} of them trained; "
-        f"{data.truncated:,} truncated, {data.dropped:,} dropped; {data.packs:,} packs"
+        + (f"{data.held_out:,} samples held out; " if data.held_out else "")
+        + f"{data.truncated:,} truncated, {data.dropped:,} dropped; {data.packs:,} packs"
     )
 
 

@@ -90,10 +90,10 @@ class WorkFolder:
 
 
 def _refuse_what_needs_a_cluster(spec: SFTJobSpec) -> None:
-    for index, dataset in enumerate(spec.data.datasets):
+    for path, dataset in spec.data.sources.items():
         if dataset.uri.startswith("configMap://"):
             raise Refusal(
-                f"spec.data.datasets[{index}].uri: {dataset.uri} is in a cluster only; "
+                f"{path}.uri: {dataset.uri} is in a cluster only; "
                 "write its content into a file, and name that as file:///<absolute path>"
             )
     for index, variable in enumerate(spec.compute.env):

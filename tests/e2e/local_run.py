@@ -170,6 +170,8 @@ class LocalRun:
             path = attempt / "metrics.jsonl"
             for line in path.read_text().splitlines() if path.exists() else []:
                 values = json.loads(line)
+                if "eval_loss" in values:
+                    continue
                 lines[values["step"]] = values
         return dict(sorted(lines.items()))
 

@@ -34,13 +34,25 @@ GOOD: dict[str, Any] = {
             "packing": {"level": "none", "maxLength": 512},
             "overlong": "drop",
             "chatTemplate": "chatml",
+            "evaluation": {
+                "datasets": [{"name": "held-out", "uri": "pvc://data/held-out.jsonl", "sampleRatio": 0.25}],
+                "everySteps": 20,
+                "patience": 3,
+            },
         },
         "training": {
             "totalEpoch": 2,
             "globalBatchSize": 16,
-            "optimizer": {"lr": 1e-4, "weightDecay": 0.0, "betas": [0.8, 0.9], "eps": 1e-6, "maxGradNorm": 0.5},
+            "optimizer": {
+                "lr": 1e-4,
+                "weightDecay": 0.0,
+                "betas": [0.8, 0.9],
+                "eps": 1e-6,
+                "maxGradNorm": 0.5,
+                "skipGradNormThreshold": 8.0,
+            },
             "lrSchedule": {"lrType": "linear", "lrMin": 0.0, "warmupRatio": 2.0},
-            "fsdp": {"reshardAfterForward": False, "torchCompile": False},
+            "fsdp": {"reshardAfterForward": False, "torchCompile": False, "recomputeRatio": 0.5},
             "loss": {"mode": "eager", "chunkSize": 8},
             "precision": "fp32",
             "seed": 4294967295,
@@ -124,6 +136,10 @@ LOAD_FROM = {"loadFrom": {"uri": "pvc://models/base"}}
 
 def dataset(**fields: Any) -> dict[str, Any]:
     return {"data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"} | fields]}}
+
+
+def evaluation(**fields: Any) -> dict[str, Any]:
+    return {"data": dataset()["data"] | {"evaluation": fields}}
 
 
 def compute(**fields: Any) -> dict[str, Any]:
@@ -240,6 +256,32 @@ BAD = [
         "'hard' is not allowed; use 'soft' or 'none'",
         {"data": dataset()["data"] | {"packing": {"level": "hard"}}},
         server='Unsupported value: "hard": supported values: "soft", "none"',
+    ),
+    Bad(
+        "spec.data.evaluation.fraction",
+        "missing, as is datasets; hold out a fraction of the training data, or name datasets",
+        evaluation(everySteps=10),
+    ),
+    Bad(
+        "spec.data.evaluation.fraction",
+        "given together with datasets; remove one",
+        evaluation(fraction=0.1, datasets=dataset()["data"]["datasets"]),
+    ),
+    Bad(
+        "spec.data.evaluation.fraction",
+        "0.7 is not allowed; use a value less than or equal to 0.5",
+        evaluation(fraction=0.7),
+        server="should be less than or equal to 0.5",
+    ),
+    Bad(
+        "spec.data.evaluation.datasets[0].name",
+        f"'Chats' has the wrong form; {LABEL}",
+        evaluation(datasets=dataset(name="Chats")["data"]["datasets"]),
+    ),
+    Bad(
+        "spec.data.evaluation.datasets[0].uri",
+        f"'/chats.jsonl' has the wrong form; {DATA_PLACE}",
+        evaluation(datasets=dataset(uri="/chats.jsonl")["data"]["datasets"]),
     ),
     # Training
     Bad(
@@ -410,6 +452,11 @@ ON_ONE_MACHINE = [
         {"model": LOAD_FROM | {"tokenizer": {"uri": "file:///m"}}},
     ),
     Bad("spec.data.datasets[0].uri", f"'file:///chats.jsonl' {_ONE_MACHINE}", dataset(uri="file:///chats.jsonl")),
+    Bad(
+        "spec.data.evaluation.datasets[0].uri",
+        f"'file:///chats.jsonl' {_ONE_MACHINE}",
+        evaluation(datasets=dataset(uri="file:///chats.jsonl")["data"]["datasets"]),
+    ),
     Bad("spec.checkpoint.storage", f"'file:///c' {_ONE_MACHINE}", {"checkpoint": {"storage": "file:///c"}}),
     Bad("spec.output[0].uri", f"'file:///o' {_ONE_MACHINE}", {"output": [{"uri": "file:///o"}]}),
 ]

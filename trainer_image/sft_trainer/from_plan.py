@@ -1,15 +1,17 @@
 """A launch plan, as the Trainer's options and place. Pure."""
 
 from pathlib import Path
+from typing import Any
 
 from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
-from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig
+from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, EvaluationConfig
 from sft_trainer.model import get_model_config_from_hf
 from sft_trainer.run import RunOptions, RunPlace
 from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
 from sftjob.plan import LaunchPlan
 from sftjob.presets import PRESETS
+from sftjob.spec import DatasetSpec
 
 
 def run_options(plan: LaunchPlan) -> RunOptions:
@@ -22,20 +24,31 @@ def run_options(plan: LaunchPlan) -> RunOptions:
     else:
         model_cfg = get_model_config_from_hf(load_from)
     tokenize = OpenaiTokenizeFunctionConfig(chat_template=data.chat_template, max_length=data.packing.max_length)
+
+    def entries(datasets: list[DatasetSpec]) -> list[dict[str, Any]]:
+        return [
+            {
+                "dataset": DatasetConfig(
+                    name=dataset.name, anno_path=plan.path(dataset.uri), sample_ratio=dataset.sample_ratio
+                ),
+                "tokenize_fn": tokenize,
+            }
+            for dataset in datasets
+        ]
+
     return RunOptions(
         model_cfg=model_cfg,
         load_from=load_from,
         tokenizer_path=plan.path(tokenizer.uri),
         dataloader_cfg=DataloaderConfig(
-            dataset_config_list=[
-                {
-                    "dataset": DatasetConfig(
-                        name=dataset.name, anno_path=plan.path(dataset.uri), sample_ratio=dataset.sample_ratio
-                    ),
-                    "tokenize_fn": tokenize,
-                }
-                for dataset in data.datasets
-            ],
+            dataset_config_list=entries(data.datasets),
+            evaluation=data.evaluation
+            and EvaluationConfig(
+                fraction=data.evaluation.fraction,
+                dataset_config_list=entries(data.evaluation.datasets) if data.evaluation.datasets else None,
+                every_steps=data.evaluation.every_steps,
+                patience=data.evaluation.patience,
+            ),
             pack_level=data.packing.level,
             pack_max_length=data.packing.max_length,
             overlong=data.overlong,

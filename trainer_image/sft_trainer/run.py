@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sft_trainer.datasets.config import DataloaderConfig
+from sft_trainer.datasets.config import DataloaderConfig, EvaluationConfig
 from sft_trainer.datasets.template import chat_template_named
 from sft_trainer.model import FolderConfig, ModelConfig
 from sft_trainer.storage.fence import Fence
 from sftjob.base import digest
+from sftjob.manifest import EvaluationRecord
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Precision
 
 
@@ -37,6 +38,10 @@ class RunOptions:
         name = self.dataloader_cfg.dataset_config_list[0].tokenize_fn.chat_template
         return chat_template_named(name) if name else None
 
+    @property
+    def evaluation(self) -> EvaluationConfig | None:
+        return self.dataloader_cfg.evaluation
+
     def digest(self) -> str:
         """Two runs with the same digest and the same data train the same; the number of ranks may differ."""
         return digest(
@@ -47,6 +52,10 @@ class RunOptions:
                 "schedule": self.lr_cfg.to_json_dict(),
                 "batch": self.global_batch_size,
                 "length": [self.total_epoch, self.total_step],
+                # Without patience an evaluation changes nothing; what it holds out is in the data's digest.
+                "stop": [self.evaluation.every_steps, self.evaluation.patience]
+                if self.evaluation and self.evaluation.patience
+                else None,
                 "precision": self.precision,
                 "seed": self.seed,
             }
@@ -78,5 +87,9 @@ class RunState:
     resumed_from: int | None = None
     last_step: int = 0
     saved_step: int | None = None
+    evaluation: EvaluationRecord | None = None
+    skipped_steps: int = 0
+    non_finite_steps: int = 0
+    """In a row, up to the last step."""
     final_digest: str | None = None
     save_seconds: float = field(default=0.0)

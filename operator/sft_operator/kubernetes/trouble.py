@@ -186,8 +186,8 @@ def _places(job: SFTJob) -> Iterable[tuple[str, str]]:
     for name, source in (("loadFrom", spec.model.load_from), ("tokenizer", spec.model.tokenizer)):
         if source is not None:
             yield f"spec.model.{name}.uri", source.uri
-    for index, dataset in enumerate(spec.data.datasets):
-        yield f"spec.data.datasets[{index}].uri", dataset.uri
+    for path, dataset in spec.data.sources.items():
+        yield f"{path}.uri", dataset.uri
     yield "spec.checkpoint.storage", spec.storage_uri
     for index, output in enumerate(spec.output):
         yield f"spec.output[{index}].uri", output.uri

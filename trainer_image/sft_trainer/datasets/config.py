@@ -4,12 +4,12 @@ Written by users in their script, or by the launcher from a job's `spec.data`; r
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sftjob.base import Declared
-from sftjob.options import Overlong, PackLevel
+from sftjob.options import EvaluationOptions, Overlong, PackLevel
 
 
 class DatasetConfig(Declared):
@@ -41,11 +41,26 @@ class DatasetEntry(Declared):
     tokenize_fn: OpenaiTokenizeFunctionConfig = OpenaiTokenizeFunctionConfig()
 
 
+class EvaluationConfig(EvaluationOptions):
+    """The loss on data that is never trained on. Exactly one of `fraction` and `dataset_config_list`."""
+
+    dataset_config_list: Annotated[list[DatasetEntry], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        if self.fraction is None and self.dataset_config_list is None:
+            raise ValueError("fraction: missing, as is dataset_config_list; give one of them")
+        if self.fraction is not None and self.dataset_config_list is not None:
+            raise ValueError("fraction: given together with dataset_config_list; remove one")
+        return self
+
+
 class DataloaderConfig(Declared):
     dataset_config_list: Annotated[list[DatasetEntry], Field(min_length=1)]
     pack_level: PackLevel = Field(default="soft", description="soft: several whole samples a pack. none: one.")
     pack_max_length: int = Field(default=4096, ge=8, le=1_048_576, description="Tokens a pack holds at most.")
     overlong: Overlong = Field(default="truncate", description="What happens to a sample that is too long.")
+    evaluation: EvaluationConfig | None = None
     num_workers: int = Field(default=1, ge=1, le=256, description="Processes that tokenise a large file side by side.")
 
     def max_length(self, entry: DatasetEntry) -> int:

@@ -7,7 +7,7 @@ collective's timeout.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from sft_trainer.datasets.build import build_parts
 from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
 from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
+from sft_trainer.datasets.evaluation import hold_out
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
 from sft_trainer.datasets.order import permutation
 from sft_trainer.datasets.pack import Packs, pack_samples
@@ -43,6 +44,8 @@ class PreparedData:
     """[packs] int64"""
     receipt: DataReceipt
     digest: str
+    evaluation: "PreparedData | None" = None
+    """What is evaluated and never trained on, packed in the same way."""
 
     def sample(self, sample_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [T] uint32 and which are trained [T] bool."""
@@ -76,6 +79,37 @@ def prepare_data(
     )
     if not len(drawn):
         raise _nothing_left(config, caches)
+    prepared = _packed(config, caches, first_ids, drawn, seed=seed)
+    if config.evaluation is None:
+        return prepared
+    if config.evaluation.fraction is not None:
+        trained, held = hold_out(drawn, fraction=config.evaluation.fraction, seed=seed)
+        if not len(trained):
+            raise _nothing_left(config, caches)
+        evaluation = _packed(config, caches, first_ids, held, seed=seed)
+        prepared = _packed(config, caches, first_ids, trained, seed=seed)
+    else:
+        own = config.model_copy(
+            update={"dataset_config_list": config.evaluation.dataset_config_list, "evaluation": None}
+        )
+        evaluation = prepare_data(
+            own, tokenizer_path=tokenizer_path, cache_dir=cache_dir, seed=seed, on_detail=on_detail
+        )
+    return replace(
+        prepared,
+        evaluation=evaluation,
+        receipt=prepared.receipt.model_copy(update={"held_out": evaluation.receipt.samples}),
+        digest=digest(
+            {"training": prepared.digest, "evaluation": evaluation.digest, "fraction": config.evaluation.fraction}
+        ),
+    )
+
+
+def _packed(
+    config: DataloaderConfig, caches: list[TokenCache], first_ids: list[int], drawn: np.ndarray, *, seed: int
+) -> PreparedData:
+    """The samples with these ids."""
+    ratios = [entry.dataset.sample_ratio for entry in config.dataset_config_list]
     lengths = np.concatenate([np.diff(cache.offsets) for cache in caches])[drawn]
     trained = np.concatenate([cache.trained_counts for cache in caches])[drawn].astype(np.int64)
     packs = pack_samples(lengths, max_length=config.pack_max_length, level=config.pack_level, seed=seed)

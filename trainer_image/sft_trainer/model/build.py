@@ -39,8 +39,11 @@ def build_model(
     fields = trained_config(model_cfg, load_from=load_from)
     model = _on_meta(fields, said_by=f"{load_from}/config.json" if load_from else "model")
     _replace_forward(model, loss_cfg=loss_cfg, autocast=precision == "bf16" and mesh is None, device=device)
+    layers = list(transformers_private.decoder_layers(model).values())
+    for index in recomputed_layers(len(layers), ratio=fsdp_cfg.recompute_ratio):
+        transformers_private.recompute_in_backward(layers[index])
     if fsdp_cfg.torch_compile or (fsdp_cfg.torch_compile is None and device.type == "cuda"):
-        for layer in transformers_private.decoder_layers(model).values():
+        for layer in layers:
             layer.compile()
     if mesh is not None:
         _shard(model, mesh=mesh, fsdp_cfg=fsdp_cfg, precision=precision)
@@ -50,6 +53,12 @@ def build_model(
         drops_layers = isinstance(model_cfg, ModelConfig) and "num_hidden_layers" in model_cfg.model_fields_set
         weights.load(model, load_from, device=device, drops_layers=drops_layers)
     return model.train()
+
+
+def recomputed_layers(count: int, *, ratio: float) -> list[int]:
+    """round(ratio * count) of them, evenly spread."""
+    chosen = round(ratio * count)
+    return [index for index in range(count) if (index + 1) * chosen // count > index * chosen // count]
 
 
 def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sft_trainer.model import transformers_private
+from sft_trainer.model.evaluating import evaluating
 from sft_trainer.packed import PackedBatch
 from sftjob.failure import JobFailure, Reason
 
@@ -28,7 +28,6 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 _EXPERTS_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
 
-@torch.no_grad()
 def probe(model: torch.nn.Module, *, vocab_size: int) -> None:
     """Raises JobFailure(INVALID_CONFIGURATION) with the model type and the property that does not hold."""
     assert isinstance(model, PreTrainedModel)
@@ -41,13 +40,12 @@ def probe(model: torch.nn.Module, *, vocab_size: int) -> None:
     batch = _packed(documents, device=device)
     perturbed = _packed(torch.cat([others, documents[1:]]), device=device)
 
-    with _evaluating(model), _short_windows(model), _uncompiled(model):
+    with evaluating(model), _short_windows(model), _uncompiled(model):
         loss = model(batch)
         packed = model(batch, output="logits")[0].unflatten(0, (2, _LENGTH))
         after = model(perturbed, output="logits")[0].unflatten(0, (2, _LENGTH))
         with _own_attention(model):
             own = model(_as_rows(documents, device=device), output="own_logits")
-    _reshard(model)
 
     dtype = torch.bfloat16 if own.dtype == torch.bfloat16 else torch.float32
     has_experts = any(parameter.ndim == 3 for parameter in model.parameters())
@@ -79,14 +77,6 @@ def _as_rows(documents: torch.Tensor, *, device: torch.device) -> PackedBatch:
     return PackedBatch(input_ids=documents, position_ids=nothing, labels=nothing, cu_seqlens=nothing).to(device)
 
 
-def _reshard(model: PreTrainedModel) -> None:
-    # The root stays gathered until a backward, as do layers that the user wants so, and there is none here: an
-    # optimiser made now would get the gathered copies, which no step ever reaches.
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
 def _close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> bool:
     """NaN is close to nothing."""
     difference = (ours.float() - theirs.float()).norm()
@@ -98,17 +88,6 @@ def _refused(model: PreTrainedModel, what: str) -> JobFailure:
         Reason.INVALID_CONFIGURATION,
         f"model: {model.config.model_type} can't be trained here: {what}; use another model",
     )
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

@@ -4,11 +4,13 @@ Pinned to the version in pyproject.toml; `tests/sft_trainer/model/test_transform
 Called by the other modules of this folder only.
 """
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
@@ -30,6 +32,12 @@ def decoder_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
         if isinstance(module, GradientCheckpointingLayer) and not nested:
             found[name] = module
     return found
+
+
+def recompute_in_backward(layer: torch.nn.Module) -> None:
+    """Keep a layer's inputs alone. The library's own switch, which renames no parameter."""
+    layer.gradient_checkpointing = True
+    layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
 
 def is_compiled(model: PreTrainedModel) -> bool:

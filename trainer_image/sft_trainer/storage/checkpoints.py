@@ -7,6 +7,7 @@ by the launcher of node 0.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -75,15 +76,45 @@ def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManife
     return manifest
 
 
-def retain(fence: Fence, *, keep_last: int) -> None:
-    """Deletes all but the newest. Called right after a publish: the newest is known to be whole."""
+def amend_manifest(fence: Fence, step: int, changes: dict[str, Any]) -> CheckpointManifest:
+    """What became known of a step only after its checkpoint was published; the files stay as they are."""
+    folder = fence.storage / names.checkpoint_folder(step)
+    manifest = CheckpointManifest.from_json((folder / names.MANIFEST).read_text()).model_copy(update=changes)
     fence.check()
+    write_atomically(folder / names.MANIFEST, manifest.to_json(indent=2))
+    return manifest
+
+
+def retain(fence: Fence, *, keep_last: int) -> None:
+    """Deletes all but the newest, and the best of those that were evaluated.
+
+    Called right after a publish: the newest is known to be whole.
+    """
+    fence.check()
+    kept = _best_step(fence.storage)
     for step in sorted(_steps(fence.storage), reverse=True)[keep_last:]:
+        if step == kept:
+            continue
         folder = fence.storage / names.checkpoint_folder(step)
         # Under its temporary name first: a folder called step-<K> is always whole.
         doomed = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
         folder.rename(doomed)
         shutil.rmtree(doomed)
+
+
+def _best_step(storage: Path) -> int | None:
+    """Of the checkpoint with the lowest evaluation loss at its very step: the earliest of equals."""
+    losses = {}
+    for step in sorted(_steps(storage)):
+        try:
+            manifest = CheckpointManifest.from_json(
+                (storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()
+            )
+        except (FileNotFoundError, ValidationError):  # it will not verify, and is no good to anyone
+            continue
+        if manifest.evaluation and manifest.evaluation.step == step:
+            losses[step] = manifest.evaluation.loss
+    return min(losses, key=lambda step: losses[step], default=None)
 
 
 def _steps(storage: Path) -> list[int]:

@@ -74,9 +74,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    model: torch.nn.Module, optimizer: torch.optim.AdamW, *, world: World, storage: Path, step: int
+    model: torch.nn.Module, optimizer: torch.optim.AdamW, *, world: World, storage: Path, step: int, updates: int
 ) -> None:
-    """Fills model, optimiser and random state in place, on any number of ranks. Called by all ranks."""
+    """Fills model, optimiser and random state in place, on any number of ranks. Called by all ranks.
+
+    `updates` are the steps up to `step` that the optimiser has taken: skipped ones don't count.
+    """
     reader = FileSystemReader(storage / names.checkpoint_folder(step))
     state = _tensors(model, optimizer)
     random = {f"rng.{world.rank}": _random_state(world.device)}
@@ -86,7 +89,7 @@ def load_checkpoint(
     dcp.load(state, storage_reader=reader, no_dist=world.size == 1)
     _set_random_state(random[f"rng.{world.rank}"], world.device)
     for parameter_state in optimizer.state.values():
-        parameter_state["step"].fill_(step)
+        parameter_state["step"].fill_(updates)
 
 
 def _tensors(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:

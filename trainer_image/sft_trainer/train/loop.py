@@ -17,17 +17,19 @@ from sft_trainer.model.probe import probe
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
-from sft_trainer.storage.checkpoints import find_newest, remove_leftovers, set_aside
+from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint, save_checkpoint
-from sft_trainer.train.metrics import MetricsLog
+from sft_trainer.train.evaluation import Evaluation, following
+from sft_trainer.train.metrics import MetricsLog, finite_or_none
 from sft_trainer.train.optimizer import build_optimizer, clip_gradients
 from sft_trainer.train.schedule import learning_rate
+from sft_trainer.train.skip import judge_gradient
 from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.base import utc_now
 from sftjob.failure import JobFailure, Reason
-from sftjob.manifest import CheckpointManifest
+from sftjob.manifest import CheckpointManifest, EvaluationRecord
 from sftjob.progress import Stage
 
 log = logging.getLogger(__name__)
@@ -59,25 +61,33 @@ class _Run:
         compiled = options.fsdp_cfg.torch_compile
         if compiled is None:
             compiled = world.device.type == "cuda"
+        # A compiled layer is compiled anew for each length.
+        pad_to = options.dataloader_cfg.pack_max_length if compiled else None
         self.stream = BatchStream(
             data,
             seed=options.seed,
             global_batch_size=options.global_batch_size,
             world_size=world.size,
             rank=world.rank,
-            # A compiled layer is compiled anew for each length.
-            pad_to=options.dataloader_cfg.pack_max_length if compiled else None,
+            pad_to=pad_to,
             total_epoch=None if options.total_step else options.total_epoch or 1,
         )
         self.total_steps = options.total_step or self.stream.total_steps(options.total_epoch or 1)
+        self.evaluation = None
+        if options.evaluation and data.evaluation:
+            self.evaluation = Evaluation(options.evaluation, data.evaluation, world=world, pad_to=pad_to)
         self.reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
         self.metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
 
     def to_the_end(self) -> None:
         try:
             self._load()
-            for step in range(self.state.last_step + 1, self.total_steps + 1):
+            if self._evaluate_if_due():
+                self._amend_checkpoint()
+            while self.state.last_step < self.total_steps:
+                step = self.state.last_step + 1
                 self._train_step(step)
+                self._evaluate_if_due()
                 interval = self.place.checkpoint_interval
                 if step == self.total_steps or (interval and step % interval == 0):
                     self._save()
@@ -106,11 +116,19 @@ class _Run:
         probe(self.model, vocab_size=self.model.config.vocab_size)
         self.optimizer = build_optimizer(self.model, options.optim_cfg)
         create_optimizer_state(self.model, self.optimizer)
-        resume_step = world.from_first(self._choose_checkpoint)
-        if resume_step is not None:
-            self._report(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resume_step))
-            load_checkpoint(self.model, self.optimizer, world=world, storage=storage, step=resume_step)
-            self.state.resumed_from = self.state.last_step = self.state.saved_step = resume_step
+        resumed = world.from_first(self._choose_checkpoint)
+        resume_step = resumed.step if resumed else None
+        if resumed is not None:
+            self._report(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resumed.step))
+            load_checkpoint(
+                self.model,
+                self.optimizer,
+                world=world,
+                storage=storage,
+                step=resumed.step,
+                updates=resumed.step - resumed.skipped_steps,
+            )
+            self._take_up(resumed)
         ranks, batch = world.size, options.global_batch_size
         log.info("global batch %d packs = %d ranks x %d accumulation steps of 1 pack", batch, ranks, batch // ranks)
         log.info(
@@ -123,11 +141,15 @@ class _Run:
             stage=Stage.TRAINING,
             detail=None,
             step=self.state.last_step,
+            total_steps=self.total_steps,
             resumed_from=resume_step,
             saved_step=resume_step,
+            skipped_steps=self.state.skipped_steps,
         )
+        if self.state.evaluation:
+            self._report_evaluation(self.state.evaluation)
 
-    def _choose_checkpoint(self) -> int | None:
+    def _choose_checkpoint(self) -> CheckpointManifest | None:
         """On rank 0: the newest checkpoint that verifies, and those that don't out of the way."""
         fence = self.place.fence
         if not self.place.resume:
@@ -143,9 +165,17 @@ class _Run:
         if found.manifest is None:
             return None
         self._refuse_other_run(found.manifest)
-        if found.manifest.step == self.total_steps:
-            self.state.final_digest = found.manifest.digest()
-        return found.manifest.step
+        return found.manifest
+
+    def _take_up(self, manifest: CheckpointManifest) -> None:
+        """Goes on from the state after the checkpoint's step, which is the run's last one where it says so."""
+        state = self.state
+        state.resumed_from = state.last_step = state.saved_step = manifest.step
+        state.evaluation = manifest.evaluation
+        state.skipped_steps, state.non_finite_steps = manifest.skipped_steps, manifest.non_finite_steps
+        if manifest.step == manifest.total_steps:
+            self.total_steps = manifest.total_steps
+            state.final_digest = manifest.digest()
 
     def _refuse_other_run(self, manifest: CheckpointManifest) -> None:
         folder = self.place.fence.storage / names.checkpoint_folder(manifest.step)
@@ -178,13 +208,25 @@ class _Run:
             loss_sum += loss.detach()
             self._stop_if_agreed()
         grad_norm = clip_gradients(self.model, max_norm=self.options.optim_cfg.max_grad_norm)
-        if not torch.isfinite(grad_norm):
+        # The norm is of all ranks' gradients: each decides alike.
+        verdict = judge_gradient(
+            grad_norm.item(),
+            threshold=self.options.optim_cfg.skip_grad_norm_threshold,
+            non_finite_before=self.state.non_finite_steps,
+        )
+        if verdict.is_fatal:
             raise JobFailure(
                 Reason.NON_FINITE_GRADIENT,
-                f"step {step}: the gradient norm is {grad_norm.item()} (samples {self.stream.sample_ids(step)}); "
-                "lower spec.training.optimizer.lr, or look at these samples",
+                f"step {step}: the gradient norm is {grad_norm.item()}, as in the {verdict.non_finite_steps - 1} steps "
+                f"before, which were skipped (samples {self.stream.sample_ids(step)}); lower "
+                "spec.training.optimizer.lr, or look at these samples",
             )
-        self.optimizer.step()
+        self.state.non_finite_steps = verdict.non_finite_steps
+        if verdict.skips:
+            self.state.skipped_steps += 1
+            log.warning("step %d is skipped: %s", step, verdict.why)
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
         self.state.last_step = step
@@ -202,9 +244,10 @@ class _Run:
             {
                 "step": step,
                 "epoch": epoch,
-                "loss": loss,
+                "loss": finite_or_none(loss),
                 "lr": rate,
-                "grad_norm": grad_norm,
+                "grad_norm": finite_or_none(grad_norm),
+                "skipped_steps": self.state.skipped_steps,
                 "tokens": tokens,
                 "trained_tokens": trained_tokens,
                 "tokens_per_second": round(speed, 1),
@@ -226,12 +269,42 @@ class _Run:
             detail=None,
             step=step,
             epoch=round(epoch, 4),
-            loss=round(loss, 6),
+            loss=finite_or_none(round(loss, 6)),
             learning_rate=rate,
-            grad_norm=round(grad_norm, 6),
+            grad_norm=finite_or_none(round(grad_norm, 6)),
+            skipped_steps=self.state.skipped_steps,
             tokens_per_second=round(speed, 1),
             eta_seconds=remaining,
         )
+
+    def _evaluate_if_due(self) -> bool:
+        """May make this step the run's last one."""
+        step, record = self.state.last_step, self.state.evaluation
+        if not self.evaluation or not self.evaluation.is_due(step, total_steps=self.total_steps, record=record):
+            return False
+        self._report(stage=Stage.EVALUATING, detail=None)
+        loss = self.evaluation.mean_loss(self.model, between_batches=self._stop_if_agreed)
+        record = self.state.evaluation = following(record, step=step, loss=loss)
+        if self.evaluation.ends_training(record) and step < self.total_steps:
+            log.info("no better evaluation loss in %d evaluations: the run ends here", record.without_improvement)
+            self.total_steps = step
+        if self.metrics:
+            self.metrics.write({"step": step, "eval_loss": loss, "best_step": record.best_step})
+        log.info("step %d evaluation loss %.4f (lowest %.4f, step %d)", step, loss, record.best_loss, record.best_step)
+        self._report(stage=Stage.TRAINING, total_steps=self.total_steps)
+        self._report_evaluation(record)
+        return True
+
+    def _report_evaluation(self, record: EvaluationRecord) -> None:
+        self._report(eval_loss=record.loss, best_eval_loss=record.best_loss, best_step=record.best_step)
+
+    def _amend_checkpoint(self) -> None:
+        """A stop had saved this step before its evaluation was done."""
+        changes = {"evaluation": self.state.evaluation, "total_steps": self.total_steps}
+        fence, step = self.place.fence, self.state.last_step
+        manifest = self.world.from_first(lambda: amend_manifest(fence, step, changes))
+        if step == self.total_steps:
+            self.state.final_digest = manifest.digest()
 
     def _stop_if_agreed(self) -> None:
         """At a micro-batch boundary: the unfinished step is dropped, the last finished one saved if there is time."""
@@ -261,6 +334,9 @@ class _Run:
                 config_digest=self.options.digest(),
                 data_digest=self.data.digest,
                 saved_at=utc_now(),
+                evaluation=self.state.evaluation,
+                skipped_steps=self.state.skipped_steps,
+                non_finite_steps=self.state.non_finite_steps,
                 files=[],
             ),
             keep_last=self.place.keep_last,

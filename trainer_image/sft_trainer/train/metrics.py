@@ -1,6 +1,7 @@
 """One JSON line a step, in the attempt's folder: an attempt that was superseded can't touch a later one's lines."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,3 +22,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN: a reader of another language would stop at the line."""
+    return value if math.isfinite(value) else None

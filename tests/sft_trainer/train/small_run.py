@@ -1,0 +1,165 @@
+"""A run of the training loop in this process: a Qwen3 of two narrow layers from scratch, chats of a few letters."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from transformers import PreTrainedTokenizerFast
+
+from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, EvaluationConfig
+from sft_trainer.datasets.prepare import prepare_data
+from sft_trainer.model import Qwen3Dense0P6BConfig
+from sft_trainer.run import RunOptions, RunPlace, RunState
+from sft_trainer.stop import StopSignal
+from sft_trainer.storage.fence import Fence
+from sft_trainer.train.loop import train
+from sft_trainer.train.world import World
+from sftjob import names
+from sftjob.manifest import CheckpointManifest
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig
+from tests.sft_trainer.datasets.chats import LLAMA3_TOKENS, pair, trl_template, write_chats
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"), mesh=None)
+VOCAB_SIZE = 264
+
+TRAINED = [pair("ab" * (n % 5 + 1), chr(97 + n % 7) * (n % 9 + 1)) for n in range(24)]
+EVALUATED = [pair("q" * (n % 3 + 1), chr(104 + n) * (2 * n + 1)) for n in range(7)]
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """Llama 3's template over single bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*LLAMA3_TOKENS, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        additional_special_tokens=LLAMA3_TOKENS,
+    )
+    tokenizer.chat_template = trl_template("llama3.jinja")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class SmallRun:
+    folder: Path
+    evaluation: dict[str, Any] | None = None
+    lr: float = 3e-3
+    total_steps: int = 6
+    interval: int | None = 1
+    keep_last: int = 100
+    packing: str = "soft"
+    threshold: float | None = None
+    attempts: int = field(default=0)
+
+    @property
+    def storage(self) -> Path:
+        return self.folder / "storage"
+
+    @property
+    def exported(self) -> Path:
+        return self.folder / "model"
+
+    def go(self, *, world: World = ALONE) -> RunState:
+        """One more attempt, to its end or to what it raises."""
+        self.attempts += 1
+        folder = names.attempt_folder(self.storage, self.attempts)
+        folder.mkdir(parents=True, exist_ok=True)
+        options = self.options()
+        data = prepare_data(
+            options.dataloader_cfg,
+            tokenizer_path=options.tokenizer_path,
+            cache_dir=self.folder / "cache",
+            seed=options.seed,
+        )
+        place = RunPlace(
+            fence=Fence(self.storage, "tests", self.attempts),
+            resume=True,
+            export_folders=[self.exported],
+            checkpoint_interval=self.interval,
+            keep_last=self.keep_last,
+            grace_seconds=1000,
+            scratch=None,
+        )
+        self.state = RunState()
+        train(options, place, data, world=world, stop=StopSignal(), state=self.state)
+        return self.state
+
+    def options(self) -> RunOptions:
+        self.folder.mkdir(exist_ok=True)
+        tokenizer = self.folder / "tokenizer"
+        if not tokenizer.exists():
+            save_tokenizer(tokenizer)
+            write_chats(self.folder / "trained.jsonl", TRAINED)
+            write_chats(self.folder / "evaluated.jsonl", EVALUATED)
+        evaluation = self.evaluation
+        if evaluation is not None and "fraction" not in evaluation:
+            entry = {"dataset": DatasetConfig(name="held", anno_path=self.folder / "evaluated.jsonl")}
+            evaluation = evaluation | {"dataset_config_list": [entry]}
+        return RunOptions(
+            model_cfg=Qwen3Dense0P6BConfig(
+                vocab_size=VOCAB_SIZE,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=16,
+            ),
+            load_from=None,
+            tokenizer_path=str(tokenizer),
+            dataloader_cfg=DataloaderConfig(
+                dataset_config_list=[{"dataset": DatasetConfig(name="d", anno_path=self.folder / "trained.jsonl")}],
+                pack_max_length=96,
+                pack_level=self.packing,
+                evaluation=evaluation and EvaluationConfig(**evaluation),
+            ),
+            optim_cfg=AdamWConfig(lr=self.lr, skip_grad_norm_threshold=self.threshold),
+            lr_cfg=LRConfig(lr_type="constant", warmup_ratio=0),
+            loss_cfg=CELossConfig(),
+            fsdp_cfg=FSDPConfig(),
+            global_batch_size=2,
+            total_epoch=None,
+            total_step=self.total_steps,
+            precision="fp32",
+            seed=5,
+        )
+
+    def lines(self, *, attempt: int | None = None) -> list[dict[str, Any]]:
+        path = names.attempt_folder(self.storage, attempt or self.attempts) / names.METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def evaluations(self, *, attempt: int | None = None) -> dict[int, float]:
+        return {line["step"]: line["eval_loss"] for line in self.lines(attempt=attempt) if "eval_loss" in line}
+
+    def checkpoints(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in self.storage.glob("step-*"))
+
+    def manifest(self, step: int) -> CheckpointManifest:
+        return CheckpointManifest.from_json((self.storage / f"step-{step}" / names.MANIFEST).read_text())
+
+    def tensors(self, step: int) -> dict[str, torch.Tensor]:
+        """Weights and moments of a checkpoint, by torch's own reader."""
+        file = self.folder / f"{step}.pt"
+        dcp_to_torch_save(self.storage / f"step-{step}", file)
+        return dict(_flat(torch.load(file), ""))
+
+    def another(self, name: str, **changes: Any) -> "SmallRun":
+        return replace(self, folder=self.folder.with_name(name), attempts=0, **changes)
+
+
+def _flat(tree: dict[str, Any], prefix: str):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
