@@ -48,3 +48,22 @@ def test_the_recomputed_layers_are_evenly_spread() -> None:
     assert recomputed_layers(6, ratio=0.5) == [1, 3, 5]
     assert recomputed_layers(7, ratio=0.3) == [3, 6]
     assert recomputed_layers(6, ratio=1.0) == [0, 1, 2, 3, 4, 5]
+
+
+def test_compiled_layers_compute_the_same_again(tmp_path) -> None:
+    folder = tiny.save_random_model(tmp_path, "qwen3_tied")
+    results = []
+    for ratio in (0.0, 1.0):
+        torch.compiler.reset()
+        model = tiny.built(folder, fsdp_cfg=FSDPConfig(recompute_ratio=ratio))
+        for layer in model.model.layers:
+            # Traced, split into forward and backward, and run as it is: the C++ compiler takes a minute.
+            layer.compile(backend="aot_eager")
+        loss = model(tiny.pack(tiny.documents([12, 20])))
+        loss.backward()
+        results.append((loss.detach(), tiny.gradients(model)))
+    (loss, gradients), (recomputed_loss, recomputed) = results
+    torch.testing.assert_close(recomputed_loss, loss, rtol=1e-6, atol=0)
+    for name, gradient in gradients.items():
+        largest = gradient.abs().max().item()
+        torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)

@@ -131,10 +131,11 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path: Path, losses) 
 
 
 def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(tmp_path: Path, losses) -> None:
-    losses(1.0, 2.0, 3.0)
-    run = SmallRun(tmp_path / "run", {"every_steps": 2}, keep_last=2)
+    losses(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    run = SmallRun(tmp_path / "run", {"every_steps": 2}, interval=3, total_steps=12, keep_last=2)
     run.go()
-    assert run.checkpoints() == [2, 5, 6]
+    # Step 3 came after the lowest loss, which is that of step 2.
+    assert run.checkpoints() == [6, 9, 12]
 
 
 def test_patience_ends_the_run_whole(tmp_path: Path, losses) -> None:

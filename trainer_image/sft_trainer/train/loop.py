@@ -20,6 +20,7 @@ from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint, save_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
+from sft_trainer.train.memory import estimate_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none
 from sft_trainer.train.optimizer import build_optimizer, clip_gradients
 from sft_trainer.train.schedule import learning_rate
@@ -131,6 +132,16 @@ class _Run:
             self._take_up(resumed)
         ranks, batch = world.size, options.global_batch_size
         log.info("global batch %d packs = %d ranks x %d accumulation steps of 1 pack", batch, ranks, batch // ranks)
+        log.info(
+            "%s",
+            estimate_memory(
+                self.model,
+                pack_tokens=options.dataloader_cfg.pack_max_length,
+                precision=self.precision,
+                loss_cfg=options.loss_cfg,
+                fsdp_cfg=options.fsdp_cfg,
+            ),
+        )
         log.info(
             "%d steps, %s from step %d",
             self.total_steps,

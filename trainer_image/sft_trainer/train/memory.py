@@ -1,0 +1,76 @@
+"""What a rank's tensors need, by kind: told before the first step, when a run that can't fit has cost nothing yet.
+
+In: the built model and the options. Out: bytes. Pure; called by the loop. Weights, gradients and moments are exact; the
+others are what plain kernels keep, and compiled layers keep less. The allocator's own overhead and the layers that
+FSDP2 gathers for a moment come on top.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from sftjob.options import CELossConfig, FSDPConfig
+
+_FP32, _BF16 = 4, 2
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one rank."""
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int | None
+    """What the forward of one full pack keeps for its backward; None where the layers are not of a known form."""
+    logits: int
+    """Of the loss: logits and their gradient, and the head's gradient that is summed over chunks."""
+
+    def __str__(self) -> str:
+        kinds = asdict(self)
+        told = [f"{kind} {'unknown' if size is None else f'{size / 1e9:.2f}'}" for kind, size in kinds.items()]
+        return f"memory a rank, in GB: {', '.join(told)}; together {sum(filter(None, kinds.values())) / 1e9:.2f}"
+
+
+def estimate_memory(
+    model: PreTrainedModel, *, pack_tokens: int, precision: str, loss_cfg: CELossConfig, fsdp_cfg: FSDPConfig
+) -> MemoryEstimate:
+    """`pack_tokens`: of the longest pack. Parameters count as this rank holds them, frozen ones as weights alone."""
+    parameters = list(model.parameters())
+    trained = sum(_local_bytes(parameter) for parameter in parameters if parameter.requires_grad)
+    head = model.get_output_embeddings().weight
+    rows = pack_tokens if loss_cfg.mode == "eager" else min(pack_tokens, loss_cfg.chunk_size)
+    summed = head.numel() * _FP32 if loss_cfg.mode == "chunk" and head.requires_grad else 0
+    return MemoryEstimate(
+        weights=sum(_local_bytes(parameter) for parameter in parameters),
+        gradients=trained,
+        moments=2 * trained,
+        activations=_activations(model, pack_tokens=pack_tokens, precision=precision, ratio=fsdp_cfg.recompute_ratio),
+        logits=2 * rows * head.shape[0] * _FP32 + summed,
+    )
+
+
+def _local_bytes(parameter: torch.nn.Parameter) -> int:
+    return parameter.to_local().nbytes if isinstance(parameter, DTensor) else parameter.nbytes
+
+
+def _activations(model: PreTrainedModel, *, pack_tokens: int, precision: str, ratio: float) -> int | None:
+    config = model.config.get_text_config()
+    modules = [name.rpartition(".")[2] for name, _ in model.named_modules()]
+    if any(parameter.ndim == 3 for parameter in model.parameters()) or not {"q_proj", "gate_proj"} <= set(modules):
+        return None
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    queries, keys = heads * head_size, config.num_key_value_heads * head_size
+    # The residual and two norms, each twice, the MLP's gate, its activation, the other half and their product; queries,
+    # the attention's result and their halves turned by the rotary embedding; keys and values.
+    layer = 6 * hidden + 4 * inner + 3 * queries + 2 * keys
+    if "q_norm" in modules:
+        layer += 2 * queries + 2 * keys
+    layers = config.num_hidden_layers
+    recomputed = round(ratio * layers)
+    # A recomputed layer keeps its input; one of them at a time is whole again in the backward.
+    elements = (layers - recomputed) * layer + recomputed * hidden + (layer if recomputed else 0)
+    return pack_tokens * elements * (_BF16 if precision == "bf16" else _FP32)
