@@ -1,6 +1,7 @@
 """Metrics of several attempts as one curve."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_a_broken_line_within_is_named(tmp_path: Path) -> None:
     file = write(tmp_path, 1, 1, torn='{"step": 2}\n')
     with pytest.raises(ValueError, match=f"{file}:2: not a line of metrics"):
         read_metrics(tmp_path)
+
+
+def test_evaluations_are_not_steps_and_a_skipped_steps_loss_may_be_no_number(tmp_path: Path) -> None:
+    write(tmp_path, 1, 1, torn='{"step": 1, "eval_loss": 0.5, "best_step": 1}\n{"step": 2, "loss": null}\n')
+    first, second = read_metrics(tmp_path)
+    assert first == Row(1, 1, 1.1)
+    assert (second.step, math.isnan(second.loss)) == (2, True)
+    plot_loss([first, second], tmp_path / "loss.png", title="tiny")
 
 
 def test_a_run_without_steps_has_no_metrics(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from pydantic import ValidationError
 from small_run import EVALUATED, TRAINED, SmallRun
 from torch.distributed.device_mesh import init_device_mesh
 
+from sft_trainer.datasets.config import EvaluationConfig
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.train import loop
 from sft_trainer.train.evaluation import Evaluation, following
@@ -114,6 +116,14 @@ def test_a_fraction_that_is_no_sample_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JobFailure, match=r"evaluation\.fraction: 0\.01 of 24 samples is none of them") as caught:
         SmallRun(tmp_path / "run", {"fraction": 0.01}).go()
     assert caught.value.reason is Reason.INVALID_CONFIGURATION
+
+
+def test_there_is_one_source_of_evaluation_data(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="fraction: missing, as is dataset_config_list; give one of them"):
+        EvaluationConfig(every_steps=5)
+    datasets = SmallRun(tmp_path / "run").options().dataloader_cfg.dataset_config_list
+    with pytest.raises(ValidationError, match="fraction: given together with dataset_config_list; remove one"):
+        EvaluationConfig(fraction=0.1, dataset_config_list=datasets)
 
 
 def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path: Path, losses) -> None:

@@ -50,7 +50,8 @@ def test_the_estimate_is_what_a_step_makes(case: str, ratio: float, tmp_path) ->
         plain, recomputed = (tiny.built(folder, fsdp_cfg=FSDPConfig(recompute_ratio=r)) for r in (0.0, 1.0))
         whole_again = (kept_bytes(plain)[1] - kept_bytes(recomputed)[1]) // SIZES["num_hidden_layers"]
     # The rest is outside of the layers, and the few numbers that a norm and the attention keep of each row.
-    assert 0.85 * (kept + whole_again) < estimate.activations <= 1.02 * (kept + whole_again)
+    lowest = 0.95 if ratio < 1 else 0.91
+    assert lowest * (kept + whole_again) < estimate.activations <= kept + whole_again
     # 48 rows of 96 logits and their gradient, and the head's [96, 64], in fp32.
     assert estimate.logits == 2 * 48 * 96 * 4 + 96 * 64 * 4
 

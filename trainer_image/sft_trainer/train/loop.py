@@ -307,7 +307,9 @@ class _Run:
         return True
 
     def _report_evaluation(self, record: EvaluationRecord) -> None:
-        self._report(eval_loss=record.loss, best_eval_loss=record.best_loss, best_step=record.best_step)
+        self._report(
+            eval_loss=round(record.loss, 6), best_eval_loss=round(record.best_loss, 6), best_step=record.best_step
+        )
 
     def _amend_checkpoint(self) -> None:
         """A stop had saved this step before its evaluation was done."""
