@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from sft_trainer.datasets.config import EvaluationConfig
 from sft_trainer.datasets.prepare import prepare_data
+from sft_trainer.model.evaluating import evaluating
 from sft_trainer.train import loop
 from sft_trainer.train.evaluation import Evaluation, following
 from sft_trainer.train.stop import Preempted
@@ -88,6 +89,15 @@ def test_training_with_evaluations_is_bit_equal_to_training_without(tmp_path: Pa
     assert [line["loss"] for line in run.lines() if "loss" in line] == [line["loss"] for line in plain.lines()]
     for name, tensor in plain.tensors(6).items():
         assert torch.equal(run.tensors(6)[name], tensor), name
+
+
+def test_a_model_is_evaluated_without_dropout_and_trained_with_it_again() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Dropout())
+    ones = torch.ones(64)
+    with evaluating(model):
+        assert torch.equal(model(ones), model[0](ones))
+        assert not model(ones).requires_grad
+    assert not torch.equal(model(ones), model[0](ones))
 
 
 def test_a_held_out_sample_is_evaluated_once_and_never_trained(tmp_path: Path) -> None:
