@@ -72,5 +72,5 @@ def test_every_flag_has_a_name_and_a_meaning_of_its_own(user: User) -> None:
     assert len(names) == len(set(names))
     assert [flag.path for flag in flags() if not flag.meaning] == []
     shown = user.sft("train", "--help").stdout
-    for name in ("--lr", "--max-length", "--every-steps", "--retries", "--tokenizer"):
+    for name in ("--lr", "--max-length", "--keep-last", "--retries", "--tokenizer"):
         assert name in shown

@@ -9,7 +9,12 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import PreTrainedTokenizerFast
 
-from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, EvaluationConfig
+from sft_trainer.datasets.config import (
+    DataloaderConfig,
+    DatasetConfig,
+    EvaluationConfig,
+    OpenaiTokenizeFunctionConfig,
+)
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.model import Qwen3Dense0P6BConfig
 from sft_trainer.run import RunOptions, RunPlace, RunState
@@ -59,6 +64,7 @@ class SmallRun:
     keep_last: int = 100
     packing: str = "soft"
     threshold: float | None = None
+    chat_template: str | None = None
     attempts: int = field(default=0)
 
     @property
@@ -118,7 +124,12 @@ class SmallRun:
             load_from=None,
             tokenizer_path=str(tokenizer),
             dataloader_cfg=DataloaderConfig(
-                dataset_config_list=[{"dataset": DatasetConfig(name="d", anno_path=self.folder / "trained.jsonl")}],
+                dataset_config_list=[
+                    {
+                        "dataset": DatasetConfig(name="d", anno_path=self.folder / "trained.jsonl"),
+                        "tokenize_fn": OpenaiTokenizeFunctionConfig(chat_template=self.chat_template),
+                    }
+                ],
                 pack_max_length=96,
                 pack_level=self.packing,
                 evaluation=evaluation and EvaluationConfig(**evaluation),

@@ -365,7 +365,13 @@ class _Run:
     def _export(self) -> None:
         for folder in self.place.export_folders:
             self._report(stage=Stage.EXPORTING, detail=folder.name)
-            export_model(self.model, folder, source=self.options.load_from, tokenizer_path=self.options.tokenizer_path)
+            export_model(
+                self.model,
+                folder,
+                source=self.options.load_from,
+                tokenizer_path=self.options.tokenizer_path,
+                chat_template=self.options.chat_template,
+            )
 
     def _report(self, **changes: Any) -> None:
         if self.reporter:
