@@ -87,4 +87,4 @@ class EvaluationOptions(Declared):
 
 Precision = Literal["auto", "fp32", "bf16"]
 Overlong = Literal["truncate", "drop", "error"]
-PackLevel = Literal["soft", "none"]
+PackLevel = Literal["soft", "hard", "none"]

@@ -21,6 +21,8 @@ class DataReceipt(Record):
     """Those of them that count in the loss."""
     truncated: Whole = 0
     """Samples of these that were cut to a pack's length."""
+    cut_by_packs: Whole = 0
+    """Samples of these that lie in two packs, with level `hard`: the rest begins without context."""
     dropped: Whole = 0
     """Chats of the files that are left out for their length."""
     held_out: Whole = 0

@@ -138,7 +138,11 @@ class EvaluationSpec(EvaluationOptions):
 class PackingSpec(Declared):
     """How samples are put together into the rows of a batch."""
 
-    level: PackLevel = Field(default="soft", description="soft: several whole samples a pack. none: one sample a pack.")
+    level: PackLevel = Field(
+        default="soft",
+        description="soft: several whole samples a pack. hard: every pack full, its end cuts a sample, whose rest does "
+        "not see what stood before. none: one sample a pack.",
+    )
     max_length: int = Field(default=4096, ge=8, le=1_048_576, description="Tokens a pack holds, and a sample at most.")
 
 

@@ -68,10 +68,11 @@ def end_of_attempt(record: AttemptRecord) -> str:
 
 
 def data_receipt(data: DataReceipt) -> str:
+    cut = f", whose ends cut {data.cut_by_packs:,} samples" if data.cut_by_packs else ""
     return (
         f"{data.samples:,} samples, {data.tokens:,} tokens, {data.trained_tokens:,} of them trained; "
         + (f"{data.held_out:,} samples held out; " if data.held_out else "")
-        + f"{data.truncated:,} truncated, {data.dropped:,} dropped; {data.packs:,} packs"
+        + f"{data.truncated:,} truncated, {data.dropped:,} dropped; {data.packs:,} packs{cut}"
     )
 
 

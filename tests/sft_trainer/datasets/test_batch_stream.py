@@ -9,6 +9,7 @@ import torch
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.cache import TokenCache
 from sft_trainer.datasets.pack import Packs
+from sft_trainer.datasets.pack_cache import StoredPacks
 from sft_trainer.datasets.prepare import PreparedData
 from sftjob.outcome import DataReceipt
 
@@ -17,6 +18,11 @@ RECEIPT = DataReceipt(samples=0, tokens=0, trained_tokens=0, packs=0)  # not rea
 
 def data(samples: list[tuple[list[int], list[int]]], packs: list[list[int]]) -> PreparedData:
     """Samples as tokens and flags, in the given packs."""
+    return in_pieces(samples, [[(sample, 0, len(samples[sample][0])) for sample in pack] for pack in packs])
+
+
+def in_pieces(samples: list[tuple[list[int], list[int]]], packs: list[list[tuple[int, int, int]]]) -> PreparedData:
+    """Each pack as sample, begin and length of its pieces."""
     lengths = [len(tokens) for tokens, _ in samples]
     trained = [sum(flags) for _, flags in samples]
     cache = TokenCache(
@@ -27,13 +33,26 @@ def data(samples: list[tuple[list[int], list[int]]], packs: list[list[int]]) -> 
         trained_counts=np.array(trained),
         is_cut=np.zeros(len(samples)),
     )
+    pieces = [piece for pack in packs for piece in pack]
+    sizes = np.array([size for _, _, size in pieces])
+    ends = np.cumsum([len(pack) for pack in packs])
+    labels = [sum(samples[sample][1][begin + 1 : begin + size + 1]) for sample, begin, size in pieces]
+    starts = ends - [len(pack) for pack in packs]
     return PreparedData(
         caches=[cache],
         first_ids=[0],
-        packs=Packs(np.array(sum(packs, [])), np.concatenate(([0], np.cumsum([len(pack) for pack in packs])))),  # noqa: RUF017
-        pack_tokens=np.array([sum(lengths[sample] for sample in pack) for pack in packs]),
-        pack_trained=np.array([sum(trained[sample] for sample in pack) for pack in packs]),
-        receipt=RECEIPT,
+        stored=StoredPacks(
+            packs=Packs(
+                members=np.array([sample for sample, _, _ in pieces]),
+                begins=np.array([begin for _, begin, _ in pieces]),
+                lengths=sizes,
+                offsets=np.concatenate(([0], ends)),
+            ),
+            tokens=np.add.reduceat(sizes, starts),
+            trained=np.add.reduceat(labels, starts),
+            attention=np.add.reduceat(sizes**2, starts),
+            receipt=RECEIPT,
+        ),
         digest="",
     )
 
@@ -110,10 +129,9 @@ def test_every_number_of_ranks_trains_the_same_samples_in_a_step(world) -> None:
     for step in range(1, 8):
         micro_batches = [rank.micro_batches(step) for rank in ranks]
         assert {len(batches) for batches in micro_batches} == {4 // world}
-        in_stream_order = [batches[index] for index in range(4 // world) for batches in micro_batches]
-        ids = [int(batch.input_ids[0, 0]) for batch in in_stream_order]
-        assert ids == stream(many(10), batch=4).sample_ids(step)
-        assert all(rank.sample_ids(step) == ids for rank in ranks)
+        ids = sorted(int(batch.input_ids[0, 0]) for batches in micro_batches for batch in batches)
+        assert ids == sorted(stream(many(10), batch=4).sample_ids(step))
+        assert all(rank.sample_ids(step) == ranks[0].sample_ids(step) for rank in ranks)
 
 
 def test_what_the_last_step_lacks_are_untrained_pads_so_that_ranks_stay_in_step() -> None:

@@ -61,8 +61,8 @@ def test_the_receipt_counts_samples_tokens_and_trained_tokens(prepared, tmp_path
     assert sorted(data.packs.members.tolist()) == [0, 1, 2]
     assert [len(data.sample(sample)[0]) for sample in range(3)] == [26, 75, 75]
     assert [int(data.sample(sample)[1].sum()) for sample in range(3)] == [2, 51, 2]
-    assert sorted(data.pack_tokens.tolist()) == [75, 101]
-    assert data.pack_trained.sum() == 55
+    assert sorted(data.stored.tokens.tolist()) == [75, 101]
+    assert data.stored.trained.sum() == 55
 
 
 def test_an_overlong_sample_is_cut_or_dropped_if_nothing_trained_is_left_and_both_are_counted(
@@ -146,7 +146,8 @@ def test_a_datasets_own_cache_folder_wins(prepared, tmp_path) -> None:
     entry = {"dataset": {"name": "d", "anno_path": path, "cache_dir": tmp_path / "own"}, "tokenize_fn": {}}
     prepared(DataloaderConfig(dataset_config_list=[entry]))
     assert (tmp_path / "own").is_dir()
-    assert not (tmp_path / "cache").exists()
+    assert [path.name[:6] for path in (tmp_path / "own").iterdir() if path.is_dir()] == ["tokens"]
+    assert [path.name[:6] for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["packs-"]
 
 
 def test_a_cache_folder_that_can_not_be_made_is_named(prepared, tmp_path) -> None:

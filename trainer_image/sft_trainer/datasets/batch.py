@@ -5,7 +5,8 @@ its samples. Called by the Trainer's loop. Everything is a function of the step,
 the saved one stopped, whatever the number of ranks.
 
 Packs form an endless stream: position p is in epoch p // packs, at its place in that epoch's permutation. Step s,
-counted from 1, takes the G (global batch size) positions from (s - 1) * G on; of these, rank r of W has r, r + W, ...
+counted from 1, takes the G (global batch size) positions from (s - 1) * G on. How many ranks there are decides only who
+of them gets which of these packs: see `_dealt`.
 
 T tokens of a pack.
 """
@@ -49,6 +50,9 @@ class BatchStream:
         self._world_size = world_size
         self._rank = rank
         self._pad_to = pad_to
+        self._cost = data.stored.attention
+        if pad_to is not None:
+            self._cost = self._cost + (pad_to - data.stored.tokens) ** 2
         self._end = math.inf if total_epoch is None else total_epoch * self._packs
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
@@ -57,17 +61,15 @@ class BatchStream:
 
     def micro_batches(self, step: int) -> list[PackedBatch]:
         """This rank's packs: as many on every rank, so that none waits in a collective for another."""
-        first = (step - 1) * self._global_batch_size
-        mine = range(first + self._rank, first + self._global_batch_size, self._world_size)
-        return [self._batch(position) for position in mine]
+        return [self._batch(pack) for pack in self._dealt(step)[self._rank]]
 
     def trained_tokens(self, step: int) -> int:
         """Labels that count, over all ranks: what the step's loss is divided by."""
-        return int(self._data.pack_trained[self._packs_of(step)].sum())
+        return int(self._data.stored.trained[self._packs_of(step)].sum())
 
     def tokens(self, step: int) -> int:
         """Over all ranks, pads not counted."""
-        return int(self._data.pack_tokens[self._packs_of(step)].sum())
+        return int(self._data.stored.tokens[self._packs_of(step)].sum())
 
     def sample_ids(self, step: int) -> list[int]:
         """Over all ranks, in the order of the stream."""
@@ -76,6 +78,24 @@ class BatchStream:
     def epoch(self, step: int) -> float:
         """Passes over the data that are done after this step."""
         return min(step * self._global_batch_size, self._end) / self._packs
+
+    def _dealt(self, step: int) -> list[list[int | None]]:
+        """For each rank its packs, None for one of pads, so that all spend about as long in attention.
+
+        Ranks wait for each other in every micro-batch, so each has W packs of nearly one cost: the W dearest, the next
+        W, and so on. Of these the rank with the least so far gets the dearest (Graham's LPT rule, 1969): in the end no
+        two ranks are further apart than the packs of one micro-batch.
+        """
+        packs: list[int | None] = sorted(self._packs_of(step), key=lambda pack: -self._cost[pack])
+        packs += [None] * (self._global_batch_size - len(packs))
+        dealt: list[list[int | None]] = [[] for _ in range(self._world_size)]
+        spent = [0] * self._world_size
+        for first in range(0, len(packs), self._world_size):
+            ranks = sorted(range(self._world_size), key=spent.__getitem__)
+            for rank, pack in zip(ranks, packs[first : first + self._world_size], strict=True):
+                dealt[rank].append(pack)
+                spent[rank] += 0 if pack is None else int(self._cost[pack])
+        return dealt
 
     def _packs_of(self, step: int) -> list[int]:
         first = (step - 1) * self._global_batch_size
@@ -89,8 +109,8 @@ class BatchStream:
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
         return permutation(self._packs, seed=(self._seed, 2, epoch))
 
-    def _batch(self, position: int) -> PackedBatch:
-        documents = list(self._documents(position)) if position < self._end else []
+    def _batch(self, pack: int | None) -> PackedBatch:
+        documents = [] if pack is None else list(self._documents(pack))
         length = sum(len(ids) for ids, _ in documents)
         wanted = self._pad_to or (length if documents else _DUMMY_TOKENS)
         assert length <= wanted, "a pack is longer than pad_to"
@@ -105,13 +125,19 @@ class BatchStream:
             cu_seqlens=torch.tensor(np.concatenate(([0], np.cumsum(lengths))), dtype=torch.int32),
         )
 
-    def _documents(self, position: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Ids [T] and labels [T] of each sample: the label at a token is the token that follows it."""
-        for sample in self._data.packs[self._pack_at(position)]:
-            tokens, trained = self._data.sample(int(sample))
-            ids = tokens.astype(np.int64)
-            labels = np.full(len(ids), IGNORED, dtype=np.int64)
-            labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
+    def _documents(self, pack: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ids [T] and labels [T] of each piece: the label at a token is the token that follows it in the sample.
+
+        So nothing is lost where a pack's end cuts a sample: the next pack's first token is learnt here, where all that
+        it is predicted from stands.
+        """
+        for sample, begin, length in self._data.packs.pieces(pack):
+            tokens, trained = self._data.sample(sample)
+            ids = tokens[begin : begin + length].astype(np.int64)
+            following = slice(begin + 1, begin + length + 1)
+            labels = np.full(length, IGNORED, dtype=np.int64)
+            learnt = np.where(trained[following], tokens[following].astype(np.int64), IGNORED)
+            labels[: len(learnt)] = learnt
             yield ids, labels
 
 

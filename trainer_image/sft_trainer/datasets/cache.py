@@ -11,11 +11,8 @@ In: a `CacheKey`, and a function that writes the parts. Out: a `TokenCache`, who
     tokens-<hash>.lock                   held while the folder is written
 """
 
-import fcntl
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from sft_trainer.datasets.made_once import made_once
 from sft_trainer.datasets.tokenize import Part
 from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record, digest
@@ -79,25 +77,12 @@ def open_or_build(
 ) -> TokenCache:
     """One process builds, the others wait for it. `build` writes the parts into the folder that it is given."""
     folder = cache_folder(cache_dir, key)
-    if cache := open_cache(folder, key):
-        return cache
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(folder.name + ".lock"), on_wait):
-        if cache := open_cache(folder, key):
-            return cache
-        # Whatever stands here is torn: its writer no longer holds the lock.
-        temporary = folder.with_name(folder.name + ".tmp")
-        for leftover in (folder, temporary):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            _join(temporary, key, build(temporary))
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        cache = open_cache(folder, key)
-        assert cache is not None
-        return cache
+    return made_once(
+        folder,
+        opened=lambda: open_cache(folder, key),
+        make=lambda temporary: _join(temporary, key, build(temporary)),
+        on_wait=on_wait,
+    )
 
 
 def open_cache(folder: Path, key: CacheKey) -> TokenCache | None:
@@ -154,17 +139,3 @@ def _concatenate(sources: list[Path], target: Path) -> None:
             with source.open("rb") as file:
                 shutil.copyfileobj(file, joined, 1 << 20)
             source.unlink()
-
-
-@contextmanager
-def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Exclusive among processes and threads; the kernel releases it when its holder dies."""
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                on_wait()
-                time.sleep(0.1)
-        yield

@@ -57,7 +57,10 @@ class EvaluationConfig(EvaluationOptions):
 
 class DataloaderConfig(Declared):
     dataset_config_list: Annotated[list[DatasetEntry], Field(min_length=1)]
-    pack_level: PackLevel = Field(default="soft", description="soft: several whole samples a pack. none: one.")
+    pack_level: PackLevel = Field(
+        default="soft",
+        description="soft: several whole samples a pack. hard: full packs, whose ends cut samples. none: one sample.",
+    )
     pack_max_length: int = Field(default=4096, ge=8, le=1_048_576, description="Tokens a pack holds at most.")
     overlong: Overlong = Field(default="truncate", description="What happens to a sample that is too long.")
     evaluation: EvaluationConfig | None = None

@@ -6,7 +6,9 @@ collective's timeout.
 """
 
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +19,13 @@ from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
 from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
 from sft_trainer.datasets.evaluation import hold_out
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
+from sft_trainer.datasets.known_files import KnownFile
 from sft_trainer.datasets.order import permutation
 from sft_trainer.datasets.pack import Packs, pack_samples
+from sft_trainer.datasets.pack_cache import StoredPacks, open_or_pack
 from sft_trainer.datasets.read import scan
 from sft_trainer.datasets.template import chat_template_named
-from sft_trainer.datasets.tokenize import Limits
+from sft_trainer.datasets.tokenize import Limits, Part
 from sftjob.base import digest
 from sftjob.failure import JobFailure, Reason
 from sftjob.outcome import DataReceipt
@@ -36,23 +40,30 @@ class PreparedData:
     caches: list[TokenCache]
     first_ids: list[int]
     """Of each cache, the id of its first sample. Ids count through all datasets."""
-    packs: Packs
-    """Its members are sample ids."""
-    pack_tokens: np.ndarray
-    """[packs] int64"""
-    pack_trained: np.ndarray
-    """[packs] int64"""
-    receipt: DataReceipt
+    stored: StoredPacks
+    """Its packs' members are sample ids."""
     digest: str
     evaluation: "PreparedData | None" = None
     """What is evaluated and never trained on, packed in the same way."""
 
+    @property
+    def packs(self) -> Packs:
+        return self.stored.packs
+
+    @property
+    def receipt(self) -> DataReceipt:
+        return self.stored.receipt
+
     def sample(self, sample_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [T] uint32 and which are trained [T] bool."""
-        dataset = int(np.searchsorted(self.first_ids, sample_id, side="right")) - 1
-        cache, row = self.caches[dataset], sample_id - self.first_ids[dataset]
-        span = slice(cache.offsets[row], cache.offsets[row + 1])
-        return cache.tokens[span], cache.trained[span]
+        return sample_of(self.caches, self.first_ids, sample_id)
+
+
+def sample_of(caches: list[TokenCache], first_ids: list[int], sample_id: int) -> tuple[np.ndarray, np.ndarray]:
+    dataset = bisect_right(first_ids, sample_id) - 1
+    cache, row = caches[dataset], sample_id - first_ids[dataset]
+    span = slice(cache.offsets[row], cache.offsets[row + 1])
+    return cache.tokens[span], cache.trained[span]
 
 
 def prepare_data(
@@ -70,70 +81,94 @@ def prepare_data(
         for entry in config.dataset_config_list
     ]
     first_ids = [sum(cache.meta.samples for cache in caches[:index]) for index in range(len(caches))]
-    ratios = [entry.dataset.sample_ratio for entry in config.dataset_config_list]
-    drawn = np.concatenate(
-        [
-            first + _drawn(cache.meta.samples, ratio, seed=(seed, 1, index))
-            for index, (cache, first, ratio) in enumerate(zip(caches, first_ids, ratios, strict=True))
-        ]
+    data_digest = digest(
+        {
+            "caches": [cache.meta.key.digest() for cache in caches],
+            "sampleRatios": [entry.dataset.sample_ratio for entry in config.dataset_config_list],
+            "packing": [config.pack_level, config.pack_max_length],
+            "seed": seed,
+        }
     )
-    if not len(drawn):
-        raise _nothing_left(config, caches)
-    prepared = _packed(config, caches, first_ids, drawn, seed=seed)
+
+    def all_ids() -> np.ndarray:
+        return _all_drawn(config, caches, first_ids, seed=seed)
+
+    def prepared(key: str, ids: Callable[[], np.ndarray]) -> PreparedData:
+        """What `ids` are is told by `key`: they are looked at only where they aren't packed yet."""
+
+        def pack() -> StoredPacks:
+            chosen = ids()
+            if not len(chosen):
+                raise _nothing_left(config, caches)
+            return _packed(config, caches, first_ids, chosen, seed=seed)
+
+        with _named(cache_dir):
+            stored = open_or_pack(cache_dir, key, pack=pack, on_wait=lambda: on_detail("another process packs"))
+        return PreparedData(caches=caches, first_ids=first_ids, stored=stored, digest=key)
+
     if config.evaluation is None:
-        return prepared
-    if config.evaluation.fraction is not None:
-        trained, held = hold_out(drawn, fraction=config.evaluation.fraction, seed=seed)
-        if not len(trained):
-            raise _nothing_left(config, caches)
-        evaluation = _packed(config, caches, first_ids, held, seed=seed)
-        prepared = _packed(config, caches, first_ids, trained, seed=seed)
+        return prepared(data_digest, all_ids)
+    fraction = config.evaluation.fraction
+    if fraction is not None:
+        whole = {"data": data_digest, "fraction": fraction}
+        trained = prepared(
+            digest(whole | {"part": "trained"}), lambda: hold_out(all_ids(), fraction=fraction, seed=seed)[0]
+        )
+        held = prepared(digest(whole | {"part": "held"}), lambda: hold_out(all_ids(), fraction=fraction, seed=seed)[1])
     else:
+        trained = prepared(data_digest, all_ids)
         own = config.model_copy(
             update={"dataset_config_list": config.evaluation.dataset_config_list, "evaluation": None}
         )
-        evaluation = prepare_data(
-            own, tokenizer_path=tokenizer_path, cache_dir=cache_dir, seed=seed, on_detail=on_detail
-        )
+        held = prepare_data(own, tokenizer_path=tokenizer_path, cache_dir=cache_dir, seed=seed, on_detail=on_detail)
+    receipt = trained.receipt.model_copy(update={"held_out": held.receipt.samples})
     return replace(
-        prepared,
-        evaluation=evaluation,
-        receipt=prepared.receipt.model_copy(update={"held_out": evaluation.receipt.samples}),
-        digest=digest(
-            {"training": prepared.digest, "evaluation": evaluation.digest, "fraction": config.evaluation.fraction}
-        ),
+        trained,
+        stored=replace(trained.stored, receipt=receipt),
+        evaluation=held,
+        digest=digest({"training": trained.digest, "evaluation": held.digest}),
+    )
+
+
+def _all_drawn(config: DataloaderConfig, caches: list[TokenCache], first_ids: list[int], *, seed: int) -> np.ndarray:
+    """Ids of the samples of all datasets, by their ratios."""
+    return np.concatenate(
+        [
+            first + _drawn(cache.meta.samples, entry.dataset.sample_ratio, seed=(seed, 1, index))
+            for index, (cache, first, entry) in enumerate(
+                zip(caches, first_ids, config.dataset_config_list, strict=True)
+            )
+        ]
     )
 
 
 def _packed(
     config: DataloaderConfig, caches: list[TokenCache], first_ids: list[int], drawn: np.ndarray, *, seed: int
-) -> PreparedData:
+) -> StoredPacks:
     """The samples with these ids."""
-    ratios = [entry.dataset.sample_ratio for entry in config.dataset_config_list]
     lengths = np.concatenate([np.diff(cache.offsets) for cache in caches])[drawn]
     trained = np.concatenate([cache.trained_counts for cache in caches])[drawn].astype(np.int64)
     packs = pack_samples(lengths, max_length=config.pack_max_length, level=config.pack_level, seed=seed)
-    return PreparedData(
-        caches=caches,
-        first_ids=first_ids,
-        packs=Packs(members=drawn[packs.members], offsets=packs.offsets),
-        pack_tokens=np.add.reduceat(lengths[packs.members], packs.offsets[:-1]),
-        pack_trained=np.add.reduceat(trained[packs.members], packs.offsets[:-1]),
+    ids, starts = drawn[packs.members], packs.offsets[:-1]
+    piece_trained, is_piece = trained[packs.members], packs.lengths < lengths[packs.members]
+    for piece in np.flatnonzero(is_piece).tolist():
+        _, flags = sample_of(caches, first_ids, int(ids[piece]))
+        # What the piece's last token predicts is counted here, though it stands in another pack.
+        begin, end = int(packs.begins[piece]), int(packs.begins[piece] + packs.lengths[piece])
+        piece_trained[piece] = np.count_nonzero(flags[begin + 1 : end + 1])
+    return StoredPacks(
+        packs=replace(packs, members=ids),
+        tokens=np.add.reduceat(packs.lengths, starts),
+        trained=np.add.reduceat(piece_trained, starts),
+        attention=np.add.reduceat(packs.lengths**2, starts),
         receipt=DataReceipt(
             samples=len(drawn),
             tokens=int(lengths.sum()),
             trained_tokens=int(trained.sum()),
             truncated=int(np.concatenate([cache.is_cut for cache in caches])[drawn].sum()),
+            cut_by_packs=int(np.count_nonzero(is_piece & (packs.begins == 0))),
             dropped=sum(cache.meta.dropped for cache in caches),
             packs=len(packs),
-        ),
-        digest=digest(
-            {
-                "caches": [cache.meta.key.digest() for cache in caches],
-                "sampleRatios": ratios,
-                "packing": [config.pack_level, config.pack_max_length],
-                "seed": seed,
-            }
         ),
     )
 
@@ -148,10 +183,12 @@ def _cache(
     on_detail: Callable[[str], None],
 ) -> TokenCache:
     path, template = entry.dataset.anno_path, entry.tokenize_fn.chat_template
-    found = scan(path, ranges=_workers(path, config.num_workers))
+    folder = entry.dataset.cache_dir or cache_dir
+    known = KnownFile(path, folder=folder)
+    found = None if (sha256 := known.sha256()) else scan(path, ranges=_workers(path, config.num_workers))
     limits = Limits(max_length=config.max_length(entry), overlong=config.overlong)
     key = CacheKey(
-        file_sha256=found.sha256,
+        file_sha256=sha256 or found.sha256,
         tokenizer=tokenizer,
         chat_template=chat_template_named(template) if template else None,
         max_length=limits.max_length,
@@ -159,22 +196,32 @@ def _cache(
     )
     prefix = f"{entry.dataset.name}: " if len(config.dataset_config_list) > 1 else ""
     tell = _at_most_every(_SECONDS_BETWEEN_DETAILS, on_detail)
-    folder = entry.dataset.cache_dir or cache_dir
-    try:
-        return open_or_build(
-            folder,
-            key,
-            build=lambda temporary: build_parts(
-                path,
-                found,
-                tokenizer_path=tokenizer_path,
-                chat_template=template,
-                limits=limits,
-                folder=temporary,
-                on_rows=lambda rows: tell(f"{prefix}{rows} of {found.lines} rows"),
-            ),
-            on_wait=lambda: tell(f"{prefix}another process tokenises {path.name}"),
+
+    def build(temporary: Path) -> list[Part]:
+        lines = found or scan(path, ranges=_workers(path, config.num_workers))
+        return build_parts(
+            path,
+            lines,
+            tokenizer_path=tokenizer_path,
+            chat_template=template,
+            limits=limits,
+            folder=temporary,
+            on_rows=lambda rows: tell(f"{prefix}{rows} of {lines.lines} rows"),
         )
+
+    with _named(folder):
+        cache = open_or_build(
+            folder, key, build=build, on_wait=lambda: tell(f"{prefix}another process tokenises {path.name}")
+        )
+    known.remember(key.file_sha256)
+    return cache
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """A cache folder that can't be used is the user's to mend."""
+    try:
+        yield
     except OSError as error:
         raise JobFailure(
             Reason.STORAGE_UNAVAILABLE,

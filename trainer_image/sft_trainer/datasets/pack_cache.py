@@ -1,0 +1,85 @@
+"""Packs on disk, so that ranks map them instead of packing anew: they share the memory, and start at once.
+
+In: the digest of all that decides the packs, and a function that makes them. Out: `StoredPacks`, whose opening reads
+next to nothing. Called by `prepare`.
+
+    packs-<hash>/  pieces.npy   int32  [3, pieces]: sample, begin, length
+                   offsets.npy  int64  where packs begin in the pieces, and the number of pieces
+                   packs.npy    int64  [3, packs]: tokens, trained tokens, squares of the pieces' lengths
+                   meta.json           the digest, the receipt, every file's size; written last
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from sft_trainer.datasets.made_once import made_once
+from sft_trainer.datasets.pack import Packs
+from sft_trainer.storage.folders import sync_path
+from sftjob.base import Record
+from sftjob.outcome import DataReceipt
+
+FORMAT = 1
+"""Raised by every change to what stands in the files."""
+_FILES = ("pieces.npy", "offsets.npy", "packs.npy")
+_META = "meta.json"
+
+
+class _Meta(Record):
+    format: int = FORMAT
+    digest: str
+    receipt: DataReceipt
+    bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class StoredPacks:
+    packs: Packs
+    tokens: np.ndarray
+    """[packs] int64"""
+    trained: np.ndarray
+    """[packs] int64: labels that count"""
+    attention: np.ndarray
+    """[packs] int64: the sum of squared lengths, which attention's cost goes with"""
+    receipt: DataReceipt
+
+
+def open_or_pack(
+    cache_dir: Path, digest: str, *, pack: Callable[[], StoredPacks], on_wait: Callable[[], None]
+) -> StoredPacks:
+    """One process packs, the others wait for it."""
+    folder = cache_dir / f"packs-{digest.removeprefix('sha256:')[:32]}"
+    return made_once(
+        folder,
+        opened=lambda: _opened(folder, digest),
+        make=lambda temporary: _write(temporary, digest, pack()),
+        on_wait=on_wait,
+    )
+
+
+def _opened(folder: Path, digest: str) -> StoredPacks | None:
+    """None where the folder is missing, of another format, or has a file that is not as long as it was written."""
+    try:
+        meta = _Meta.from_json((folder / _META).read_bytes())
+        sizes = {name: (folder / name).stat().st_size for name in _FILES}
+    except (FileNotFoundError, ValidationError):
+        return None
+    if (meta.format, meta.digest, meta.bytes) != (FORMAT, digest, sizes):
+        return None
+    pieces, offsets, packs = (np.load(folder / name, mmap_mode="r") for name in _FILES)
+    return StoredPacks(Packs(*pieces, offsets), *packs, meta.receipt)
+
+
+def _write(folder: Path, digest: str, stored: StoredPacks) -> None:
+    packs = stored.packs
+    np.save(folder / "pieces.npy", np.stack((packs.members, packs.begins, packs.lengths)).astype(np.int32))
+    np.save(folder / "offsets.npy", packs.offsets)
+    np.save(folder / "packs.npy", np.stack((stored.tokens, stored.trained, stored.attention)))
+    for name in _FILES:
+        sync_path(folder / name)
+    sizes = {name: (folder / name).stat().st_size for name in _FILES}
+    (folder / _META).write_text(_Meta(digest=digest, receipt=stored.receipt, bytes=sizes).to_json(indent=1))
+    sync_path(folder / _META)
