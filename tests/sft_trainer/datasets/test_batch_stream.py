@@ -5,6 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.cache import TokenCache
@@ -153,3 +155,55 @@ def test_epochs_and_steps_are_counted() -> None:
     ends = stream(many(5), batch=2, total_epoch=3)
     assert [ends.total_steps(total_epoch) for total_epoch in (1, 2, 3)] == [3, 5, 8]
     assert [ends.epoch(step) for step in (1, 5, 8)] == [0.4, 2.0, 3.0]
+
+
+def test_where_a_packs_end_cuts_a_sample_the_next_packs_first_token_is_learnt_before_the_cut() -> None:
+    sample = ([11, 12, 13, 14, 15], [0, 1, 1, 1, 1])
+    cut = in_pieces([sample, ([21, 22], [0, 1])], [[(0, 0, 3)], [(0, 3, 2), (1, 0, 2)]])
+    batches = sorted(stream(cut, batch=2).micro_batches(1), key=lambda batch: batch.input_ids[0, 0].item())
+    assert [batch.input_ids.tolist() for batch in batches] == [[[11, 12, 13]], [[14, 15, 21, 22]]]
+    assert [batch.labels.tolist() for batch in batches] == [[[12, 13, 14]], [[15, -100, 22, -100]]]
+    assert [batch.position_ids.tolist() for batch in batches] == [[[0, 1, 2]], [[0, 1, 0, 1]]]
+    assert [batch.cu_seqlens.tolist() for batch in batches] == [[0, 3], [0, 2, 4]]
+    assert stream(cut, batch=2).trained_tokens(1) == 5
+
+
+def of_lengths(packs: list[list[int]]) -> PreparedData:
+    """Packs of samples with these lengths; sample n has the token n only."""
+    lengths = [length for pack in packs for length in pack]
+    numbers = iter(range(len(lengths)))
+    return data(
+        [([n] * length, [1] * length) for n, length in enumerate(lengths)], [[next(numbers) for _ in p] for p in packs]
+    )
+
+
+def test_packs_are_dealt_so_that_ranks_spend_as_long_in_attention_in_each_micro_batch() -> None:
+    # Six packs of eight tokens, that cost 64, 32, 16, 8, 50, 34.
+    packs = of_lengths([[8], [4, 4], [2] * 4, [1] * 8, [7, 1], [5, 3]])
+    ranks = [stream(packs, batch=6, world=2, rank=rank) for rank in (0, 1)]
+    costs = [[int((b.cu_seqlens.diff() ** 2).sum()) for b in rank.micro_batches(1)] for rank in ranks]
+    assert costs == [[64, 32, 8], [50, 34, 16]]
+
+
+def test_with_pads_their_cost_counts() -> None:
+    # Padded to 9: 64 + 1 and 16 + 25 and 1 + 64 and 36 + 9.
+    packs = of_lengths([[8], [4], [1], [6]])
+    ranks = [stream(packs, batch=4, world=2, rank=rank, pad_to=9) for rank in (0, 1)]
+    costs = [[int((b.cu_seqlens.diff() ** 2).sum()) for b in rank.micro_batches(1)] for rank in ranks]
+    assert sorted(costs) == [[65, 41], [65, 45]]
+
+
+@given(
+    st.lists(st.lists(st.integers(2, 20), min_size=1, max_size=4), min_size=8, max_size=16),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 9),
+)
+def test_no_two_ranks_are_further_apart_than_the_packs_of_one_micro_batch(lengths, world, seed) -> None:
+    ranks = [stream(of_lengths(lengths), batch=8, world=world, rank=rank, seed=seed) for rank in range(world)]
+    micro_batches = [rank.micro_batches(2) for rank in ranks]
+    costs = [[int((b.cu_seqlens.diff() ** 2).sum()) for b in batches] for batches in micro_batches]
+    spent = [sum(of_rank) for of_rank in costs]
+    assert max(spent) - min(spent) <= max(max(column) - min(column) for column in zip(*costs, strict=True))
+    trained = sorted(b.input_ids.tolist() for batches in micro_batches for b in batches)
+    alone = stream(of_lengths(lengths), batch=8, seed=seed)
+    assert trained == sorted(b.input_ids.tolist() for b in alone.micro_batches(2))

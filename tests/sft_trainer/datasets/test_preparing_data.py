@@ -1,12 +1,14 @@
 """From configuration to packs: counts, limits, several files, several processes, and what is refused."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sft_trainer.datasets import build, prepare
+from sft_trainer.datasets import build, known_files, prepare
+from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.build import _follow, _started
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
@@ -134,11 +136,73 @@ def test_the_digest_changes_with_data_ratio_packing_and_seed_alone(prepared, tmp
     changed = [
         prepared(config(path, ratios=(2.0,))).digest,
         prepared(config(path, pack_level="none")).digest,
+        prepared(config(path, pack_level="hard")).digest,
         prepared(config(path, pack_max_length=64)).digest,
         prepared(config(path), seed=2).digest,
         prepared(config(write_chats(tmp_path / "e.jsonl", LETTERS[1:]))).digest,
     ]
-    assert len({digest, *changed}) == 6
+    assert len({digest, *changed}) == 7
+
+
+def test_hard_packs_lose_no_trained_token_and_cuts_are_counted(prepared, tmp_path) -> None:
+    data = prepared(config(write_chats(tmp_path / "d.jsonl", LETTERS), pack_level="hard", pack_max_length=80))
+    # 176 tokens: 80 and 80 and 16, with two cuts, neither between samples.
+    assert data.receipt == DataReceipt(samples=3, tokens=176, trained_tokens=55, packs=3, cut_by_packs=2)
+    assert sorted(data.stored.tokens.tolist()) == [16, 80, 80]
+    assert data.stored.trained.sum() == 55
+    stream = BatchStream(data, seed=1, global_batch_size=1, world_size=1, rank=0)
+    for step in (1, 2, 3):
+        [batch] = stream.micro_batches(step)
+        assert int((batch.labels != -100).sum()) == stream.trained_tokens(step)
+
+
+def test_packs_are_made_once_and_torn_ones_again(prepared, tmp_path, monkeypatch) -> None:
+    path = write_chats(tmp_path / "d.jsonl", LETTERS)
+    made = prepared(config(path))
+    monkeypatch.setattr(prepare, "pack_samples", None)
+    again = prepared(config(path))
+    assert again.packs.members.tolist() == made.packs.members.tolist()
+    assert again.stored.attention.tolist() == made.stored.attention.tolist() == [26**2 + 75**2 + 75**2]
+    assert (again.receipt, again.digest) == (made.receipt, made.digest)
+    [pieces] = (tmp_path / "cache").glob("packs-*/pieces.npy")
+    pieces.write_bytes(pieces.read_bytes()[:-1])
+    monkeypatch.undo()
+    assert prepared(config(path)).packs.members.tolist() == made.packs.members.tolist()
+
+
+@pytest.fixture
+def old_chats(tmp_path, monkeypatch) -> Path:
+    """A file that counts as quiet as soon as it is written."""
+    monkeypatch.setattr(known_files, "_QUIET_SECONDS", -60)
+    return write_chats(tmp_path / "d.jsonl", LETTERS)
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(prepared, old_chats, monkeypatch) -> None:
+    made = prepared(config(old_chats))
+    monkeypatch.setattr(prepare, "scan", None)
+    assert prepared(config(old_chats)).digest == made.digest
+
+
+def test_a_known_file_is_read_where_its_tokens_are_gone(prepared, old_chats, tmp_path) -> None:
+    made = prepared(config(old_chats))
+    for folder in (tmp_path / "cache").glob("tokens-*/"):
+        shutil.rmtree(folder)
+    assert prepared(config(old_chats)).caches[0].tokens.tolist() == made.caches[0].tokens.tolist()
+
+
+def test_a_changed_file_is_read_again_though_its_size_and_mtime_are_as_before(prepared, old_chats) -> None:
+    digest, before = prepared(config(old_chats)).digest, old_chats.stat()
+    old_chats.write_bytes(old_chats.read_bytes().replace(b"aaa", b"bbb"))
+    os.utime(old_chats, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (old_chats.stat().st_size, old_chats.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert prepared(config(old_chats)).digest != digest
+
+
+def test_a_file_that_was_written_just_now_is_not_believed_to_stay(prepared, tmp_path) -> None:
+    path = write_chats(tmp_path / "d.jsonl", LETTERS)
+    os.utime(path, (2e9, 2e9))  # later than now: no pause of this process makes it old
+    prepared(config(path))
+    assert not list((tmp_path / "cache").glob("known-*"))
 
 
 def test_a_datasets_own_cache_folder_wins(prepared, tmp_path) -> None:
