@@ -29,6 +29,7 @@ def test_hard_packs_are_full_but_one_and_have_each_token_once(lengths, max_lengt
     sizes = sorted(sum(size for _, _, size in packs.pieces(pack)) for pack in range(len(packs)))
     assert sizes[1:] == [max_length] * len(sizes[1:])
     assert sum(sizes) == sum(lengths)
+    assert all(packs.lengths > 0)
     tokens = [
         (sample, token)
         for pack in range(len(packs))
