@@ -253,9 +253,9 @@ BAD = [
     ),
     Bad(
         "spec.data.packing.level",
-        "'hard' is not allowed; use 'soft' or 'none'",
-        {"data": dataset()["data"] | {"packing": {"level": "hard"}}},
-        server='Unsupported value: "hard": supported values: "soft", "none"',
+        "'firm' is not allowed; use 'soft', 'hard' or 'none'",
+        {"data": dataset()["data"] | {"packing": {"level": "firm"}}},
+        server='Unsupported value: "firm": supported values: "soft", "hard", "none"',
     ),
     Bad(
         "spec.data.evaluation.fraction",

@@ -91,19 +91,21 @@ def prepare_data(
     )
 
     def all_ids() -> np.ndarray:
-        return _all_drawn(config, caches, first_ids, seed=seed)
+        drawn = _all_drawn(config, caches, first_ids, seed=seed)
+        if not len(drawn):
+            raise _nothing_left(config, caches)
+        return drawn
 
     def prepared(key: str, ids: Callable[[], np.ndarray]) -> PreparedData:
         """What `ids` are is told by `key`: they are looked at only where they aren't packed yet."""
 
-        def pack() -> StoredPacks:
-            chosen = ids()
-            if not len(chosen):
-                raise _nothing_left(config, caches)
-            return _packed(config, caches, first_ids, chosen, seed=seed)
-
         with _named(cache_dir):
-            stored = open_or_pack(cache_dir, key, pack=pack, on_wait=lambda: on_detail("another process packs"))
+            stored = open_or_pack(
+                cache_dir,
+                key,
+                pack=lambda: _packed(config, caches, first_ids, ids(), seed=seed),
+                on_wait=lambda: on_detail("another process packs"),
+            )
         return PreparedData(caches=caches, first_ids=first_ids, stored=stored, digest=key)
 
     if config.evaluation is None:
