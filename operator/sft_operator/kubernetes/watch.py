@@ -42,14 +42,9 @@ async def watch(
 
         kopf.on.event(group=group, version=version, plural=plural, registry=registry, id=plural)(change)
 
-    async def take_signals(**_: Any) -> None:
-        # From kopf, which forgets one that comes while it ends for another reason.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-
-    kopf.on.startup(registry=registry)(take_signals)
     kopf.on.login(registry=registry)(kopf.login_with_service_account if is_in_cluster() else kopf.login_with_kubeconfig)
-    await kopf.operator(
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=_settings(),
         standalone=True,
@@ -57,6 +52,10 @@ async def watch(
         namespaces=namespaces,
         stop_flag=stop,
     )
+    # From kopf, which takes seconds to end, and forgets the signal where the process begins anew meanwhile.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await kopf.run_tasks(tasks, ignored=others)
     raise Stopped
 
 
