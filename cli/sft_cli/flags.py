@@ -4,24 +4,23 @@
 declaration reads them, and refuses with the same sentences as for a file.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from sftjob.shapes import shape
 from sftjob.spec import SFTJobSpec
 
-_IN_A_CLUSTER_ONLY = (
-    "compute.image",
-    "compute.priorityClassName",
-    "compute.resources",
-    "runPolicy.suspend",
-)
+_WITHOUT_A_FLAG = ("compute.image", "compute.priorityClassName", "runPolicy.suspend")
+"""Heeded by clusters only; and a run on this machine is wanted to run."""
 _PLACES = {"model.loadFrom.uri": "--model", "model.tokenizer.uri": "--tokenizer", "checkpoint.storage": "--checkpoints"}
 """Folders, with a name that is easier to remember."""
 
@@ -33,6 +32,7 @@ class Flag:
     shown: str
     """Its type, for people."""
     meaning: str
+    default: str | None
     is_list: bool
     short: str | None = None
 
@@ -55,10 +55,7 @@ def flags() -> list[Flag]:
     """In the order of the declaration. The last word alone is a flag too, where no other path ends in it."""
     found = list(_flags(SFTJobSpec, ""))
     ends = Counter(_last_word(flag.path) for flag in found)
-    return [
-        Flag(flag.path, flag.shown, flag.meaning, flag.is_list, short=_PLACES.get(flag.path) or _short(flag.path, ends))
-        for flag in found
-    ]
+    return [replace(flag, short=_PLACES.get(flag.path) or _short(flag.path, ends)) for flag in found]
 
 
 def spec_of(given: Mapping[str, str], *, data: list[Path], output: Path | None, base: dict[str, Any]) -> dict[str, Any]:
@@ -94,14 +91,20 @@ def label(text: str, *, fallback: str) -> str:
 def _flags(model: type[BaseModel], prefix: str) -> Iterator[Flag]:
     for name, field in model.model_fields.items():
         path = f"{prefix}{field.alias or name}"
-        if path in _IN_A_CLUSTER_ONLY:
+        if path in _WITHOUT_A_FLAG:
             continue
         shown, nested, is_list = shape(field.annotation)
         if nested and not is_list:
             yield from _flags(nested, f"{path}.")
         elif not nested and not shown.startswith("map of"):
             meaning = " ".join((field.description or "").split())
-            yield Flag(path, shown, meaning, is_list=shown.startswith("list of"))
+            yield Flag(path, shown, meaning, _default(field), is_list=shown.startswith("list of"))
+
+
+def _default(field: FieldInfo) -> str | None:
+    if field.default in (None, PydanticUndefined):
+        return None
+    return field.default if isinstance(field.default, str) else json.dumps(field.default).strip("[]").replace(" ", "")
 
 
 def _last_word(path: str) -> str:

@@ -31,10 +31,10 @@ commands = typer.Typer(
 )
 
 ManifestFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A YAML file with one SFTJob.")]
-WorkDir = Annotated[Path | None, typer.Option(help="The run's own folder. [default: runs/<name>]")]
+WorkDir = Annotated[Path | None, typer.Option(help="The run's own folder.", show_default="runs/<name>")]
 ClaimFolders = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=FOLDER", help="What pvc://NAME/ stands for. [default: claims/<NAME>]"),
+    typer.Option(metavar="NAME=FOLDER", help="What pvc://NAME/ stands for.", show_default="claims/<NAME>"),
 ]
 
 
@@ -48,13 +48,13 @@ def run(file: ManifestFile, work_dir: WorkDir = None, claim: ClaimFolders = None
 
 def train(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[JOB.yaml]", help="What the flags don't say. [default: nothing]")
+        Path | None, typer.Argument(metavar="[JOB.yaml]", help="What the flags don't say.", show_default=False)
     ] = None,
     data: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A file of chats; give it again for another one.")
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the trained model goes.")] = None,
-    name: Annotated[str | None, typer.Option(help="The run's. [default: the file's, or of --output]")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's.", show_default="the file's, or of --output")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the job and what a step consists of.")] = False,
     work_dir: WorkDir = None,
     claim: ClaimFolders = None,
@@ -85,7 +85,13 @@ _FLAGS = [
         default=None,
         annotation=Annotated[
             str | None,
-            typer.Option(*flag.names, metavar=flag.shown, help=flag.meaning, rich_help_panel=f"spec.{flag.section}"),
+            typer.Option(
+                *flag.names,
+                metavar=flag.shown,
+                help=flag.meaning,
+                show_default=flag.default or False,
+                rich_help_panel=f"spec.{flag.section}",
+            ),
         ],
     )
     for flag in flags()
