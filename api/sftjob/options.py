@@ -88,3 +88,4 @@ class EvaluationOptions(Declared):
 Precision = Literal["auto", "fp32", "bf16"]
 Overlong = Literal["truncate", "drop", "error"]
 PackLevel = Literal["soft", "hard", "none"]
+RowFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "text"]

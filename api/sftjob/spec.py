@@ -31,6 +31,7 @@ from sftjob.options import (
     Overlong,
     PackLevel,
     Precision,
+    RowFormat,
 )
 from sftjob.presets import PRESETS
 from sftjob.rules import (
@@ -109,10 +110,15 @@ class ModelSpec(Declared):
 
 
 class DatasetSpec(Declared):
-    """A file of chats."""
+    """A file of rows: chats or texts."""
 
     name: Label = Field(description="For messages and counts.")
-    uri: DataUri = Field(description=f"A JSONL file of chats, one `messages` list a line: {DATA_URI_FORMS}.")
+    uri: DataUri = Field(description=f"A JSONL file, one row a line: {DATA_URI_FORMS}.")
+    format: RowFormat = Field(
+        default="auto",
+        description="Of the rows: messages (OpenAI), sharegpt, prompt-completion, alpaca, or text. "
+        "auto: what the first row has.",
+    )
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
     )

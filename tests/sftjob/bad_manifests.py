@@ -28,14 +28,16 @@ GOOD: dict[str, Any] = {
         },
         "data": {
             "datasets": [
-                {"name": "chats", "uri": "pvc://data/.hidden/chats.jsonl", "sampleRatio": 0.5},
-                {"name": "more", "uri": "configMap://chats/more.jsonl", "sampleRatio": 2.0},
+                {"name": "chats", "uri": "pvc://data/.hidden/chats.jsonl", "format": "sharegpt", "sampleRatio": 0.5},
+                {"name": "more", "uri": "configMap://chats/more.jsonl", "format": "text", "sampleRatio": 2.0},
             ],
             "packing": {"level": "none", "maxLength": 512},
             "overlong": "drop",
             "chatTemplate": "chatml",
             "evaluation": {
-                "datasets": [{"name": "held-out", "uri": "pvc://data/held-out.jsonl", "sampleRatio": 0.25}],
+                "datasets": [
+                    {"name": "held-out", "uri": "pvc://data/held-out.jsonl", "format": "text", "sampleRatio": 0.25}
+                ],
                 "everySteps": 20,
                 "patience": 3,
             },
@@ -244,6 +246,13 @@ BAD = [
         "too few are given; give at least 1",
         {"data": {"datasets": []}},
         server="should have at least 1 items",
+    ),
+    Bad(
+        "spec.data.datasets[0].format",
+        "'csv' is not allowed; use 'auto', 'messages', 'sharegpt', 'prompt-completion', 'alpaca' or 'text'",
+        dataset(format="csv"),
+        server='Unsupported value: "csv": supported values: "auto", "messages", "sharegpt", "prompt-completion", '
+        '"alpaca", "text"',
     ),
     Bad(
         "spec.data.datasets[0].sampleRatio",

@@ -56,7 +56,7 @@ def test_every_problem_is_told_at_once_with_path_value_and_remedy() -> None:
         "spec.data.datasets[0].name: 'Chats' has the wrong form; "
         "use lower-case letters, digits and dashes, with a letter or digit at both ends",
         f"spec.data.datasets[0].uri: '/chats.jsonl' has the wrong form; {uri}",
-        "spec.data.datasets[0].formatt: unknown field; known here: name, uri, sampleRatio",
+        "spec.data.datasets[0].formatt: unknown field; did you mean format?",
         "spec.training.totalEpoch: 0 is not allowed; use a value greater than or equal to 1",
         "spec.training.optimiser: unknown field; did you mean optimizer?",
         "spec.output: too few are given; give at least 1",

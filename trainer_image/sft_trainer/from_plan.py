@@ -29,7 +29,10 @@ def run_options(plan: LaunchPlan) -> RunOptions:
         return [
             {
                 "dataset": DatasetConfig(
-                    name=dataset.name, anno_path=plan.path(dataset.uri), sample_ratio=dataset.sample_ratio
+                    name=dataset.name,
+                    anno_path=plan.path(dataset.uri),
+                    format=dataset.format,
+                    sample_ratio=dataset.sample_ratio,
                 ),
                 "tokenize_fn": tokenize,
             }

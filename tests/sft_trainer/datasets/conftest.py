@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from sft_trainer.datasets.read import scan
-from sft_trainer.datasets.render import Renderer
-from sft_trainer.datasets.tokenize import Limits, Part, tokenize_range
+from sft_trainer.datasets.tokenize import Part, Reading, tokenize_range
+from sft_trainer.datasets.tokens import SampleTokenizer
 from tests.sft_trainer.datasets.chats import CHATML_TOKENS, LLAMA3_TOKENS, trl_template, write_chats
 
 TEXT = "user assistant system tool\n\nWhat is two plus two? Two plus two is four. Hello there, how are you? think\n" * 4
@@ -102,13 +102,14 @@ def tokenize(tmp_path: Path) -> Callable[..., Tokenized]:
         chat_template: str | None = None,
         max_length: int = 4096,
         overlong: str = "truncate",
+        row_format: str = "messages",
     ) -> Tokenized:
         path = write_chats(tmp_path / "chats.jsonl", list(chats))
         part = tokenize_range(
             path,
             scan(path, ranges=1).ranges[0],
-            renderer=Renderer(tokenizer, chat_template=chat_template),
-            limits=Limits(max_length=max_length, overlong=overlong),
+            tokenizer=SampleTokenizer(tokenizer, chat_template=chat_template),
+            reading=Reading(row_format=row_format, max_length=max_length, overlong=overlong),
             folder=tmp_path,
             part=0,
             on_rows=lambda _: None,

@@ -12,8 +12,9 @@ from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.build import _follow, _started
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
-from sft_trainer.datasets.render import Renderer, load_tokenizer
-from sft_trainer.datasets.tokenize import Limits, Part
+from sft_trainer.datasets.render import load_tokenizer
+from sft_trainer.datasets.tokenize import Part, Reading
+from sft_trainer.datasets.tokens import SampleTokenizer
 from sft_trainer.datasets.worker import Task, run_task
 from sftjob.failure import JobFailure, Reason
 from sftjob.outcome import DataReceipt
@@ -112,7 +113,7 @@ def test_the_first_ten_bad_lines_are_reported_together_and_nothing_is_cached(pre
 
 def test_blank_lines_alone_are_no_data(prepared, tmp_path) -> None:
     (tmp_path / "d.jsonl").write_text("\n \n")
-    with pytest.raises(JobFailure, match="only blank lines; write one chat a line"):
+    with pytest.raises(JobFailure, match="only blank lines; write one row a line"):
         prepared(config(tmp_path / "d.jsonl"))
 
 
@@ -253,9 +254,9 @@ def test_several_processes_give_what_one_gives(prepared, tmp_path, monkeypatch) 
 
 def test_a_bad_line_of_any_range_is_reported_under_its_own_number(prepared, tmp_path, monkeypatch) -> None:
     def one_after_the_other(tasks: list[Task], *, on_rows) -> list[Part]:
-        renderer = Renderer(load_tokenizer(tasks[0].tokenizer_path), chat_template=None)
+        tokenizer = SampleTokenizer(load_tokenizer(tasks[0].tokenizer_path), chat_template=None)
         assert len(tasks) == 3
-        return [run_task(task, renderer=renderer, on_rows=on_rows) for task in tasks]
+        return [run_task(task, tokenizer=tokenizer, on_rows=on_rows) for task in tasks]
 
     monkeypatch.setattr(prepare, "_BYTES_A_WORKER", 1000)
     monkeypatch.setattr(build, "_in_processes", one_after_the_other)
@@ -276,7 +277,7 @@ def endless_task(llama3_folder, tmp_path) -> Task:
         end=1,
         first_line=7,
         tokenizer_path=llama3_folder,
-        limits=Limits(max_length=8, overlong="drop"),
+        reading=Reading(row_format="messages", max_length=8, overlong="drop"),
         folder=tmp_path,
         part=0,
     )

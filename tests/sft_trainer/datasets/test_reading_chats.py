@@ -4,23 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from sft_trainer.datasets.read import Chat, Fault, read_chats, scan
+from sft_trainer.datasets.formats import Chat
+from sft_trainer.datasets.read import Fault, Row, read_rows, scan
+from sft_trainer.datasets.tokenize import _sample
+from sft_trainer.datasets.tokens import Sample
 from sftjob.failure import JobFailure, Reason
 
 GOOD = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def read(path: Path, content: bytes) -> list[Chat | Fault]:
+def read(path: Path, content: bytes) -> list[Sample | Fault]:
     path.write_bytes(content)
-    return [row for lines in scan(path, ranges=1).ranges for row in read_chats(path, lines)]
+    return [_sample(row, "messages") for lines in scan(path, ranges=1).ranges for row in read_rows(path, lines)]
 
 
 def test_an_object_or_a_bare_list_blank_lines_and_a_byte_order_mark_are_read(tmp_path) -> None:
     bare = b'[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": null}]'
     assert read(tmp_path / "d", b"\xef\xbb\xbf" + GOOD + b"\n  \r\n" + bare) == [
-        Chat(1, MESSAGES, [False, True]),
-        Chat(4, MESSAGES, [False, True]),
+        Sample(1, Chat(MESSAGES, [False, True])),
+        Sample(4, Chat(MESSAGES, [False, True])),
     ]
 
 
@@ -30,14 +33,16 @@ def test_loss_and_the_fields_that_templates_know_are_kept_and_other_fields_of_th
         b'"name": "n", "tool_call_id": "1"}, {"role": "assistant", "content": "c", "tool_calls": null}]}'
     )
     assert read(tmp_path / "d", line) == [
-        Chat(
+        Sample(
             1,
-            [
-                {"role": "assistant", "content": "b"},
-                {"role": "tool", "content": "", "name": "n", "tool_call_id": "1"},
-                {"role": "assistant", "content": "c"},
-            ],
-            [False, False, True],
+            Chat(
+                [
+                    {"role": "assistant", "content": "b"},
+                    {"role": "tool", "content": "", "name": "n", "tool_call_id": "1"},
+                    {"role": "assistant", "content": "c"},
+                ],
+                [False, False, True],
+            ),
         )
     ]
 
@@ -51,14 +56,14 @@ ASSISTANT = b'{"role": "assistant", "content": "b"}'
         (b'{"messages": [', "(line): broken JSON, Expecting value at column 15; write one whole JSON value a line"),
         (b"[" * 100_000, "(line): not readable as JSON, "),
         (b'{"messages": "\xff"}', "(line): byte 15 is not UTF-8; save the file as UTF-8"),
-        (b'"text"', "(line): is a string; write an object with `messages`, or a list of messages"),
-        (b"{}", "messages: missing; write an object with a list `messages`"),
+        (b'"text"', "(line): is a string; write an object with `messages`"),
+        (b"{}", "messages: missing; write an object with `messages`, as this file's format messages has it"),
         (b'{"messages": null}', "messages: is null; write a list of messages"),
         (b'{"messages": {}}', "messages: is an object; write a list of messages"),
         (b'{"messages": []}', "messages: empty; write at least a user and an assistant message"),
         (
-            b'{"tools": [{}], "messages": [' + ASSISTANT + b"]}",
-            "tools: descriptions of tools can't be used yet; remove the field",
+            b'{"tools": [1], "messages": [' + ASSISTANT + b"]}",
+            "tools[0]: is a number; write an object",
         ),
         (b"[3]", "messages[0]: is a number; write an object with `role` and `content`"),
         (b"[" + ASSISTANT + b', {"content": "a"}]', "messages[1].role: missing; add it"),
@@ -66,17 +71,20 @@ ASSISTANT = b'{"role": "assistant", "content": "b"}'
         (b'[{"role": true, "content": "a"}]', "messages[0].role: is true or false; write a string"),
         (
             b'[{"role": "robot", "content": "a"}]',
-            "messages[0].role: 'robot' is not known; use one of system, user, assistant, tool",
+            "messages[0].role: 'robot' is not known; use one of system, developer, user, assistant, tool",
         ),
         (b'[{"role": "user", "content": null}]', "messages[0].content: is null; write a string"),
-        (b'[{"role": "user", "content": ["a"]}]', "messages[0].content: is a list; write a string"),
+        (
+            b'[{"role": "user", "content": ["a"]}]',
+            "messages[0].content[0]: is no text; write a string, or an object with the type 'text' and `text`",
+        ),
         (
             b'[{"role": "user", "content": "a\\ud800"}]',
             "messages[0].content: character 2 is half of a surrogate pair; write the whole character",
         ),
         (
             b'[{"role": "user", "content": "a", "tool_calls": [1]}]',
-            "messages[0].tool_calls: unknown field; known here: role, content, loss, name, tool_call_id",
+            "messages[0].tool_calls: stands in a message of the role 'user'; only assistants have it",
         ),
         (
             b'[{"role": "assistant", "content": "a", "loss": 0}]',
@@ -98,8 +106,8 @@ ASSISTANT = b'{"role": "assistant", "content": "b"}'
 )
 def test_a_fault_is_told_with_line_field_and_remedy_and_the_other_lines_are_read(line, problem, tmp_path) -> None:
     rows = read(tmp_path / "d", GOOD + line + b"\n" + GOOD)
-    assert rows[0] == Chat(1, MESSAGES, [False, True])
-    assert rows[2] == Chat(3, MESSAGES, [False, True])
+    assert rows[0] == Sample(1, Chat(MESSAGES, [False, True]))
+    assert rows[2] == Sample(3, Chat(MESSAGES, [False, True]))
     fault = rows[1]
     assert isinstance(fault, Fault)
     assert fault.line == 2
@@ -112,7 +120,7 @@ def test_a_fault_is_told_with_line_field_and_remedy_and_the_other_lines_are_read
     [
         ("missing", "there is no such file; correct the dataset's path"),
         ("folder", "is a folder; name one JSONL file in it"),
-        ("empty", "the file is empty; write one chat a line"),
+        ("empty", "the file is empty; write one row a line"),
     ],
 )
 def test_a_file_that_can_hold_no_chat_is_named(name, problem, tmp_path) -> None:
@@ -132,7 +140,7 @@ def test_ranges_cover_each_line_once_under_its_own_number(ranges, end, tmp_path,
     path.write_bytes(b"\n".join([GOOD.strip() + b" " * (37 * number % 400) for number in range(50)]) + end)
     found = scan(path, ranges=ranges)
     assert found.lines == 50
-    rows = [row for lines in found.ranges for row in read_chats(path, lines)]
+    rows = [row for lines in found.ranges for row in read_rows(path, lines)]
     assert [row.line for row in rows] == list(range(1, 51))
-    assert all(isinstance(row, Chat) for row in rows)
+    assert all(isinstance(row, Row) for row in rows)
     assert len(found.ranges) == min(ranges, 50)

@@ -11,7 +11,7 @@ from sft_trainer.datasets.cache import CacheKey, cache_folder, open_cache, open_
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
 from sft_trainer.datasets.tokenize import Part
 
-KEY = CacheKey(file_sha256="f", tokenizer={"tokenizer.json": "t"}, chat_template=None, max_length=8, overlong="drop")
+KEY = CacheKey(file_sha256="f", tokenizer={"tokenizer.json": "t"}, row_format="messages", max_length=8, overlong="drop")
 
 
 def build_two_parts(folder: Path) -> list[Part]:
@@ -61,11 +61,12 @@ def test_parts_become_one_folder_that_opens_without_being_built_again(tmp_path) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"file_sha256": "g"},
         {"tokenizer": {"tokenizer.json": "u"}},
         {"tokenizer": {"tokenizer.json": "t", "config.json": "c"}},
         {"chat_template": "{{ messages }}"},
+        {"row_format": "text"},
         {"max_length": 9},
         {"overlong": "error"},
     ],

@@ -1,7 +1,7 @@
-"""Chat data: from JSONL files to packed batches.
+"""Training data: from JSONL files to packed batches.
 
-One file per step: read -> render -> mask -> tokenize (cached) -> pack -> prepare -> batch. Users meet
-`OpenaiTokenizeFunctionConfig` here and the rest of the options in `datasets.config`; the Trainer calls
+One file per step: read -> formats -> render -> mask -> tokens -> tokenize (cached) -> pack -> prepare -> batch. Users
+meet `OpenaiTokenizeFunctionConfig` here and the rest of the options in `datasets.config`; the Trainer calls
 `prepare.prepare_data` and `batch.BatchStream`.
 """
 

@@ -1,6 +1,6 @@
 """Tokenises one file into the parts of a cache, in this process or in several.
 
-In: the file's scan, the tokenizer and its limits, a folder. Out: the parts, in the order of the file. Called by
+In: the file's scan, the tokenizer, how the file is read, a folder. Out: the parts, in the order of the file. Called by
 `prepare` when the cache does not hold the file yet. Every line that is wrong, up to ten, is in one JobFailure.
 """
 
@@ -13,8 +13,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from sft_trainer.datasets.read import Scan
-from sft_trainer.datasets.render import Renderer, load_tokenizer
-from sft_trainer.datasets.tokenize import MOST_FAULTS, Limits, Part
+from sft_trainer.datasets.render import load_tokenizer
+from sft_trainer.datasets.tokenize import MOST_FAULTS, Part, Reading
+from sft_trainer.datasets.tokens import SampleTokenizer
 from sft_trainer.datasets.worker import Report, Task, run_task
 from sftjob.failure import JobFailure, Reason
 
@@ -25,7 +26,7 @@ def build_parts(
     *,
     tokenizer_path: str,
     chat_template: str | None,
-    limits: Limits,
+    reading: Reading,
     folder: Path,
     on_rows: Callable[[int], None],
 ) -> list[Part]:
@@ -38,22 +39,22 @@ def build_parts(
             first_line=lines.first_line,
             tokenizer_path=tokenizer_path,
             chat_template=chat_template,
-            limits=limits,
+            reading=reading,
             folder=folder,
             part=part,
         )
         for part, lines in enumerate(scan.ranges)
     ]
     if len(tasks) == 1:
-        renderer = Renderer(load_tokenizer(tokenizer_path), chat_template=chat_template)
-        parts = [run_task(tasks[0], renderer=renderer, on_rows=on_rows)]
+        tokenizer = SampleTokenizer(load_tokenizer(tokenizer_path), chat_template=chat_template)
+        parts = [run_task(tasks[0], tokenizer=tokenizer, on_rows=on_rows)]
     else:
         parts = _in_processes(tasks, on_rows=on_rows)
     faults = sorted(fault for part in parts for fault in part.faults)
     if faults:
         raise JobFailure(Reason.INVALID_DATA, "\n".join(_report_of(path, faults)))
     if not any(part.rows for part in parts):
-        raise JobFailure(Reason.INVALID_DATA, f"{path}: only blank lines; write one chat a line")
+        raise JobFailure(Reason.INVALID_DATA, f"{path}: only blank lines; write one row a line")
     return parts
 
 

@@ -25,7 +25,7 @@ from sft_trainer.datasets.tokenize import Part
 from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record, digest
 
-FORMAT = 1
+FORMAT = 2
 """Raised by every change to how tokens or masks are made: it is part of the key."""
 _FILES = ("tokens.bin", "trained.bin", "offsets.npy", "samples.npy")
 _META = "meta.json"
@@ -40,6 +40,8 @@ class CacheKey(Record):
     """sha256 of each of its files, versions of the libraries that read them."""
     chat_template: str | None = None
     """The text of a template that replaces the tokenizer's own."""
+    row_format: str
+    """The one that was found, or named."""
     max_length: int
     overlong: str
 

@@ -9,14 +9,15 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sftjob.base import Declared
-from sftjob.options import EvaluationOptions, Overlong, PackLevel
+from sftjob.options import EvaluationOptions, Overlong, PackLevel, RowFormat
 
 
 class DatasetConfig(Declared):
-    """One JSONL file of chats."""
+    """One JSONL file of rows."""
 
     name: str = Field(min_length=1, max_length=63, description="For messages and counts.")
-    anno_path: Path = Field(description="A JSONL file: one chat a line.")
+    anno_path: Path = Field(description="A JSONL file: one row a line.")
+    format: RowFormat = Field(default="auto", description="Of its rows; auto: what the first one has.")
     cache_dir: Path | None = Field(default=None, description="Folder of its tokenised form. Absent: the run's own.")
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."

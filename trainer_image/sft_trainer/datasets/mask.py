@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft_trainer.datasets.render import Messages, Renderer
+from sft_trainer.datasets.messages import Messages
+from sft_trainer.datasets.render import Renderer
 
 _THINK_OPENER = re.compile(r"<think>\s*(</think>\s*)?\Z")
 """What a generation prompt may add behind the role header on a model's behalf."""
@@ -77,6 +78,8 @@ def _turn(renderer: Renderer, messages: Messages, index: int, full: str) -> Turn
     through = renderer.text(messages[: index + 1]) if index + 1 < len(messages) else full
     if full.startswith(through):
         return Turn(start, len(through), ends_at_content=False)
+    if "tool_calls" in messages[index]:
+        return Turn(start, _end_of_calls(renderer, messages, index, full, start=start), ends_at_content=True)
     # The template writes this turn otherwise once others follow (Qwen3 drops its thoughts): see how far the text
     # stays the same when the content goes on.
     longer = _with_content(messages, index, messages[index]["content"] + _sentinel(full))
@@ -84,6 +87,16 @@ def _turn(renderer: Renderer, messages: Messages, index: int, full: str) -> Turn
     if end < start:
         raise Unmaskable(f"messages[{index}]: the chat template writes it in no place of its own; {_REMEDY}")
     return Turn(start, end, ends_at_content=True)
+
+
+def _end_of_calls(renderer: Renderer, messages: Messages, index: int, full: str, *, start: int) -> int:
+    """Calls stand behind the content: they end where the text becomes the same again as with other content alone."""
+    plain = {"role": messages[index]["role"], "content": _sentinel(full)}
+    other = renderer.text([*messages[:index], plain, *messages[index + 1 :]])
+    end = len(full) - _common_prefix(full[::-1], other[::-1])
+    if end < start or not other.endswith(_sentinel(full) + full[end:]):
+        raise Unmaskable(f"messages[{index}]: where its calls end can't be told from the chat template; {_REMEDY}")
+    return end
 
 
 def _start(renderer: Renderer, messages: Messages, index: int, full: str) -> int:

@@ -5,6 +5,7 @@ by the launcher's prepare stage and by the Trainer, before any process group exi
 collective's timeout.
 """
 
+import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -16,16 +17,18 @@ import numpy as np
 
 from sft_trainer.datasets.build import build_parts
 from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
-from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
+from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, DatasetEntry
 from sft_trainer.datasets.evaluation import hold_out
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
+from sft_trainer.datasets.formats import known_format
 from sft_trainer.datasets.known_files import KnownFile
 from sft_trainer.datasets.order import permutation
 from sft_trainer.datasets.pack import Packs, pack_samples
 from sft_trainer.datasets.pack_cache import StoredPacks, open_or_pack
-from sft_trainer.datasets.read import scan
+from sft_trainer.datasets.read import Fault, LineRange, read_rows, scan
 from sft_trainer.datasets.template import chat_template_named
-from sft_trainer.datasets.tokenize import Limits, Part
+from sft_trainer.datasets.tokenize import Part, Reading
+from sft_trainer.datasets.values import Refused
 from sftjob.base import digest
 from sftjob.failure import JobFailure, Reason
 from sftjob.outcome import DataReceipt
@@ -33,6 +36,8 @@ from sftjob.outcome import DataReceipt
 _BYTES_A_WORKER = 16 << 20
 """A worker takes seconds to start, in which one process tokenises about this much."""
 _SECONDS_BETWEEN_DETAILS = 0.3
+
+log = logging.getLogger("sft_trainer.prepare")
 
 
 @dataclass(frozen=True)
@@ -188,13 +193,16 @@ def _cache(
     folder = entry.dataset.cache_dir or cache_dir
     known = KnownFile(path, folder=folder)
     found = None if (sha256 := known.sha256()) else scan(path, ranges=_workers(path, config.num_workers))
-    limits = Limits(max_length=config.max_length(entry), overlong=config.overlong)
+    reading = Reading(
+        row_format=_row_format(entry.dataset), max_length=config.max_length(entry), overlong=config.overlong
+    )
     key = CacheKey(
         file_sha256=sha256 or found.sha256,
         tokenizer=tokenizer,
         chat_template=chat_template_named(template) if template else None,
-        max_length=limits.max_length,
-        overlong=limits.overlong,
+        row_format=reading.row_format,
+        max_length=reading.max_length,
+        overlong=reading.overlong,
     )
     prefix = f"{entry.dataset.name}: " if len(config.dataset_config_list) > 1 else ""
     tell = _at_most_every(_SECONDS_BETWEEN_DETAILS, on_detail)
@@ -206,7 +214,7 @@ def _cache(
             lines,
             tokenizer_path=tokenizer_path,
             chat_template=template,
-            limits=limits,
+            reading=reading,
             folder=temporary,
             on_rows=lambda rows: tell(f"{prefix}{rows} of {lines.lines} rows"),
         )
@@ -229,6 +237,23 @@ def _named(folder: Path) -> Iterator[None]:
             Reason.STORAGE_UNAVAILABLE,
             f"{error.filename or folder}: {error.strerror}; name a cache folder that can be written and has room",
         ) from error
+
+
+def _row_format(dataset: DatasetConfig) -> str:
+    """What its configuration names, or else what the first row has."""
+    if dataset.format != "auto":
+        return dataset.format
+    path = dataset.anno_path
+    for row in read_rows(path, LineRange(start=0, end=path.stat().st_size, first_line=1)):
+        try:
+            if isinstance(row, Fault):
+                raise Refused(row.problem)
+            row_format = known_format(row.value)
+        except Refused as refused:
+            raise JobFailure(Reason.INVALID_DATA, f"{path}:{row.line}: {refused}") from None
+        log.info("%s: rows of the format %s", path, row_format)
+        return row_format
+    raise JobFailure(Reason.INVALID_DATA, f"{path}: only blank lines; write one row a line")
 
 
 def _workers(path: Path, most: int) -> int:

@@ -3,16 +3,18 @@
 `tokenize` makes one `Renderer` and gives it to `mask`, which compares renderings of parts of a chat.
 """
 
+import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sft_trainer.datasets.features import TemplateFeatures
+from sft_trainer.datasets.messages import Messages
 from sft_trainer.datasets.template import chat_template_named, known_templates
 from sftjob.failure import JobFailure, Reason
-
-Messages = list[dict[str, str]]
 
 _FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}"
 """Put before a template that asks for the date, with what Llama 3 falls back to: today's date would change the tokens,
@@ -31,16 +33,25 @@ class Renderer:
         Raises JobFailure where the tokenizer or its template can't be used.
         """
         self.tokenizer = tokenizer
-        if not tokenizer.is_fast:
-            raise JobFailure(
-                Reason.INVALID_CONFIGURATION,
-                f"{tokenizer.name_or_path}: the tokenizer gives no offsets; use a folder with a tokenizer.json",
-            )
+        self._tools: list[dict[str, Any]] | None = None
         template = chat_template_named(chat_template) if chat_template else _own_template(tokenizer)
         self.template = _FIXED_DATE + template if "strftime_now" in template else template
         self.has_generation_tags = bool(_GENERATION_TAG.search(self.template))
         self.added_ids = frozenset(tokenizer.added_tokens_decoder)
         self.has_generation_prompt = self._tried_out()
+        self._features = TemplateFeatures(self._text_or_nothing)
+
+    def fitted(self, messages: Messages, tools: list[dict[str, Any]] | None) -> tuple["Renderer", Messages]:
+        """For one chat: what renders with its tools, and its messages as this template wants them.
+
+        Raises Refused for what the template would leave out.
+        """
+        fitted = self._features.fitted(messages, tools)
+        if not tools:
+            return self, fitted
+        renderer = copy.copy(self)
+        renderer._tools = tools
+        return renderer, fitted
 
     def text(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """Raises TemplateRefused, or JobFailure for a template that is no template."""
@@ -52,6 +63,12 @@ class Renderer:
         """Token ids, and which of them transformers finds between the template's generation tags."""
         encoded = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return encoded["input_ids"], [bool(trained) for trained in encoded["assistant_masks"]]
+
+    def _text_or_nothing(self, messages: Messages, tools: list[dict[str, Any]] | None) -> str:
+        try:
+            return str(self._apply(messages, tools=tools, tokenize=False))
+        except TemplateRefused:
+            return ""
 
     def _tried_out(self) -> bool:
         """Whether the template writes a generation prompt. Raises JobFailure where it can't write the simplest chat:
@@ -79,7 +96,9 @@ class Renderer:
 
     def _apply(self, messages: Messages, **options: object):  # type: ignore[no-untyped-def]
         try:
-            return self.tokenizer.apply_chat_template(messages, chat_template=self.template, **options)
+            return self.tokenizer.apply_chat_template(
+                messages, **({"chat_template": self.template, "tools": self._tools} | options)
+            )
         except jinja2.TemplateSyntaxError as error:
             raise self._unusable(f"is no template, line {error.lineno}: {error.message}") from None
         except jinja2.TemplateError as error:
@@ -91,13 +110,19 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     if not Path(folder).is_dir():
         raise JobFailure(Reason.MODEL_UNREADABLE, f"{folder}: there is no such folder; correct the tokenizer's path")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise JobFailure(
             Reason.MODEL_UNREADABLE,
             f"{folder}: holds no readable tokenizer ({str(error).splitlines()[0]}); name a Hugging Face folder with "
             "tokenizer.json and tokenizer_config.json",
         ) from None
+    if not tokenizer.is_fast:
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"{folder}: the tokenizer gives no offsets; use a folder with a tokenizer.json",
+        )
+    return tokenizer
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,7 +1,7 @@
-"""Turns chats into tokens and a flag for each: trained or not.
+"""Turns rows into tokens and a flag for each: trained or not.
 
-In: a range of a JSONL file and a `Renderer`. Out: the range's files in a folder, and a `Part` with its counts or the
-faults of its lines. `build` calls it in its own process, or through `worker` in several.
+In: a range of a file, the format of its rows, and a `SampleTokenizer`. Out: the range's files in a folder, and a `Part`
+with its counts or the faults of its lines. `build` calls it in its own process, or through `worker` in several.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sft_trainer.datasets.mask import Turn, Unmaskable, find_turns, trained_by_offsets, trained_by_tags
-from sft_trainer.datasets.read import Chat, Fault, LineRange, read_chats
-from sft_trainer.datasets.render import Renderer, TemplateRefused
+from sft_trainer.datasets.formats import sample_of
+from sft_trainer.datasets.read import Fault, LineRange, Row, read_rows
+from sft_trainer.datasets.tokens import Sample, SampleTokenizer
+from sft_trainer.datasets.values import Refused
 from sftjob.base import Record
 from sftjob.options import Overlong
 
@@ -20,7 +21,10 @@ MOST_FAULTS = 10
 _ROWS_AT_ONCE = 64
 
 
-class Limits(Record):
+class Reading(Record):
+    """Of one file."""
+
+    row_format: str
     max_length: int
     overlong: Overlong
 
@@ -42,8 +46,8 @@ def tokenize_range(
     path: Path,
     lines: LineRange,
     *,
-    renderer: Renderer,
-    limits: Limits,
+    tokenizer: SampleTokenizer,
+    reading: Reading,
     folder: Path,
     part: int,
     on_rows: Callable[[int], None],
@@ -56,9 +60,9 @@ def tokenize_range(
         (folder / f"tokens-{part}.bin").open("wb") as tokens_file,
         (folder / f"trained-{part}.bin").open("wb") as flags_file,
     ):
-        for batch in _in_batches(read_chats(path, lines)):
-            for row in _tokenized(renderer, batch):
-                sample = row if isinstance(row, Fault) else _fitted(*row, limits)
+        for batch in _in_batches(read_rows(path, lines)):
+            for row in tokenizer.tokens([_sample(row, reading.row_format) for row in batch]):
+                sample = row if isinstance(row, Fault) else _fitted(*row, reading)
                 if isinstance(sample, Fault):
                     faults.append((sample.line, sample.problem))
                 elif sample is not None:
@@ -83,7 +87,7 @@ def tokenize_range(
     )
 
 
-def _in_batches(rows: Iterator[Chat | Fault]) -> Iterator[list[Chat | Fault]]:
+def _in_batches(rows: Iterator[Row | Fault]) -> Iterator[list[Row | Fault]]:
     batch = []
     for row in rows:
         batch.append(row)
@@ -94,78 +98,27 @@ def _in_batches(rows: Iterator[Chat | Fault]) -> Iterator[list[Chat | Fault]]:
         yield batch
 
 
-Tokens = tuple[int, np.ndarray, np.ndarray]
-"""Line, ids [T] uint32, trained [T] bool."""
-
-
-def _tokenized(renderer: Renderer, rows: list[Chat | Fault]) -> Iterator[Tokens | Fault]:
-    """In the order of the rows."""
-    if renderer.has_generation_tags:
-        yield from (row if isinstance(row, Fault) else _by_tags(renderer, row) for row in rows)
-        return
-    rendered = [row if isinstance(row, Fault) else _rendered(renderer, row) for row in rows]
-    texts = [text for text, _ in (row for row in rendered if not isinstance(row, Fault))]
-    # The template has written every special token that belongs there, a BOS too: none may be added.
-    encodings = iter(renderer.tokenizer(texts, add_special_tokens=False, verbose=False).encodings if texts else ())
-    for row, source in zip(rendered, rows, strict=True):
-        if isinstance(row, Fault):
-            yield row
-            continue
-        encoding, (text, turns) = next(encodings), row
-        try:
-            trained = trained_by_offsets(
-                turns, ids=encoding.ids, offsets=encoding.offsets, text=text, added_ids=renderer.added_ids
-            )
-        except Unmaskable as error:
-            yield Fault(source.line, str(error))
-            continue
-        yield _checked(source.line, encoding.ids, trained)
-
-
-def _rendered(renderer: Renderer, chat: Chat) -> tuple[str, list[Turn]] | Fault:
+def _sample(row: Row | Fault, row_format: str) -> Sample | Fault:
+    if isinstance(row, Fault):
+        return row
     try:
-        text = renderer.text(chat.messages)
-        return text, find_turns(renderer, chat.messages, chat.trained, full=text)
-    except TemplateRefused as error:
-        return Fault(chat.line, _refusal(error))
-    except Unmaskable as error:
-        return Fault(chat.line, str(error))
-
-
-def _by_tags(renderer: Renderer, chat: Chat) -> Tokens | Fault:
-    try:
-        ids, tagged = renderer.assistant_mask(chat.messages)
-        roles = [message["role"] for message in chat.messages]
-        return _checked(chat.line, ids, trained_by_tags(tagged, trained=chat.trained, roles=roles))
-    except TemplateRefused as error:
-        return Fault(chat.line, _refusal(error))
-    except Unmaskable as error:
-        return Fault(chat.line, str(error))
-
-
-def _refusal(error: TemplateRefused) -> str:
-    return f"messages: the chat template refuses them: {error}; change them, or use another chatTemplate"
-
-
-def _checked(line: int, ids: list[int], trained: np.ndarray) -> Tokens | Fault:
-    trained[:1] = False  # nothing stands before the first token to predict it from
-    if not trained.any():
-        return Fault(line, "messages: no token of this chat would be trained; give an assistant turn some content")
-    return line, np.asarray(ids, dtype=np.uint32), trained
+        return Sample(row.line, sample_of(row.value, row_format))
+    except Refused as refused:
+        return Fault(row.line, str(refused))
 
 
 def _fitted(
-    line: int, ids: np.ndarray, trained: np.ndarray, limits: Limits
+    line: int, ids: np.ndarray, trained: np.ndarray, reading: Reading
 ) -> tuple[np.ndarray, np.ndarray, bool] | Fault | None:
     """The sample and whether it was cut; None where it is dropped."""
-    most = limits.max_length
+    most = reading.max_length
     if len(ids) <= most:
         return ids, trained, False
-    if limits.overlong == "error":
+    if reading.overlong == "error":
         return Fault(
             line,
             f"messages: {len(ids)} tokens, at most {most} fit; shorten the chat, or set overlong to truncate or drop",
         )
-    if limits.overlong == "drop" or not trained[:most].any():
+    if reading.overlong == "drop" or not trained[:most].any():
         return None
     return ids[:most], trained[:most], True

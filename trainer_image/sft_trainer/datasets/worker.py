@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sft_trainer.datasets.read import LineRange
-from sft_trainer.datasets.render import Renderer, load_tokenizer
-from sft_trainer.datasets.tokenize import Limits, Part, tokenize_range
+from sft_trainer.datasets.render import load_tokenizer
+from sft_trainer.datasets.tokenize import Part, Reading, tokenize_range
+from sft_trainer.datasets.tokens import SampleTokenizer
 from sftjob.base import Record
 from sftjob.failure import JobFailure, Reason
 
@@ -25,7 +26,7 @@ class Task(Record):
     first_line: int
     tokenizer_path: str
     chat_template: str | None = None
-    limits: Limits
+    reading: Reading
     folder: Path
     part: int
 
@@ -36,12 +37,12 @@ class Report(Record):
     failure: tuple[Reason, str] | None = None
 
 
-def run_task(task: Task, *, renderer: Renderer, on_rows: Callable[[int], None]) -> Part:
+def run_task(task: Task, *, tokenizer: SampleTokenizer, on_rows: Callable[[int], None]) -> Part:
     return tokenize_range(
         task.path,
         LineRange(task.start, task.end, task.first_line),
-        renderer=renderer,
-        limits=task.limits,
+        tokenizer=tokenizer,
+        reading=task.reading,
         folder=task.folder,
         part=task.part,
         on_rows=on_rows,
@@ -55,8 +56,8 @@ def main() -> None:
     task = Task.from_json(line)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        renderer = Renderer(load_tokenizer(task.tokenizer_path), chat_template=task.chat_template)
-        _report(Report(part=run_task(task, renderer=renderer, on_rows=lambda rows: _report(Report(rows=rows)))))
+        tokenizer = SampleTokenizer(load_tokenizer(task.tokenizer_path), chat_template=task.chat_template)
+        _report(Report(part=run_task(task, tokenizer=tokenizer, on_rows=lambda rows: _report(Report(rows=rows)))))
     except JobFailure as failure:
         _report(Report(failure=(failure.reason, failure.message)))
 

@@ -1,0 +1,215 @@
+"""Each format of rows: what it becomes, which tokens are trained, and what is refused."""
+
+import json
+
+import pytest
+
+from sft_trainer.datasets.config import DataloaderConfig
+from sft_trainer.datasets.formats import Chat, Passage, known_format, sample_of
+from sft_trainer.datasets.prepare import prepare_data
+from sft_trainer.datasets.values import Refused
+from sftjob.failure import JobFailure
+from tests.sft_trainer.datasets.chats import CHATML_TOKENS, LLAMA3_TOKENS, pair, trl_template, write_chats
+
+TOOL = {"type": "function", "function": {"name": "heat", "description": "d", "parameters": {"type": "object"}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "heat", "arguments": '{"room": 4}'}}
+ROWS = [
+    (pair("a", "b"), "messages", Chat(pair("a", "b"), [False, True])),
+    ({"text": "t", "messages": pair("a", "b")}, "messages", Chat(pair("a", "b"), [False, True])),
+    (
+        {
+            "system": "s",
+            "conversations": [
+                {"from": "human", "value": "a", "weight": 0},
+                {"from": "gpt", "value": "no", "weight": 0},
+                {"from": "function_call", "value": '{"name": "heat", "arguments": {"room": 4}}'},
+                {"from": "observation", "value": "7"},
+                {"from": "gpt", "value": "b", "weight": 1},
+            ],
+            "tools": json.dumps([TOOL]),
+        },
+        "sharegpt",
+        Chat(
+            [
+                {"role": "system", "content": "s"},
+                *pair("a", "no"),
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"type": "function", "function": {"name": "heat", "arguments": {"room": 4}}}],
+                },
+                {"role": "tool", "content": "7"},
+                {"role": "assistant", "content": "b"},
+            ],
+            [False, False, False, True, False, True],
+            [TOOL],
+        ),
+    ),
+    ({"prompt": "a", "completion": "b"}, "prompt-completion", Passage("a", "b")),
+    (
+        {"prompt": [*pair("a", "b"), pair("c", "")[0]], "completion": pair("", "d")[1:]},
+        "prompt-completion",
+        Chat([*pair("a", "b"), *pair("c", "d")], [False, False, False, True]),
+    ),
+    (
+        {"instruction": "a", "input": "c", "output": "b", "text": "t"},
+        "alpaca",
+        Chat(pair("a\n\nc", "b"), [False, True]),
+    ),
+    ({"instruction": "a", "input": "", "output": "b"}, "alpaca", Chat(pair("a", "b"), [False, True])),
+    ({"text": "t"}, "text", Passage("", "t")),
+]
+
+
+@pytest.mark.parametrize(("row", "row_format", "sample"), ROWS)
+def test_a_row_is_known_by_its_fields_and_read(row, row_format, sample) -> None:
+    assert known_format(row) == row_format
+    assert sample_of(row, row_format) == sample
+
+
+@pytest.mark.parametrize(
+    ("row", "row_format", "problem"),
+    [
+        ({"text": "t"}, "alpaca", "instruction: missing; write an object with `instruction` and `output`, as this"),
+        ({"text": 3}, "text", "text: is a number; write a string"),
+        ({"prompt": "a", "completion": []}, "prompt-completion", "completion: is a list where prompt is a string; "),
+        ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "alpaca", "history: earlier turns can't be "),
+        ({"conversations": [{"from": "bot", "value": "a"}]}, "sharegpt", "conversations[0].from: 'bot' is not known; "),
+        ({"conversations": [{"role": "user"}]}, "sharegpt", "conversations[0].from: missing; "),
+        ({"conversations": [{"from": "gpt", "value": "a", "weight": 2}]}, "sharegpt", "conversations[0].weight: 2 is "),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "messages",
+            "messages[0].tool_calls[0].function.arguments: is a string that holds no JSON, ",
+        ),
+        (
+            [{"role": "assistant", "content": "a", "thinking": "b", "reasoning_content": "c"}],
+            "messages",
+            "messages[0].thinking: given together with reasoning_content; remove one",
+        ),
+    ],
+)
+def test_a_row_that_is_not_of_its_format_is_refused_with_its_field(row, row_format, problem) -> None:
+    with pytest.raises(Refused) as refused:
+        sample_of(row, row_format)
+    assert str(refused.value).startswith(problem)
+    assert "; " in str(refused.value)
+
+
+@pytest.fixture
+def base(make_tokenizer):
+    """Without a chat template, which passages do not need."""
+    return make_tokenizer(None, tokens=LLAMA3_TOKENS, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
+
+
+def test_a_text_is_trained_whole_between_one_begin_and_one_end(base, tokenize) -> None:
+    result = tokenize(base, {"text": "Hello there"}, {"text": "<|begin_of_text|>Hi<|eot_id|>"}, row_format="text")
+    assert [result.text(0), result.text(1)] == [
+        "<|begin_of_text|>Hello there<|eot_id|>",
+        "<|begin_of_text|>Hi<|eot_id|>",
+    ]
+    assert result.trained_pieces(0) == ["Hello there<|eot_id|>"]
+    assert result.trained_pieces(1) == ["Hi<|eot_id|>"]
+
+
+def test_a_completion_is_trained_with_its_end_and_the_prompt_is_not(base, tokenize) -> None:
+    result = tokenize(base, {"prompt": "Two plus two?", "completion": " Four."}, row_format="prompt-completion")
+    assert result.text() == "<|begin_of_text|>Two plus two? Four.<|eot_id|>"
+    assert result.trained_pieces() == [" Four.<|eot_id|>"]
+
+
+def test_a_tokenizer_without_an_end_token_can_not_end_a_text(make_tokenizer, tokenize) -> None:
+    with pytest.raises(JobFailure, match="has no eos_token to end a text with; name one"):
+        tokenize(make_tokenizer(None, tokens=LLAMA3_TOKENS), {"text": "a"}, row_format="text")
+
+
+CALLING = [
+    {"role": "user", "content": "Warm?"},
+    {"role": "assistant", "content": None, "reasoning_content": "Ask.", "tool_calls": [CALL]},
+    {"role": "tool", "content": "7"},
+    {"role": "assistant", "thinking": "Cold.", "content": "No."},
+]
+WRITTEN = '<tool_call>\n{"name": "heat", "arguments": {"room": 4}}\n</tool_call><|im_end|>'
+
+
+@pytest.fixture
+def calling_qwen3(make_tokenizer):
+    tokens = [*CHATML_TOKENS, "<tool_call>", "</tool_call>"]
+    return make_tokenizer(trl_template("qwen3.jinja"), tokens=tokens, eos_token="<|im_end|>")
+
+
+def test_tools_calls_and_thoughts_go_through_the_models_own_template(calling_qwen3, tokenize) -> None:
+    result = tokenize(calling_qwen3, {"messages": CALLING, "tools": [TOOL]})
+    named = [
+        CALLING[0],
+        CALLING[1] | {"content": ""},
+        CALLING[2],
+        {"role": "assistant", "reasoning_content": "Cold.", "content": "No."},
+    ]
+    assert result.text() == calling_qwen3.apply_chat_template(named, tools=[TOOL], tokenize=False)
+    assert result.trained_pieces() == [
+        "<think>\nAsk.\n</think>\n\n" + WRITTEN,
+        "<think>\nCold.\n</think>\n\nNo.<|im_end|>",
+    ]
+
+
+def test_calls_are_trained_to_the_turns_end_where_their_thoughts_are_dropped_later(calling_qwen3, tokenize) -> None:
+    result = tokenize(calling_qwen3, {"messages": [*CALLING, *pair("Sure?", "Yes.")], "tools": [TOOL]})
+    assert result.trained_pieces() == [WRITTEN, "No.<|im_end|>", "<think>\n\n</think>\n\nYes.<|im_end|>"]
+
+
+REMEDY = "the chat template does not write them; use a model or chatTemplate that knows tools"
+
+
+def test_what_a_template_would_leave_out_is_refused(qwen2_5, tokenize) -> None:
+    result = tokenize(qwen2_5, CALLING, {"messages": pair("a", "b"), "tools": [TOOL]}, chat_template="chatml")
+    assert result.part.faults == [
+        (1, f"messages[1].tool_calls: {REMEDY}"),
+        (2, f"tools: {REMEDY}"),
+    ]
+    thoughtful = [pair("a", "b")[0], {"role": "assistant", "content": "b", "thinking": "c"}]
+    assert tokenize(qwen2_5, thoughtful).part.faults == [
+        (
+            1,
+            "messages[1].reasoning_content: the chat template does not write it; put it into `content`, or remove it",
+        )
+    ]
+
+
+def test_a_developer_speaks_as_the_system_where_the_template_knows_no_developer(qwen3, tokenize) -> None:
+    result = tokenize(qwen3, [{"role": "developer", "content": "Be brief."}, *pair("a", "b")])
+    assert result.text().startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+
+
+def prepared(path, base, folder, **options):
+    base.save_pretrained(folder / "tokenizer")
+    config = DataloaderConfig(dataset_config_list=[{"dataset": {"name": "d", "anno_path": path, **options}}])
+    return prepare_data(config, tokenizer_path=str(folder / "tokenizer"), cache_dir=folder / "cache", seed=1)
+
+
+def test_auto_takes_the_first_rows_format_says_it_and_another_rows_is_a_fault(base, tmp_path, caplog) -> None:
+    path = write_chats(tmp_path / "d.jsonl", [{"text": "a"}, {"text": "b"}])
+    with caplog.at_level("INFO"):
+        data = prepared(path, base, tmp_path)
+    assert caplog.messages == [f"{path}: rows of the format text"]
+    assert data.caches[0].meta.key.row_format == "text"
+    assert prepared(path, base, tmp_path, format="text").digest == data.digest
+    write_chats(path, [{"text": "a"}, pair("a", "b")])
+    with pytest.raises(JobFailure) as failure:
+        prepared(path, base, tmp_path)
+    assert failure.value.message == f"{path}:2: (line): is a list; write an object with `text`"
+
+
+def test_a_first_row_of_no_known_format_is_refused_with_the_known_ones(base, tmp_path) -> None:
+    path = write_chats(tmp_path / "d.jsonl", [{"question": "a"}])
+    with pytest.raises(JobFailure) as failure:
+        prepared(path, base, tmp_path)
+    assert failure.value.message == (
+        f"{path}:1: (line): has the fields 'question', of no known format; write messages (messages); or conversations "
+        "(sharegpt); or prompt and completion (prompt-completion); or instruction and output (alpaca); or text (text)"
+    )
+
+
+def test_a_named_format_wins_over_the_first_row(base, tmp_path) -> None:
+    path = write_chats(tmp_path / "d.jsonl", [{"text": "a", "messages": pair("a", "b")}])
+    assert prepared(path, base, tmp_path, format="text").receipt.tokens == 3

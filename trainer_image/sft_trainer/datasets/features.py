@@ -1,0 +1,75 @@
+"""What a chat template writes besides role and content: tried out, because a template leaves out without a word what
+it does not know.
+
+In: a function that renders a chat. Out: the messages as that template wants them, or `Refused` for what it would
+leave out. Called by `render`, once for each tokenizer.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from sft_trainer.datasets.messages import REASONING, Messages
+from sft_trainer.datasets.values import Refused
+
+_PROBE = "qzprobe"
+_ASKED = {"role": "user", "content": "What?"}
+_REASONING_NAMES = (REASONING, "thinking", "reasoning")
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _PROBE,
+        "description": "Does nothing.",
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
+_CALL = {"id": "call00001", "type": "function", "function": {"name": _PROBE, "arguments": {}}}
+
+
+class TemplateFeatures:
+    def __init__(self, try_out: Callable[[Messages, list[dict[str, Any]] | None], str]) -> None:
+        """`try_out` gives the text of a chat, empty where the template refuses it."""
+        self._try_out = try_out
+
+    def fitted(self, messages: Messages, tools: list[dict[str, Any]] | None) -> Messages:
+        """Raises Refused for tools, calls or thoughts that the template does not write."""
+        if tools and not self._writes_tools:
+            raise Refused("tools: the chat template does not write them; use a model or chatTemplate that knows tools")
+        return [self._fitted(f"messages[{index}]", message) for index, message in enumerate(messages)]
+
+    def _fitted(self, field: str, message: dict[str, Any]) -> dict[str, Any]:
+        if message["role"] == "developer" and not self._writes_developer:
+            # A developer's message is what OpenAI calls a system message since its models reason.
+            return message | {"role": "system"}
+        if "tool_calls" in message and not self._writes_calls:
+            raise Refused(
+                f"{field}.tool_calls: the chat template does not write them; "
+                "use a model or chatTemplate that knows tools"
+            )
+        if REASONING in message and self._reasoning_name != REASONING:
+            if self._reasoning_name is None:
+                raise Refused(
+                    f"{field}.{REASONING}: the chat template does not write it; put it into `content`, or remove it"
+                )
+            return {self._reasoning_name if name == REASONING else name: value for name, value in message.items()}
+        return message
+
+    @cached_property
+    def _writes_tools(self) -> bool:
+        return self._writes([_ASKED], [_TOOL])
+
+    @cached_property
+    def _writes_developer(self) -> bool:
+        return self._writes([{"role": "developer", "content": _PROBE}, _ASKED])
+
+    @cached_property
+    def _writes_calls(self) -> bool:
+        return self._writes([_ASKED, {"role": "assistant", "content": "", "tool_calls": [_CALL]}])
+
+    @cached_property
+    def _reasoning_name(self) -> str | None:
+        answer = {"role": "assistant", "content": "That."}
+        return next((name for name in _REASONING_NAMES if self._writes([_ASKED, answer | {name: _PROBE}])), None)
+
+    def _writes(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> bool:
+        return _PROBE in self._try_out(messages, tools)

@@ -1,0 +1,181 @@
+"""The formats that rows are written in, each turned into what is tokenised: a `Chat` or a `Passage`.
+
+In: a row as JSON has it. Called by `tokenize` for each row, and by `prepare` to find a file's format.
+
+    messages           {"messages": [...], "tools": [...]}, or the bare list: OpenAI's
+    sharegpt           {"conversations": [{"from": "human", "value": ...}, ...], "system": ..., "tools": ...}
+    prompt-completion  {"prompt": ..., "completion": ...}: two strings, or two lists of messages, as TRL has it
+    alpaca             {"instruction": ..., "input": ..., "output": ..., "system": ...}
+    text               {"text": ...}
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sft_trainer.datasets.messages import Messages, message_list, tools_of
+from sft_trainer.datasets.values import Refused, kind_of, objects_of, string_of
+
+_MARKS = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt-completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "text": ("text",),
+}
+"""Fields by which a row is known, in this order: Alpaca's own file has `text` besides."""
+_SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+}
+_WEIGHTS = {0: False, 1: True}
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Rendered by a chat template."""
+
+    messages: Messages
+    trained: list[bool]
+    """For each message, whether its tokens are trained."""
+    tools: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokenised as it stands, with an end-of-text token behind it."""
+
+    prompt: str
+    """Not trained; may be empty."""
+    completion: str
+
+
+def known_format(row: Any) -> str:
+    """Raises Refused for a row of no known format."""
+    if isinstance(row, list):
+        return "messages"
+    if not isinstance(row, dict):
+        raise Refused(f"(line): is {kind_of(row)}; write an object with `messages`, or a list of messages")
+    for name, fields in _MARKS.items():
+        if all(field in row for field in fields):
+            return name
+    known = "; or ".join(f"{' and '.join(fields)} ({name})" for name, fields in _MARKS.items())
+    found = f"the fields {', '.join(map(repr, list(row)[:8]))}" if row else "no fields"
+    raise Refused(f"(line): has {found}, of no known format; write {known}")
+
+
+def sample_of(row: Any, row_format: str) -> Chat | Passage:
+    """Raises Refused."""
+    if isinstance(row, list) and row_format == "messages":
+        row = {"messages": row}
+    if not isinstance(row, dict):
+        raise Refused(f"(line): is {kind_of(row)}; write an object with {_fields(row_format)}")
+    for field in _MARKS[row_format]:
+        if field not in row:
+            raise Refused(
+                f"{field}: missing; write an object with {_fields(row_format)}, as this file's format "
+                f"{row_format} has it"
+            )
+    sample = _READERS[row_format](row)
+    if isinstance(sample, Chat) and not any(sample.trained):
+        raise Refused(
+            f"{_MARKS[row_format][-1]}: no token of this chat would be trained; "
+            "add an assistant turn without `loss: false`"
+        )
+    return sample
+
+
+def _fields(row_format: str) -> str:
+    return " and ".join(f"`{field}`" for field in _MARKS[row_format])
+
+
+def _from_messages(row: dict[str, Any]) -> Chat:
+    messages, trained = message_list("messages", row["messages"])
+    return Chat(messages, trained, tools_of(row.get("tools")))
+
+
+def _from_sharegpt(row: dict[str, Any]) -> Chat:
+    turns = row["conversations"]
+    if not isinstance(turns, list):
+        raise Refused(f"conversations: is {kind_of(turns)}; write a list of objects with `from` and `value`")
+    written = [_turn(f"conversations[{index}]", turn) for index, turn in enumerate(turns)]
+    messages, trained = message_list("conversations", [*_system(row), *written])
+    return Chat(messages, trained, tools_of(row.get("tools") or None))
+
+
+def _turn(field: str, turn: Any) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise Refused(f"{field}: is {kind_of(turn)}; write an object with `from` and `value`")
+    for name in ("from", "value"):
+        if name not in turn:
+            raise Refused(f"{field}.{name}: missing; write an object with `from` and `value`")
+    for name, value in turn.items():
+        if name not in ("from", "value", "loss", "weight") and value is not None:
+            raise Refused(f"{field}.{name}: unknown field; known here: from, value, loss, weight")
+    speaker, value = string_of(f"{field}.from", turn["from"]), string_of(f"{field}.value", turn["value"])
+    if speaker not in _SPEAKERS:
+        raise Refused(f"{field}.from: {speaker[:40]!r} is not known; use one of {', '.join(_SPEAKERS)}")
+    loss, weight = turn.get("loss"), turn.get("weight")
+    if weight is not None:
+        if weight not in _WEIGHTS:
+            raise Refused(f"{field}.weight: {weight!r} is not known; write 0 or 1")
+        loss = _WEIGHTS[weight] and _SPEAKERS[speaker] == "assistant"
+    message = {"role": _SPEAKERS[speaker], "loss": loss}
+    if speaker == "function_call":
+        return message | {"tool_calls": _calls(f"{field}.value", value)}
+    return message | {"content": value}
+
+
+def _calls(field: str, value: str) -> list[dict[str, Any]]:
+    """A call, or a list of them, as JSON: `{"name": ..., "arguments": {...}}`."""
+    listed = value if value.lstrip().startswith("[") else f"[{value}]"
+    return [{"function": call} for call in objects_of(field, listed)]
+
+
+def _from_pair(row: dict[str, Any]) -> Chat | Passage:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Passage(string_of("prompt", prompt), string_of("completion", completion))
+    if not isinstance(prompt, list) or not isinstance(completion, list):
+        raise Refused(
+            f"completion: is {kind_of(completion)} where prompt is {kind_of(prompt)}; "
+            "write two strings, or two lists of messages"
+        )
+    asked, not_trained = message_list("prompt", prompt, trains_assistants=False)
+    answered, trained = message_list("completion", completion)
+    return Chat(asked + answered, not_trained + trained, tools_of(row.get("tools")))
+
+
+def _from_alpaca(row: dict[str, Any]) -> Chat:
+    if row.get("history"):
+        raise Refused("history: earlier turns can't be used; write the chat as `messages`")
+    question = string_of("instruction", row["instruction"])
+    if row.get("input") is not None and (details := string_of("input", row["input"])):
+        question += f"\n\n{details}"
+    answer = string_of("output", row["output"])
+    chat = [*_system(row), {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Chat(chat, [False] * (len(chat) - 1) + [True])
+
+
+def _system(row: dict[str, Any]) -> Messages:
+    system = row.get("system")
+    return [{"role": "system", "content": string_of("system", system)}] if system else []
+
+
+def _from_text(row: dict[str, Any]) -> Passage:
+    return Passage("", string_of("text", row["text"]))
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], Chat | Passage]] = {
+    "messages": _from_messages,
+    "sharegpt": _from_sharegpt,
+    "prompt-completion": _from_pair,
+    "alpaca": _from_alpaca,
+    "text": _from_text,
+}

@@ -1,0 +1,134 @@
+"""Samples as tokens: chats by the chat template, passages as they stand.
+
+In: a few rows' samples, each with its line. Out: in their order, token ids and a flag for each, or the `Fault` of that
+line. Made once a process; `tokenize` calls it. A file of passages needs no chat template.
+
+T tokens of a sample.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from sft_trainer.datasets.formats import Chat, Passage
+from sft_trainer.datasets.mask import Turn, Unmaskable, find_turns, trained_by_offsets, trained_by_tags
+from sft_trainer.datasets.read import Fault
+from sft_trainer.datasets.render import Renderer, TemplateRefused
+from sft_trainer.datasets.values import Refused
+from sftjob.failure import JobFailure, Reason
+
+
+class Sample(NamedTuple):
+    line: int
+    content: Chat | Passage
+
+
+class Tokens(NamedTuple):
+    line: int
+    ids: np.ndarray
+    """[T] uint32"""
+    trained: np.ndarray
+    """[T] bool"""
+
+
+class _Rendered(NamedTuple):
+    text: str
+    turns: list[Turn]
+
+
+class SampleTokenizer:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(self._tokenizer, chat_template=self._chat_template)
+
+    def tokens(self, rows: list[Sample | Fault]) -> Iterator[Tokens | Fault]:
+        """Raises JobFailure where the tokenizer or its template can't be used."""
+        written = [row if isinstance(row, Fault) else self._written(*row) for row in rows]
+        texts = [row.text for row in written if isinstance(row, _Rendered)]
+        # The template has written every special token that belongs there, a BOS too: none may be added.
+        encodings = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False).encodings if texts else ())
+        for source, row in zip(rows, written, strict=True):
+            if not isinstance(row, _Rendered):
+                yield row
+                continue
+            encoding = next(encodings)
+            try:
+                trained = trained_by_offsets(
+                    row.turns,
+                    ids=encoding.ids,
+                    offsets=encoding.offsets,
+                    text=row.text,
+                    added_ids=self._renderer.added_ids,
+                )
+                yield _checked(source.line, encoding.ids, trained)
+            except Unmaskable as error:
+                yield Fault(source.line, str(error))
+
+    def _written(self, line: int, content: Chat | Passage) -> Tokens | Fault | _Rendered:
+        """A rendered chat is tokenised later: many at once are faster."""
+        if isinstance(content, Passage):
+            return self._of_passage(line, content)
+        try:
+            renderer, messages = self._renderer.fitted(content.messages, content.tools)
+            if renderer.has_generation_tags:
+                ids, tagged = renderer.assistant_mask(messages)
+                roles = [message["role"] for message in messages]
+                return _checked(line, ids, trained_by_tags(tagged, trained=content.trained, roles=roles))
+            text = renderer.text(messages)
+            return _Rendered(text, find_turns(renderer, messages, content.trained, full=text))
+        except TemplateRefused as error:
+            problem = f"messages: the chat template refuses them: {error}; change them, or use another chatTemplate"
+            return Fault(line, problem)
+        except (Unmaskable, Refused) as error:
+            return Fault(line, str(error))
+
+    def _of_passage(self, line: int, passage: Passage) -> Tokens:
+        """With the special tokens that the tokenizer puts around any text, and one end-of-text token behind it.
+
+        A token across the boundary of prompt and completion is not trained, as in a chat.
+        """
+        end = self._end_of_text
+        encoding = self._tokenizer(passage.prompt + passage.completion, verbose=False).encodings[0]
+        bounds = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        special = np.asarray(encoding.special_tokens_mask, dtype=bool)
+        # As in `trained_by_offsets`: a token begins where the one before ended, spaces that offsets leave out included.
+        starts = np.minimum(bounds[:, 0], np.concatenate(([0], bounds[:-1, 1])) if len(bounds) else [])
+        ids, trained = list(encoding.ids), list(~special & (starts >= len(passage.prompt)))
+        begin = self._tokenizer.bos_token_id
+        if begin is not None and ids[:2] == [begin, begin]:  # the text brought its own
+            ids, trained = ids[1:], trained[1:]
+        if ids[-1:] == [end]:
+            trained[-1] = True
+        else:
+            ids, trained = [*ids, end], [*trained, True]
+        return _tokens(line, ids, np.asarray(trained, dtype=bool))
+
+    @cached_property
+    def _end_of_text(self) -> int:
+        end = self._tokenizer.eos_token_id
+        if end is None:
+            raise JobFailure(
+                Reason.INVALID_CONFIGURATION,
+                f"{self._tokenizer.name_or_path}: the tokenizer has no eos_token to end a text with; "
+                "name one in its tokenizer_config.json",
+            )
+        return int(end)
+
+
+def _tokens(line: int, ids: list[int], trained: np.ndarray) -> Tokens:
+    trained[:1] = False  # nothing stands before the first token to predict it from
+    return Tokens(line, np.asarray(ids, dtype=np.uint32), trained)
+
+
+def _checked(line: int, ids: list[int], trained: np.ndarray) -> Tokens | Fault:
+    tokens = _tokens(line, ids, trained)
+    if not tokens.trained.any():
+        return Fault(line, "messages: no token of this chat would be trained; give an assistant turn some content")
+    return tokens
