@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sft_trainer.datasets import build, known_files, prepare
+from sft_trainer.datasets import build, known_files, open_tokens, prepare
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.build import _follow, _started
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, OpenaiTokenizeFunctionConfig
@@ -180,7 +180,7 @@ def old_chats(tmp_path, monkeypatch) -> Path:
 
 def test_a_file_that_has_not_changed_is_not_read_again(prepared, old_chats, monkeypatch) -> None:
     made = prepared(config(old_chats))
-    monkeypatch.setattr(prepare, "scan", None)
+    monkeypatch.setattr(open_tokens, "scan", None)
     assert prepared(config(old_chats)).digest == made.digest
 
 
@@ -234,7 +234,7 @@ def test_progress_is_told_in_rows_and_not_too_often(prepared, tmp_path, monkeypa
     prepared(config(path), on_detail=told.append)
     assert told[0] == "64 of 300 rows"
     assert len(told) < 3
-    monkeypatch.setattr(prepare, "_SECONDS_BETWEEN_DETAILS", 0)
+    monkeypatch.setattr(open_tokens, "_SECONDS_BETWEEN_DETAILS", 0)
     told.clear()
     prepared(config(path, pack_max_length=99), on_detail=told.append)
     assert told == [f"{rows} of 300 rows" for rows in (64, 128, 192, 256, 300)]
@@ -244,7 +244,7 @@ def test_several_processes_give_what_one_gives(prepared, tmp_path, monkeypatch) 
     chats = [pair("a", str(number)) for number in range(100)]
     path = write_chats(tmp_path / "d.jsonl", chats)
     one = prepared(config(path))
-    monkeypatch.setattr(prepare, "_BYTES_A_WORKER", 1000)
+    monkeypatch.setattr(open_tokens, "_BYTES_A_WORKER", 1000)
     several = prepared(config(path, num_workers=2), cache_dir=tmp_path / "other")
     assert several.receipt == one.receipt
     assert several.caches[0].tokens.tolist() == one.caches[0].tokens.tolist()
@@ -258,7 +258,7 @@ def test_a_bad_line_of_any_range_is_reported_under_its_own_number(prepared, tmp_
         assert len(tasks) == 3
         return [run_task(task, tokenizer=tokenizer, on_rows=on_rows) for task in tasks]
 
-    monkeypatch.setattr(prepare, "_BYTES_A_WORKER", 1000)
+    monkeypatch.setattr(open_tokens, "_BYTES_A_WORKER", 1000)
     monkeypatch.setattr(build, "_in_processes", one_after_the_other)
     path = write_chats(tmp_path / "d.jsonl", [[1], *[pair("a", str(number)) for number in range(100)], [1]])
     with pytest.raises(JobFailure) as failure:

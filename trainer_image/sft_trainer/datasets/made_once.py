@@ -11,13 +11,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from sftjob.failure import JobFailure, Reason
+
 T = TypeVar("T")
 
 
 def made_once(
     folder: Path, *, opened: Callable[[], T | None], make: Callable[[Path], None], on_wait: Callable[[], None]
 ) -> T:
-    """`opened` gives None unless the folder is whole; `make` fills the folder that it is given, `meta.json` last."""
+    """`opened` gives None unless the folder is whole; `make` fills the folder that it is given, `meta.json` last.
+
+    Raises JobFailure where the folder can't be used.
+    """
+    try:
+        return _made_once(folder, opened, make, on_wait)
+    except OSError as error:
+        raise JobFailure(
+            Reason.STORAGE_UNAVAILABLE,
+            f"{error.filename or folder.parent}: {error.strerror}; "
+            "name a cache folder that can be written and has room",
+        ) from error
+
+
+def _made_once(
+    folder: Path, opened: Callable[[], T | None], make: Callable[[Path], None], on_wait: Callable[[], None]
+) -> T:
     if (found := opened()) is not None:
         return found
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -5,39 +5,24 @@ by the launcher's prepare stage and by the Trainer, before any process group exi
 collective's timeout.
 """
 
-import logging
-import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sft_trainer.datasets.build import build_parts
-from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
-from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, DatasetEntry
+from sft_trainer.datasets.cache import TokenCache
+from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.evaluation import hold_out
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
-from sft_trainer.datasets.formats import known_format
-from sft_trainer.datasets.known_files import KnownFile
+from sft_trainer.datasets.open_tokens import open_tokens
 from sft_trainer.datasets.order import permutation
 from sft_trainer.datasets.pack import Packs, pack_samples
 from sft_trainer.datasets.pack_cache import StoredPacks, open_or_pack
-from sft_trainer.datasets.read import Fault, LineRange, read_rows, scan
-from sft_trainer.datasets.template import chat_template_named
-from sft_trainer.datasets.tokenize import Part, Reading
-from sft_trainer.datasets.values import Refused
 from sftjob.base import digest
 from sftjob.failure import JobFailure, Reason
 from sftjob.outcome import DataReceipt
-
-_BYTES_A_WORKER = 16 << 20
-"""A worker takes seconds to start, in which one process tokenises about this much."""
-_SECONDS_BETWEEN_DETAILS = 0.3
-
-log = logging.getLogger("sft_trainer.prepare")
 
 
 @dataclass(frozen=True)
@@ -82,7 +67,7 @@ def prepare_data(
     """Raises JobFailure, for bad lines with file, line and field."""
     tokenizer = tokenizer_fingerprint(tokenizer_path)
     caches = [
-        _cache(config, entry, tokenizer, tokenizer_path=tokenizer_path, cache_dir=cache_dir, on_detail=on_detail)
+        open_tokens(config, entry, tokenizer, tokenizer_path=tokenizer_path, cache_dir=cache_dir, on_detail=on_detail)
         for entry in config.dataset_config_list
     ]
     first_ids = [sum(cache.meta.samples for cache in caches[:index]) for index in range(len(caches))]
@@ -103,14 +88,12 @@ def prepare_data(
 
     def prepared(key: str, ids: Callable[[], np.ndarray]) -> PreparedData:
         """What `ids` are is told by `key`: they are looked at only where they aren't packed yet."""
-
-        with _named(cache_dir):
-            stored = open_or_pack(
-                cache_dir,
-                key,
-                pack=lambda: _packed(config, caches, first_ids, ids(), seed=seed),
-                on_wait=lambda: on_detail("another process packs"),
-            )
+        stored = open_or_pack(
+            cache_dir,
+            key,
+            pack=lambda: _packed(config, caches, first_ids, ids(), seed=seed),
+            on_wait=lambda: on_detail("another process packs"),
+        )
         return PreparedData(caches=caches, first_ids=first_ids, stored=stored, digest=key)
 
     if config.evaluation is None:
@@ -180,87 +163,6 @@ def _packed(
     )
 
 
-def _cache(
-    config: DataloaderConfig,
-    entry: DatasetEntry,
-    tokenizer: dict[str, str],
-    *,
-    tokenizer_path: str,
-    cache_dir: Path,
-    on_detail: Callable[[str], None],
-) -> TokenCache:
-    path, template = entry.dataset.anno_path, entry.tokenize_fn.chat_template
-    folder = entry.dataset.cache_dir or cache_dir
-    known = KnownFile(path, folder=folder)
-    found = None if (sha256 := known.sha256()) else scan(path, ranges=_workers(path, config.num_workers))
-    reading = Reading(
-        row_format=_row_format(entry.dataset), max_length=config.max_length(entry), overlong=config.overlong
-    )
-    key = CacheKey(
-        file_sha256=sha256 or found.sha256,
-        tokenizer=tokenizer,
-        chat_template=chat_template_named(template) if template else None,
-        row_format=reading.row_format,
-        max_length=reading.max_length,
-        overlong=reading.overlong,
-    )
-    prefix = f"{entry.dataset.name}: " if len(config.dataset_config_list) > 1 else ""
-    tell = _at_most_every(_SECONDS_BETWEEN_DETAILS, on_detail)
-
-    def build(temporary: Path) -> list[Part]:
-        lines = found or scan(path, ranges=_workers(path, config.num_workers))
-        return build_parts(
-            path,
-            lines,
-            tokenizer_path=tokenizer_path,
-            chat_template=template,
-            reading=reading,
-            folder=temporary,
-            on_rows=lambda rows: tell(f"{prefix}{rows} of {lines.lines} rows"),
-        )
-
-    with _named(folder):
-        cache = open_or_build(
-            folder, key, build=build, on_wait=lambda: tell(f"{prefix}another process tokenises {path.name}")
-        )
-    known.remember(key.file_sha256)
-    return cache
-
-
-@contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """A cache folder that can't be used is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise JobFailure(
-            Reason.STORAGE_UNAVAILABLE,
-            f"{error.filename or folder}: {error.strerror}; name a cache folder that can be written and has room",
-        ) from error
-
-
-def _row_format(dataset: DatasetConfig) -> str:
-    """What its configuration names, or else what the first row has."""
-    if dataset.format != "auto":
-        return dataset.format
-    path = dataset.anno_path
-    for row in read_rows(path, LineRange(start=0, end=path.stat().st_size, first_line=1)):
-        try:
-            if isinstance(row, Fault):
-                raise Refused(row.problem)
-            row_format = known_format(row.value)
-        except Refused as refused:
-            raise JobFailure(Reason.INVALID_DATA, f"{path}:{row.line}: {refused}") from None
-        log.info("%s: rows of the format %s", path, row_format)
-        return row_format
-    raise JobFailure(Reason.INVALID_DATA, f"{path}: only blank lines; write one row a line")
-
-
-def _workers(path: Path, most: int) -> int:
-    size = path.stat().st_size if path.is_file() else 0
-    return max(1, min(most, size // _BYTES_A_WORKER))
-
-
 def _drawn(samples: int, ratio: float, *, seed: tuple[int, ...]) -> np.ndarray:
     """Indices of the samples: all as often as the ratio is whole, and of the rest a seeded choice, in file order."""
     whole, rest = divmod(ratio, 1.0)
@@ -278,15 +180,3 @@ def _nothing_left(config: DataloaderConfig, caches: list[TokenCache]) -> JobFail
     return JobFailure(
         Reason.INVALID_DATA, "\n".join(counts) + "; nothing is left to train, raise pack_max_length or sample_ratio"
     )
-
-
-def _at_most_every(seconds: float, tell: Callable[[str], None]) -> Callable[[str], None]:
-    last = -seconds
-
-    def tell_sometimes(detail: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            tell(detail)
-
-    return tell_sometimes
