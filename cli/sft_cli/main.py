@@ -6,12 +6,14 @@ import inspect
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from sft_cli.flags import flags, label, spec_of
+from sft_cli.inspect_data import inspect_data
 from sft_cli.manifest_file import read_document, read_manifest
 from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_loss
@@ -21,14 +23,19 @@ from sft_cli.sentences import arithmetic
 from sft_cli.work_folder import WorkFolder
 from sft_operator.local.lock import Locked, locked
 from sftjob.failure import ExitCode
+from sftjob.inspection import InspectionTask
 from sftjob.job import Manifest, parse_manifest
 from sftjob.names import API_VERSION
-from sftjob.problems import SpecError
+from sftjob.options import Overlong, RowFormat
+from sftjob.problems import SpecError, problems_of
 from sftjob.yaml_text import yaml_text
 
 commands = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Fine-tune language models: SFTJobs on this machine."
 )
+
+data_commands = typer.Typer(no_args_is_help=True, help="Look at data before a job does.")
+commands.add_typer(data_commands, name="data")
 
 ManifestFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A YAML file with one SFTJob.")]
 WorkDir = Annotated[Path | None, typer.Option(help="The run's own folder.", show_default="runs/<name>")]
@@ -124,6 +131,37 @@ def validate(file: ManifestFile) -> None:
     """Check a job's file: every problem with its path, value and remedy."""
     manifest = read_manifest(file)
     typer.echo(f"{manifest.metadata.name} is valid: {arithmetic(manifest.spec)}")
+
+
+@data_commands.command("inspect")
+def inspect_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, one sample a line.")],
+    model: Annotated[Path, typer.Option(metavar="FOLDER", help="The model that it is for, or its tokenizer.")],
+    format_: Annotated[
+        str, typer.Option("--format", metavar=" | ".join(get_args(RowFormat)), help="How its rows are written.")
+    ] = "auto",
+    chat_template: Annotated[str | None, typer.Option(help="In place of the tokenizer's: see spec.data.")] = None,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens that a sample may have.")] = 4096,
+    overlong: Annotated[
+        str, typer.Option(metavar=" | ".join(get_args(Overlong)), help="What happens to a longer one.")
+    ] = "truncate",
+    samples: Annotated[int, typer.Option(min=0, help="How many to show, from the first on.")] = 3,
+) -> None:
+    """Tell what a file becomes, without training: counts, and samples with what is trained of them."""
+    _require_trainer()
+    try:
+        task = InspectionTask(
+            file=str(file),
+            model=str(model),
+            format=format_,
+            chat_template=chat_template,
+            max_length=max_length,
+            overlong=overlong,
+            samples=samples,
+        )
+    except ValidationError as error:
+        raise SpecError(problems_of(error, InspectionTask)) from None
+    inspect_data(task, Console())
 
 
 @commands.command()

@@ -1,0 +1,42 @@
+"""`sft data inspect`, with the trainer that it starts: what it says of good rows and of bad ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.sft_trainer.train.small_run import save_tokenizer
+
+
+def inspect(folder: Path, rows: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    (folder / "rows.jsonl").write_text("".join(row + "\n" for row in rows))
+    save_tokenizer(folder / "model")
+    arguments = ["data", "inspect", "rows.jsonl", "--model", "model", *options]
+    command = [sys.executable, "-c", "from sft_cli.main import app; app()", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def test_counts_and_samples_are_shown_with_what_is_trained(tmp_path: Path) -> None:
+    rows = [json.dumps({"instruction": f"ask {n}", "output": f"answer {n}"}) for n in range(3)]
+    said = inspect(tmp_path, rows, "--samples", "2")
+    assert (said.returncode, said.stderr) == (0, "")
+    receipt, *shown = said.stdout.splitlines()
+    assert receipt == "alpaca: 3 samples, 111 tokens, 27 of them trained; 0 truncated, 0 dropped; 1 packs"
+    assert [line for line in shown if line.startswith("sample")] == [
+        "sample 1; trained is what stands between ⟦ and ⟧",
+        "sample 2; trained is what stands between ⟦ and ⟧",
+    ]
+    assert "⟦answer 0<|eot_id|>⟧" in said.stdout
+    assert "⟦answer 2<|eot_id|>⟧" not in said.stdout
+
+
+def test_faults_are_told_with_file_line_and_remedy_and_the_exit_code_of_a_job(tmp_path: Path) -> None:
+    said = inspect(tmp_path, ['{"text": "fine"}', '{"text": 7}'])
+    assert (said.returncode, said.stdout) == (65, "")
+    assert said.stderr == "rows.jsonl:2: text: is a number; write a string\n"
+
+
+def test_a_wrong_option_is_refused_with_what_may_stand_there(tmp_path: Path) -> None:
+    said = inspect(tmp_path, ['{"text": "fine"}'], "--format", "csv")
+    assert said.returncode == 64
+    assert said.stderr.startswith("format: 'csv' is not allowed; use 'auto', 'messages', 'sharegpt'")

@@ -1,0 +1,54 @@
+"""What a file of samples becomes, without training: `python -m sft_trainer.inspect_data TASK`.
+
+In: an `InspectionTask` as the only argument. Out: an `Inspection` on stdout, or on stderr what is wrong with the data,
+with the exit code that a job would have. Called by `sft data inspect`.
+"""
+
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
+from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig
+from sft_trainer.datasets.prepare import PreparedData, prepare_data
+from sft_trainer.datasets.render import load_tokenizer
+from sftjob.failure import JobFailure, exit_code
+from sftjob.inspection import Inspection, InspectionTask, Piece
+
+
+def inspect(task: InspectionTask) -> Inspection:
+    """Raises JobFailure, for bad lines with file, line and field."""
+    entry = {
+        "dataset": DatasetConfig(name="inspected", anno_path=task.file, format=task.format),
+        "tokenize_fn": OpenaiTokenizeFunctionConfig(chat_template=task.chat_template),
+    }
+    config = DataloaderConfig(dataset_config_list=[entry], pack_max_length=task.max_length, overlong=task.overlong)
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare_data(config, tokenizer_path=task.model, cache_dir=Path(folder), seed=0)
+        tokenizer = load_tokenizer(task.model)
+        shown = range(min(task.samples, data.receipt.samples))
+        return Inspection(
+            format=data.caches[0].meta.key.row_format,
+            receipt=data.receipt,
+            samples=[_pieces(data, tokenizer, index) for index in shown],
+        )
+
+
+def _pieces(data: PreparedData, tokenizer: PreTrainedTokenizerBase, index: int) -> list[Piece]:
+    tokens, trained = data.sample(index)
+    runs = itertools.groupby(zip(tokens.tolist(), trained.tolist(), strict=True), key=lambda token: token[1])
+    return [
+        Piece(text=tokenizer.decode([token for token, _ in run], skip_special_tokens=False), is_trained=is_trained)
+        for is_trained, run in runs
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        print(inspect(InspectionTask.from_json(sys.argv[1])).to_json())
+    except JobFailure as failure:
+        print(failure.message, file=sys.stderr)
+        sys.exit(exit_code(failure.reason))
