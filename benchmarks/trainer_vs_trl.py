@@ -10,7 +10,6 @@ differ; its collator, loss and loop are its own.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS, Settings
+from benchmarks.machine import machine_now
 from examples import smollm2, tickets
 from sft_trainer.launcher.resources import available_cpus, rank_environment
 
@@ -38,7 +38,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.warmup >= arguments.steps:
         parser.error(f"--warmup: {arguments.warmup} leaves none of the {arguments.steps} steps; use fewer")
-    model, machine = smollm2.prepare(), _machine()
+    model, machine = smollm2.prepare(), machine_now()
     with tempfile.TemporaryDirectory(dir=smollm2.ROOT / ".cache") as folder:
         scratch = Path(folder)
         data = arguments.data.absolute() if arguments.data else tickets.write(scratch / "tickets.jsonl", rows=159)
@@ -119,18 +119,6 @@ def _report(turns: dict[str, list[dict[str, Any]]], *, warmup: int) -> dict[str,
             if name != "ours"
         },
         "trainedShare": round(sum(plain["trained_tokens"]) / sum(plain["tokens"]), 3),
-    }
-
-
-def _machine() -> dict[str, Any]:
-    processors = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in processors if line.startswith("model name")), "unknown")
-    return {
-        "processor": model,
-        "cpus": available_cpus(),
-        "memoryGiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "python": platform.python_version(),
-        "loadBefore": [round(load, 2) for load in os.getloadavg()],
     }
 
 

@@ -4,14 +4,17 @@
 declaration reads them, and refuses with the same sentences as for a file.
 """
 
+import copy
+import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -58,24 +61,57 @@ def flags() -> list[Flag]:
     return [replace(flag, short=_PLACES.get(flag.path) or _short(flag.path, ends)) for flag in found]
 
 
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """What typer reads of a command: each flag, as text, in place of its `**given`."""
+    parameters = [
+        inspect.Parameter(
+            flag.parameter,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                typer.Option(
+                    *flag.names,
+                    metavar=flag.shown,
+                    help=flag.meaning,
+                    show_default=flag.default or False,
+                    rich_help_panel=f"spec.{flag.section}",
+                ),
+            ],
+        )
+        for flag in flags()
+    ]
+    *own, _ = inspect.signature(command).parameters.values()
+    command.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]  # PEP 362
+    return command
+
+
 def spec_of(given: Mapping[str, str], *, data: list[Path], output: Path | None, base: dict[str, Any]) -> dict[str, Any]:
     """`base` is a file's spec, or {}; `given` maps paths to values and wins. Nothing is checked yet."""
-    spec = _copy(base)
+    spec = copy.deepcopy(base)
     lists = {flag.path for flag in flags() if flag.is_list}
     for path, value in given.items():
         *sections, name = path.split(".")
         section = spec
         for key in sections:
-            section = section.setdefault(key, {})
+            section = _section(section, key)
         section[name] = value.split(",") if path in lists else place(value) if path in _PLACES else value
     if data:
         files = [
             {"name": label(file.stem, fallback=f"data-{n}"), "uri": place(str(file))} for n, file in enumerate(data)
         ]
-        spec.setdefault("data", {})["datasets"] = files
+        _section(spec, "data")["datasets"] = files
     if output is not None:
         spec["output"] = [{"uri": place(str(output))}]
     return spec
+
+
+def _section(within: dict[str, Any], key: str) -> dict[str, Any]:
+    """A flag replaces what is no section: a file may have its name with nothing behind it."""
+    if not isinstance(within.get(key), dict):
+        within[key] = {}
+    section: dict[str, Any] = within[key]
+    return section
 
 
 def place(text: str) -> str:
@@ -98,7 +134,7 @@ def _flags(model: type[BaseModel], prefix: str) -> Iterator[Flag]:
             yield from _flags(nested, f"{path}.")
         elif not nested and not shown.startswith("map of"):
             meaning = " ".join((field.description or "").split())
-            yield Flag(path, shown, meaning, _default(field), is_list=shown.startswith("list of"))
+            yield Flag(path, shown, meaning, _default(field), is_list=is_list)
 
 
 def _default(field: FieldInfo) -> str | None:
@@ -114,8 +150,3 @@ def _last_word(path: str) -> str:
 def _short(path: str, ends: Counter[str]) -> str | None:
     word = _last_word(path)
     return "--" + re.sub(r"([A-Z])", lambda match: f"-{match[1].lower()}", word) if ends[word] == 1 else None
-
-
-def _copy(value: Any) -> Any:
-    """Of mappings; the rest is never changed."""
-    return {key: _copy(part) for key, part in value.items()} if isinstance(value, dict) else value

@@ -19,14 +19,14 @@ def inspect_data(task: InspectionTask, console: Console) -> None:
     if done.returncode:
         raise Refusal(done.stderr.rstrip(), code=done.returncode)
     found = Inspection.from_json(done.stdout)
-    say(console, Text(f"{found.format}: {data_receipt(found.receipt)}"))
+    _say(console, Text(f"{found.format}: {data_receipt(found.receipt)}"))
     colours = "in green" if console.color_system else "between ⟦ and ⟧"
     for number, pieces in enumerate(found.samples, start=1):
-        say(console, Text(f"\nsample {number}; trained is what stands {colours}", style="bold"))
-        say(console, _shown(pieces, has_colours=console.color_system is not None))
+        _say(console, Text(f"\nsample {number}; trained is what stands {colours}", style="bold"))
+        _say(console, _shown(pieces, has_colours=console.color_system is not None))
 
 
-def say(console: Console, text: Text) -> None:
+def _say(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=True, highlight=False)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib.util
-import inspect
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from sft_cli.flags import flags, label, spec_of
+from sft_cli.flags import flags, label, spec_of, with_flags
 from sft_cli.inspect_data import inspect_data
 from sft_cli.manifest_file import read_document, read_manifest
 from sft_cli.metrics import read_metrics
@@ -53,6 +52,8 @@ def run(file: ManifestFile, work_dir: WorkDir = None, claim: ClaimFolders = None
     _run(manifest, folder, claim, again=run_command(file, folder))
 
 
+@commands.command()
+@with_flags
 def train(
     file: Annotated[
         Path | None, typer.Argument(metavar="[JOB.yaml]", help="What the flags don't say.", show_default=False)
@@ -69,43 +70,21 @@ def train(
 ) -> None:
     """Train from flags, with or without a file: the same job as `sft run` runs, every field of which is a flag."""
     document = read_document(file) if file else {"apiVersion": API_VERSION, "kind": "SFTJob"}
-    if not isinstance(document, dict):
-        parse_manifest(document)
-    values = {flag.path: value for flag in flags() if (value := given[flag.parameter]) is not None}
-    metadata = dict(document.get("metadata") or {})
-    if name or "name" not in metadata:
-        metadata["name"] = name or label(output.name if output else "", fallback="train")
-    spec = spec_of(values, data=data or [], output=output, base=document.get("spec") or {})
-    manifest = parse_manifest(document | {"metadata": metadata, "spec": spec})
+    spec, metadata = ((document.get(key) or {}) if isinstance(document, dict) else None for key in ("spec", "metadata"))
+    if isinstance(spec, dict) and isinstance(metadata, dict):
+        values = {flag.path: value for flag in flags() if (value := given[flag.parameter]) is not None}
+        own_name = metadata.get("name") or label(output.name if output else "", fallback="train")
+        document |= {
+            "spec": spec_of(values, data=data or [], output=output, base=spec),
+            "metadata": metadata | {"name": name or own_name},
+        }
+    manifest = parse_manifest(document)
     if dry_run:
         typer.echo(yaml_text(manifest.to_json_dict()), nl=False)
         typer.echo(f"# {arithmetic(manifest.spec)}")
         return
     folder = WorkFolder(work_dir or Path("runs") / manifest.metadata.name)
     _run(manifest, folder, claim, again=shlex.join(["sft", *sys.argv[1:]]))
-
-
-_FLAGS = [
-    inspect.Parameter(
-        flag.parameter,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[
-            str | None,
-            typer.Option(
-                *flag.names,
-                metavar=flag.shown,
-                help=flag.meaning,
-                show_default=flag.default or False,
-                rich_help_panel=f"spec.{flag.section}",
-            ),
-        ],
-    )
-    for flag in flags()
-]
-# What typer reads: the flags in place of `**given`.
-train.__signature__ = inspect.Signature([*inspect.signature(train).parameters.values()][:-1] + _FLAGS)  # type: ignore[attr-defined]
-commands.command()(train)
 
 
 def _run(manifest: Manifest, folder: WorkFolder, claim: list[str] | None, *, again: str) -> None:

@@ -7,12 +7,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 
 from sft_operator.kubernetes.api import own_namespace
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults
 from sft_operator.kubernetes.run import Options, run
-from sft_operator.kubernetes.watch import Stopped
 
 log = logging.getLogger("sft_operator")
 
@@ -31,7 +29,7 @@ def main() -> None:
         asyncio.run(run(options, stop))
     except Exception as error:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        if stop.is_set() or any(isinstance(cause, Stopped) for cause in _causes(error)):
+        if stop.is_set():
             # Whatever is under way is taken up by the next operator.
             return
         log.error("starting anew", exc_info=error)
@@ -59,14 +57,6 @@ def _options() -> Options:
         lease_namespace=given.lease_namespace or own_namespace() or "default",
         serve_address=given.serve,
     )
-
-
-def _causes(error: Exception) -> Iterator[Exception]:
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            yield from _causes(inner)
-    else:
-        yield error
 
 
 if __name__ == "__main__":

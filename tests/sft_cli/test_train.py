@@ -51,6 +51,16 @@ def test_flags_win_over_the_file(user: User) -> None:
     assert manifest.spec.output[0].uri == "pvc://models/tuned"
 
 
+def test_a_file_of_odd_shapes_is_completed_or_refused(user: User) -> None:
+    user.file.write_text(user.file.read_text() + "  training:\n")
+    assert user.sft("train", "job.yaml", "--seed", "8", "--dry-run").returncode == 0
+    for text in ("3", "{metadata: 3}", "{spec: [3]}", "metadata: {name: x}\nspec: {model: 3, data: []}"):
+        user.file.write_text(text)
+        refused = user.sft("train", "job.yaml", "--seed", "8", "--dry-run")
+        assert (refused.returncode, refused.stdout) == (64, "")
+        assert "; " in refused.stderr
+
+
 def test_wrong_and_missing_values_are_refused_together_by_the_path_that_is_the_flag(user: User) -> None:
     refused = user.sft("train", "--data", "x.jsonl", "--lr", "fast", "--output", "out")
     assert (refused.returncode, refused.stdout) == (64, "")

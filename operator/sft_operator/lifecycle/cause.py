@@ -51,9 +51,9 @@ def end_record(
         if record.reason is Reason.SUCCEEDED:
             message = "it reported success without naming the final checkpoint"
             record = record.model_copy(update={"reason": Reason.LAUNCHER_LOST, "message": message})
-    steps = {"last_step": [one.last_step for one in (*records, lost)]}
-    steps["saved_step"] = [one.saved_step for one in (*records, lost)]
-    return record.model_copy(update={name: _largest(values) for name, values in steps.items()})
+    every = (*records, lost)
+    last, saved = _largest([one.last_step for one in every]), _largest([one.saved_step for one in every])
+    return record.model_copy(update={"last_step": last, "saved_step": saved})
 
 
 def unstarted_attempt_record(number: int, *, now: datetime) -> AttemptRecord:

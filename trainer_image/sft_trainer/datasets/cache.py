@@ -1,7 +1,7 @@
 """Tokenised datasets on disk: a memory-mapped folder for each thing that was tokenised in one way.
 
 In: a `CacheKey`, and a function that writes the parts. Out: a `TokenCache`, whose opening reads no tokens. Called by
-`prepare` on every rank at once, before any process group exists.
+`open_tokens` on every rank at once, before any process group exists.
 
     tokens-<hash>/  tokens.bin   uint32  the samples' tokens, one after the other
                     trained.bin  uint8   for each token, whether it is trained
@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from sft_trainer.datasets.made_once import made_once
+from sft_trainer.datasets.made_once import FolderMeta, made_once, read_meta, sizes, write_meta
 from sft_trainer.datasets.tokenize import Part
 from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record, digest
@@ -28,7 +27,6 @@ from sftjob.base import Record, digest
 FORMAT = 2
 """Raised by every change to how tokens or masks are made: it is part of the key."""
 _FILES = ("tokens.bin", "trained.bin", "offsets.npy", "samples.npy")
-_META = "meta.json"
 
 
 class CacheKey(Record):
@@ -49,7 +47,7 @@ class CacheKey(Record):
         return digest(self.model_dump(mode="json"))
 
 
-class CacheMeta(Record):
+class CacheMeta(FolderMeta):
     key: CacheKey
     rows: int
     samples: int
@@ -57,7 +55,6 @@ class CacheMeta(Record):
     trained_tokens: int
     truncated: int
     dropped: int
-    bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -88,13 +85,8 @@ def open_or_build(
 
 
 def open_cache(folder: Path, key: CacheKey) -> TokenCache | None:
-    """None where the folder is missing, of another key, or has a file that is not as long as it was written."""
-    try:
-        meta = CacheMeta.from_json((folder / _META).read_bytes())
-        sizes = {name: (folder / name).stat().st_size for name in _FILES}
-    except (FileNotFoundError, ValidationError):
-        return None
-    if meta.key != key or sizes != meta.bytes:
+    meta = read_meta(folder, CacheMeta)
+    if meta is None or meta.key != key:
         return None
     table = np.load(folder / "samples.npy", mmap_mode="r")
     return TokenCache(
@@ -127,11 +119,10 @@ def _join(folder: Path, key: CacheKey, parts: list[Part]) -> None:
     counts = ("rows", "samples", "tokens", "trained_tokens", "truncated", "dropped")
     meta = CacheMeta(
         key=key,
-        bytes={name: (folder / name).stat().st_size for name in _FILES},
+        bytes=sizes(folder, _FILES),
         **{count: sum(getattr(part, count) for part in parts) for count in counts},
     )
-    (folder / _META).write_text(meta.to_json(indent=1))
-    sync_path(folder / _META)
+    write_meta(folder, meta)
 
 
 def _concatenate(sources: list[Path], target: Path) -> None:

@@ -1,6 +1,6 @@
 """Digests of files that were read before, so that a start does not read gigabytes to learn that nothing changed.
 
-Called by `prepare` on every rank. A file is the same while its path, inode, size and both its times are: whoever
+Called by `open_tokens` on every rank. A file is the same while its path, inode, size and both its times are: whoever
 writes to a file changes its ctime, which no program can set back.
 
     known-<hash of all these>  the sha256 of the file's content

@@ -1,19 +1,33 @@
 """A folder that several processes want at once: one makes it, the others wait for it.
 
-Called by the two caches, of tokens and of packs, on every rank, before any process group exists.
+Called by the two caches, of tokens and of packs, on every rank, before any process group exists. The folder's
+`meta.json` is written last and has every file's size: what it describes is whole.
 """
 
 import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
+from sft_trainer.storage.folders import sync_path
+from sftjob.base import Record
 from sftjob.failure import JobFailure, Reason
 
+META = "meta.json"
+
+
+class FolderMeta(Record):
+    bytes: dict[str, int]
+    """Of each file."""
+
+
 T = TypeVar("T")
+M = TypeVar("M", bound=FolderMeta)
 
 
 def made_once(
@@ -31,6 +45,25 @@ def made_once(
             f"{error.filename or folder.parent}: {error.strerror}; "
             "name a cache folder that can be written and has room",
         ) from error
+
+
+def read_meta(folder: Path, kind: type[M]) -> M | None:
+    """None where the folder is missing, of another format, or has a file that is not as long as it was written."""
+    try:
+        meta = kind.from_json((folder / META).read_bytes())
+        found = sizes(folder, meta.bytes)
+    except (FileNotFoundError, ValidationError):
+        return None
+    return meta if found == meta.bytes else None
+
+
+def write_meta(folder: Path, meta: FolderMeta) -> None:
+    (folder / META).write_text(meta.to_json(indent=1))
+    sync_path(folder / META)
+
+
+def sizes(folder: Path, files: Iterable[str]) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in files}
 
 
 def _made_once(

@@ -14,25 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
-from sft_trainer.datasets.made_once import made_once
+from sft_trainer.datasets.made_once import FolderMeta, made_once, read_meta, sizes, write_meta
 from sft_trainer.datasets.pack import Packs
 from sft_trainer.storage.folders import sync_path
-from sftjob.base import Record
 from sftjob.outcome import DataReceipt
 
 FORMAT = 1
 """Raised by every change to what stands in the files."""
 _FILES = ("pieces.npy", "offsets.npy", "packs.npy")
-_META = "meta.json"
 
 
-class _Meta(Record):
+class _Meta(FolderMeta):
     format: int = FORMAT
     digest: str
     receipt: DataReceipt
-    bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -61,13 +57,8 @@ def open_or_pack(
 
 
 def _opened(folder: Path, digest: str) -> StoredPacks | None:
-    """None where the folder is missing, of another format, or has a file that is not as long as it was written."""
-    try:
-        meta = _Meta.from_json((folder / _META).read_bytes())
-        sizes = {name: (folder / name).stat().st_size for name in _FILES}
-    except (FileNotFoundError, ValidationError):
-        return None
-    if (meta.format, meta.digest, meta.bytes) != (FORMAT, digest, sizes):
+    meta = read_meta(folder, _Meta)
+    if meta is None or (meta.format, meta.digest) != (FORMAT, digest):
         return None
     pieces, offsets, packs = (np.load(folder / name, mmap_mode="r") for name in _FILES)
     return StoredPacks(Packs(*pieces, offsets), *packs, meta.receipt)
@@ -80,6 +71,4 @@ def _write(folder: Path, digest: str, stored: StoredPacks) -> None:
     np.save(folder / "packs.npy", np.stack((stored.tokens, stored.trained, stored.attention)))
     for name in _FILES:
         sync_path(folder / name)
-    sizes = {name: (folder / name).stat().st_size for name in _FILES}
-    (folder / _META).write_text(_Meta(digest=digest, receipt=stored.receipt, bytes=sizes).to_json(indent=1))
-    sync_path(folder / _META)
+    write_meta(folder, _Meta(digest=digest, receipt=stored.receipt, bytes=sizes(folder, _FILES)))
