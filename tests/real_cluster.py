@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -48,12 +49,14 @@ class Machine:
     """What a cluster could leave behind, as this machine has it now."""
 
     def __init__(self) -> None:
-        self.processes = _processes()
+        self.processes, self.parents = _processes()
         self.mounts = set(Path("/proc/mounts").read_text().splitlines())
         self.links = set(_lines("ip", "-brief", "address"))
         self.routes = set(_lines("ip", "route", "show", "table", "all"))
         self.rules = {line for save in ("iptables-save", "ip6tables-save") for line in _rules(save)}
-        self.ports = {line.split()[4] for line in _lines("ss", "-Hltun")}
+        self.ports = {
+            line.split()[4]: {int(pid) for pid in re.findall(r"pid=(\d+)", line)} for line in _lines("ss", "-Hltunp")
+        }
         self.sysctls = {name: Path("/proc/sys", name).read_text() for name in SYSCTLS}
         self.groups = {str(path) for path in Path("/sys/fs/cgroup").glob("**/sftjob")}
         self.files = {str(path) for folder in FOLDERS for path in Path(folder).glob("*")}
@@ -65,12 +68,22 @@ class Machine:
             for name, value in vars(self).items()
             if isinstance(value, set) and value - getattr(before, name)
         }
-        new = {pid: command for pid, command in self.processes.items() if pid not in before.processes}
-        if new:
-            found["processes"] = new
+        ours = self.processes.keys() - before.processes.keys() - self._of_others(before)
+        if ours:
+            found["processes"] = {pid: self.processes[pid] for pid in ours}
+        ports = {port for port in self.ports.keys() - before.ports.keys() if self.ports[port] <= ours}
+        if ports:
+            found["ports"] = ports
         if self.sysctls != before.sysctls:
             found["sysctls"] = self.sysctls
         return found
+
+    def _of_others(self, before: "Machine") -> set[int]:
+        """Started by what was here before and is not this test: another user's work. What a cluster leaves has no
+        parent but init, or this test."""
+        here = set(_line_of(os.getpid(), self.parents))
+        others = before.processes.keys() - here - {1}
+        return {pid for pid in self.processes if others & set(_line_of(pid, self.parents)[1:])}
 
 
 def assert_nothing_is_left(before: Machine) -> None:
@@ -84,6 +97,14 @@ def assert_nothing_is_left(before: Machine) -> None:
         look.processes = {pid: command for pid, command in look.processes.items() if pid in earlier}
 
 
+def _line_of(pid: int, parents: dict[int, int]) -> list[int]:
+    """Itself, its parent, and so on."""
+    line = [pid]
+    while line[-1] in parents:
+        line.append(parents[line[-1]])
+    return line
+
+
 def _lines(*command: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -92,16 +113,18 @@ def _rules(save: str) -> list[str]:
     return [f"{save}: {line}" for line in _lines(save) if line.startswith("-A") or line.split()[1:2] == ["-"]]
 
 
-def _processes() -> dict[int, str]:
-    found = {}
+def _processes() -> tuple[dict[int, str], dict[int, int]]:
+    """Command and parent of each."""
+    commands, parents = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             command = (folder / "cmdline").read_text().replace("\0", " ").strip()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if command:  # neither a zombie nor of the kernel
-            found[int(folder.name)] = command
-    return found
+            commands[int(folder.name)], parents[int(folder.name)] = command, parent
+    return commands, parents
 
 
 class Cluster:
