@@ -23,6 +23,7 @@ class Reason(StrEnum):
     INVALID_CONFIGURATION = "InvalidConfiguration"
     INVALID_DATA = "InvalidData"
     MODEL_UNREADABLE = "ModelUnreadable"
+    HUB_UNREACHABLE = "HubUnreachable"
     STORAGE_REFUSED = "StorageRefused"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     PREEMPTED = "Preempted"

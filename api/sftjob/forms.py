@@ -8,7 +8,10 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 URI_FORMS = "pvc://<claim>/<path> or file:///<absolute path>"
-DATA_URI_FORMS = "pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>"
+MODEL_URI_FORMS = f"hf://<owner>/<name>, {URI_FORMS}"
+DATA_URI_FORMS = (
+    "hf://datasets/<owner>/<name>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>"
+)
 
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 _WORD = "[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
@@ -16,10 +19,15 @@ _KEY = "[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 # Not `\s`, of which Rust and Go mean different characters.
 _SPACE = r"\x00-\x20"
 # No part of a path is `.` or `..`: a path on a claim stays on that claim.
-_PLACE = rf"(pvc://{_NAME}|file://)(/\.?[^/.{_SPACE}][^/{_SPACE}]*)+/?"
+_PATH = rf"(/\.?[^/.{_SPACE}][^/{_SPACE}]*)+/?"
+_PLACE = f"(pvc://{_NAME}|file://){_PATH}"
+_PART_OF_REPOSITORY = "[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+_REPOSITORY = f"{_PART_OF_REPOSITORY}/{_PART_OF_REPOSITORY}"
 
 PLACE = f"^{_PLACE}$"
-DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY})$"
+MODEL_PLACE = f"^({_PLACE}|hf://{_REPOSITORY})$"
+DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY}|hf://datasets/{_REPOSITORY}{_PATH})$"
+REVISION = "^[A-Za-z0-9_]([A-Za-z0-9_./-]*[A-Za-z0-9_])?$"
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 OBJECT_NAME = f"^{_NAME}$"
 QUALIFIED_NAME = f"^({_NAME}/)?{_WORD}$"
@@ -32,7 +40,9 @@ QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 _WORD_REMEDY = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
 REMEDIES = {
     PLACE: f"use {URI_FORMS}, without .. and spaces",
+    MODEL_PLACE: f"use {MODEL_URI_FORMS}, without .. and spaces",
     DATA_PLACE: f"use {DATA_URI_FORMS}, without .. and spaces",
+    REVISION: "use a branch, a tag or a commit: letters, digits, dots, dashes, underscores and slashes",
     LABEL: "use lower-case letters, digits and dashes, with a letter or digit at both ends",
     OBJECT_NAME: "use lower-case letters, digits, dashes and dots, with a letter or digit at both ends",
     QUALIFIED_NAME: _WORD_REMEDY,
@@ -44,12 +54,14 @@ REMEDIES = {
 }
 """By pattern."""
 
-LOCAL_ONLY = (PLACE, DATA_PLACE)
+LOCAL_ONLY = (PLACE, MODEL_PLACE, DATA_PLACE)
 """Forms of which `file://` is for `sft run` alone."""
 LOCAL_ONLY_REMEDY = "is a path on one machine; put it on a volume claim and use pvc://<claim>/<path>"
 
 Uri = Annotated[str, StringConstraints(max_length=512, pattern=PLACE)]
+ModelUri = Annotated[str, StringConstraints(max_length=512, pattern=MODEL_PLACE)]
 DataUri = Annotated[str, StringConstraints(max_length=512, pattern=DATA_PLACE)]
+Revision = Annotated[str, StringConstraints(max_length=255, pattern=REVISION)]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=LABEL)]
 
 # As Kubernetes has them: names of objects and labels, amounts.

@@ -33,10 +33,14 @@ SERVE_PORT = 8080
 CLAIMS_FOLDER = "/claims"
 CONFIG_MAPS_FOLDER = "/config-maps"
 
+HUB = "hf://"
+"""Beginning of URIs of a Hugging Face hub's repositories."""
+
 PROGRESS = "progress.json"
 RUN_RECORD = "run.json"
 ATTEMPTS = "attempts"
 CACHE = "cache"
+DOWNLOADS = "hub"
 MANIFEST = "manifest.json"
 LATEST = "latest"
 EXPORT_MANIFEST = "sftjob-manifest.json"

@@ -4,6 +4,7 @@ Built by `sft_operator.lifecycle.plan`, passed to every launcher as one JSON arg
 """
 
 from sftjob.base import Record
+from sftjob.progress import Resolved
 from sftjob.spec import SFTJobSpec
 
 
@@ -23,7 +24,7 @@ class LaunchPlan(Record):
     attempt: int
     spec: SFTJobSpec
     mounts: list[Mount]
-    """Where each URI of the spec lies on a node."""
+    """Where each URI of the spec lies on a node; those of a hub lie in storage once they are downloaded."""
 
     def path(self, uri: str) -> str:
         return next(mount.path for mount in self.mounts if mount.uri == uri)
@@ -38,3 +39,5 @@ class RunRecord(Record):
 
     owner: JobReference
     spec: SFTJobSpec
+    resolved: Resolved | None = None
+    """None where nothing was looked up at a hub."""

@@ -9,6 +9,8 @@ from sftjob.base import Record, Whole
 
 class Stage(StrEnum):
     FENCING = "Fencing"
+    DOWNLOADING_MODEL = "DownloadingModel"
+    DOWNLOADING_DATA = "DownloadingData"
     PREPARING_DATA = "PreparingData"
     STARTING = "Starting"
     LOADING_MODEL = "LoadingModel"
@@ -19,6 +21,17 @@ class Stage(StrEnum):
     SAVING = "Saving"
     EXPORTING = "Exporting"
     PUBLISHING = "Publishing"
+
+
+class Resolved(Record):
+    """Commits of a hub's repositories, as the first attempt found them: later attempts take the same."""
+
+    model_revision: str | None = None
+    """Of `spec.model.loadFrom`."""
+    tokenizer_revision: str | None = None
+    """Of `spec.model.tokenizer`."""
+    data_revisions: list[str] = []
+    """Of each dataset, those of evaluation after the others; empty for one that is no hub's."""
 
 
 class Progress(Record):
@@ -60,6 +73,8 @@ class Progress(Record):
     """The newest checkpoint of this run that is published and verified."""
     skipped_checkpoints: list[str] = []
     """Newer checkpoints that did not verify when this attempt resumed, each with what was wrong."""
+    resolved: Resolved | None = None
+    """What was downloaded; absent where nothing is."""
     pod_uid: str | None = None
     """Of the pod that reports; absent outside a cluster."""
     reported_at: AwareDatetime

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from sftjob.names import RESERVED_VARIABLES
+from sftjob.names import HUB, RESERVED_VARIABLES
 from sftjob.presets import PRESETS
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -63,6 +63,12 @@ def rules(*given: Rule) -> ConfigDict:
 
 _MISSING = "FieldValueRequired"
 
+REVISION_OF_A_HUB = Rule(
+    "revision",
+    f"!has(self.revision) || self.uri.startsWith('{HUB}')",
+    "given, but {uri} is not of a hub; remove it, or use a URI that begins with " + HUB,
+    {"uri": "self.uri"},
+)
 PRESET_IS_KNOWN = Rule(
     "preset",
     f"!has(self.preset) || self.preset in {list(PRESETS)}",

@@ -11,17 +11,20 @@ from sftjob.forms import (
     DATA_KEY,
     DATA_URI_FORMS,
     IMAGE,
+    MODEL_URI_FORMS,
     URI_FORMS,
     VARIABLE,
     DataUri,
     Label,
     LabelValue,
+    ModelUri,
     ObjectName,
     QualifiedName,
     Quantity,
+    Revision,
     Uri,
 )
-from sftjob.names import RESERVED_VARIABLES, default_storage
+from sftjob.names import HUB, RESERVED_VARIABLES, default_storage
 from sftjob.options import (
     AdamWConfig,
     CELossConfig,
@@ -43,6 +46,7 @@ from sftjob.rules import (
     NOT_VALUE_AND_SOURCE,
     ONE_LENGTH,
     PRESET_IS_KNOWN,
+    REVISION_OF_A_HUB,
     TOKENIZER_FROM_SOMEWHERE,
     VALUE_OR_SOURCE,
     VARIABLE_IS_FREE,
@@ -51,10 +55,27 @@ from sftjob.rules import (
 )
 
 
-class UriSource(Declared):
+class Source(Declared):
+    """What is read from somewhere, of which a hub may have several revisions."""
+
+    model_config = rules(REVISION_OF_A_HUB)
+
+    uri: str
+    revision: Revision | None = Field(
+        default=None, description="Of a hub's repository: branch, tag or commit. Absent: main."
+    )
+
+    @model_validator(mode="after")
+    def _revision(self) -> Self:
+        if self.revision is not None and not self.uri.startswith(HUB):
+            raise ValueError(REVISION_OF_A_HUB.told(uri=self.uri))
+        return self
+
+
+class UriSource(Source):
     """Where something is read from."""
 
-    uri: Uri = Field(description=f"A folder: {URI_FORMS}.")
+    uri: ModelUri = Field(description=f"A folder, or a hub's repository: {MODEL_URI_FORMS}.")
 
 
 class ModelOverrides(Declared):
@@ -83,7 +104,7 @@ class ModelSpec(Declared):
     model_config = rules(PRESET_IS_KNOWN, MODEL_OR_PRESET, TOKENIZER_FROM_SOMEWHERE, _OVERRIDES_NEED_A_PRESET)
 
     load_from: UriSource | None = Field(
-        default=None, description="A Hugging Face model folder. Absent: train `preset` from scratch."
+        default=None, description="A Hugging Face model. Absent: train `preset` from scratch."
     )
     preset: str | None = Field(
         default=None, max_length=64, description=f"One of {', '.join(PRESETS)}. Absent: read from config.json."
@@ -109,7 +130,7 @@ class ModelSpec(Declared):
         return self
 
 
-class DatasetSpec(Declared):
+class DatasetSpec(Source):
     """A file of rows: chats or texts."""
 
     name: Label = Field(description="For messages and counts.")

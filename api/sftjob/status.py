@@ -7,7 +7,7 @@ from typing import Literal
 from sftjob.base import Record
 from sftjob.failure import Reason
 from sftjob.outcome import Artifact, DataReceipt
-from sftjob.progress import Progress
+from sftjob.progress import Progress, Resolved
 
 HISTORY_LIMIT = 10
 
@@ -135,6 +135,7 @@ class SFTJobStatus(Record):
     progress: Progress | None = None
     """The newest report of the running or the last attempt."""
     attempts: AttemptsStatus = AttemptsStatus()
+    resolved: Resolved | None = None
     data: DataReceipt | None = None
     artifacts: list[Artifact] = []
     """What the job has written, once it succeeded."""

@@ -86,7 +86,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def spec_of(given: Mapping[str, str], *, data: list[Path], output: Path | None, base: dict[str, Any]) -> dict[str, Any]:
+def spec_of(given: Mapping[str, str], *, data: list[str], output: Path | None, base: dict[str, Any]) -> dict[str, Any]:
     """`base` is a file's spec, or {}; `given` maps paths to values and wins. Nothing is checked yet."""
     spec = copy.deepcopy(base)
     lists = {flag.path for flag in flags() if flag.is_list}
@@ -98,7 +98,7 @@ def spec_of(given: Mapping[str, str], *, data: list[Path], output: Path | None, 
         section[name] = value.split(",") if path in lists else place(value) if path in _PLACES else value
     if data:
         files = [
-            {"name": label(file.stem, fallback=f"data-{n}"), "uri": place(str(file))} for n, file in enumerate(data)
+            {"name": label(Path(file).stem, fallback=f"data-{n}"), "uri": place(file)} for n, file in enumerate(data)
         ]
         _section(spec, "data")["datasets"] = files
     if output is not None:

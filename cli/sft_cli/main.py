@@ -59,7 +59,8 @@ def train(
         Path | None, typer.Argument(metavar="[JOB.yaml]", help="What the flags don't say.", show_default=False)
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A file of chats; give it again for another one.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A file of chats, or its URI; give it again for another one."),
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the trained model goes.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's.", show_default="the file's, or of --output")] = None,

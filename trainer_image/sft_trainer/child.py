@@ -1,4 +1,4 @@
-"""The launcher's children: `python -m sft_trainer.child prepare|rank <parent's pid> <scratch folder>`.
+"""The launcher's children: `python -m sft_trainer.child download|prepare|rank <parent's pid> <scratch folder>`.
 
 What must hold from the first moment comes before the imports that take seconds: no child outlives its parent, and a
 rank that is told to stop while it starts still hears it.
@@ -18,14 +18,20 @@ def main(stage: str, parent_pid: str, scratch: str) -> int:
         from sft_trainer.prepare import prepare_stage
 
         return prepare_stage(Path(scratch))
-    stop = StopSignal()
-    from sft_trainer.rank import rank_stage
+    if stage == "download":
+        from sft_trainer.hub.stage import download_stage
 
-    code = rank_stage(Path(scratch), stop)
+        code = download_stage(Path(scratch))
+    else:
+        stop = StopSignal()
+        from sft_trainer.rank import rank_stage
+
+        code = rank_stage(Path(scratch), stop)
     sys.stdout.flush()
     sys.stderr.flush()
     # All is written. Python's own exit now and then aborts a rank that has succeeded (seen: SIGABRT, "terminate called
-    # without an active exception"), since threads of torch outlive the interpreter that they call.
+    # without an active exception"), since threads of torch outlive the interpreter that they call; and it would wait
+    # for connections that still receive what a failed download does not want any more.
     os._exit(code)
 
 

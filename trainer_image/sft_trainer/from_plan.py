@@ -5,6 +5,7 @@ from typing import Any
 
 from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, EvaluationConfig
+from sft_trainer.hub.sources import local_path
 from sft_trainer.model import get_model_config_from_hf
 from sft_trainer.run import RunOptions, RunPlace
 from sft_trainer.storage.exports import export_folder
@@ -17,7 +18,7 @@ from sftjob.spec import DatasetSpec
 def run_options(plan: LaunchPlan) -> RunOptions:
     """Raises JobFailure(MODEL_UNREADABLE) where no preset is named and config.json can't be read."""
     model, data, training = plan.spec.model, plan.spec.data, plan.spec.training
-    load_from = plan.path(model.load_from.uri) if model.load_from else None
+    load_from = local_path(plan, model.load_from) if model.load_from else None
     tokenizer = model.tokenizer or model.load_from
     if model.preset:
         model_cfg = PRESETS[model.preset](**model.overrides.model_dump(exclude_none=True))
@@ -30,7 +31,7 @@ def run_options(plan: LaunchPlan) -> RunOptions:
             {
                 "dataset": DatasetConfig(
                     name=dataset.name,
-                    anno_path=plan.path(dataset.uri),
+                    anno_path=local_path(plan, dataset),
                     format=dataset.format,
                     sample_ratio=dataset.sample_ratio,
                 ),
@@ -42,7 +43,7 @@ def run_options(plan: LaunchPlan) -> RunOptions:
     return RunOptions(
         model_cfg=model_cfg,
         load_from=load_from,
-        tokenizer_path=plan.path(tokenizer.uri),
+        tokenizer_path=local_path(plan, tokenizer),
         dataloader_cfg=DataloaderConfig(
             dataset_config_list=entries(data.datasets),
             evaluation=data.evaluation

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from sftjob.job import SFTJob
+from sftjob.names import HUB
 from sftjob.plan import JobReference, LaunchPlan, Mount
 
 
@@ -15,5 +16,5 @@ def launch_plan(job: SFTJob, attempt: int, *, path_of: Callable[[str], str]) -> 
         job=JobReference(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid),
         attempt=attempt,
         spec=spec.model_copy(update={"training": training}),
-        mounts=[Mount(uri=uri, path=path_of(uri)) for uri in spec.uris],
+        mounts=[Mount(uri=uri, path=path_of(uri)) for uri in spec.uris if not uri.startswith(HUB)],
     )

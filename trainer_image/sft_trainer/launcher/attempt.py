@@ -11,6 +11,7 @@ import traceback
 from datetime import datetime
 from pathlib import Path
 
+from sft_trainer.hub.sources import hub_sources
 from sft_trainer.launcher.cause import Cause, cause_of_failure
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
@@ -83,17 +84,17 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     log.info("environment of ranks: %s", " ".join(f"{name}={value}" for name, value in environment.items()))
     RankTask(plan=plan).write(placement.scratch)
 
-    write_stage(placement.scratch, Stage.PREPARING_DATA)
-    code = children.run("sft_trainer.child", ["prepare", str(os.getpid()), str(placement.scratch)], environment={})
-    if code:
-        report = read_reports(placement.scratch).get("prepare")
-        if report:
+    stages = {"download": Stage.DOWNLOADING_MODEL} if hub_sources(plan) else {}
+    for name, stage in (stages | {"prepare": Stage.PREPARING_DATA}).items():
+        write_stage(placement.scratch, stage)
+        code = children.run("sft_trainer.child", [name, str(os.getpid()), str(placement.scratch)], environment={})
+        report = read_reports(placement.scratch).get(name)
+        if code and report:
             return Cause(report.reason, report.message)
         if children.stopping:
-            return Cause(Reason.PREEMPTED, "stopped while data was prepared")
-        return Cause(Reason.LAUNCHER_FAILED, f"preparing the data ended with exit code {code}")
-    if children.stopping:
-        return Cause(Reason.PREEMPTED, "stopped before training")
+            return Cause(Reason.PREEMPTED, f"stopped before training, in stage {stage}")
+        if code:
+            return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
 
     write_stage(placement.scratch, Stage.STARTING)
     torchrun = TorchrunTask(

@@ -17,6 +17,7 @@ from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import ExportManifest
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan, RunRecord
+from sftjob.progress import Resolved
 
 _SHARED_WITHIN_SECONDS = 60
 
@@ -129,6 +130,21 @@ def _own(plan: LaunchPlan) -> None:
             Path(plan.storage) / names.RUN_RECORD, RunRecord(owner=plan.job, spec=plan.spec).to_json(indent=2)
         )
     _refuse_foreign_storage(plan)
+
+
+def resolved_before(plan: LaunchPlan) -> Resolved | None:
+    """The commits that the first attempt took from hubs; None before it has looked them up."""
+    record = _read_run_record(Path(plan.storage))
+    return record.resolved if record else None
+
+
+def record_resolved(plan: LaunchPlan, resolved: Resolved) -> None:
+    """For all later attempts. Called on node 0, before anything of these commits is used."""
+    storage = Path(plan.storage)
+    Fence(storage, plan.job.uid, plan.attempt).check()
+    record = _read_run_record(storage)
+    assert record is not None
+    write_atomically(storage / names.RUN_RECORD, record.model_copy(update={"resolved": resolved}).to_json(indent=2))
 
 
 def wait_for_node_zero(plan: LaunchPlan) -> None:
