@@ -74,7 +74,7 @@ class Progress(Record):
     skipped_checkpoints: list[str] = []
     """Newer checkpoints that did not verify when this attempt resumed, each with what was wrong."""
     resolved: Resolved | None = None
-    """What was downloaded; absent where nothing is."""
+    """Told by the attempt. In a status it stands beside the progress."""
     pod_uid: str | None = None
     """Of the pod that reports; absent outside a cluster."""
     reported_at: AwareDatetime

@@ -25,6 +25,7 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
     dry = user.sft(
         "train", *FLAGS, "--data", "More_data.jsonl", "--betas", "0.9,0.99", "--torch-compile", "false", "--nodes", "2",
         "--global-batch-size", "8", "--checkpoints", "pvc://results/x", "--name", "first", "--dry-run",
+        "--data", "hf://datasets/me/chats/train.jsonl",
     )  # fmt: skip
     assert (dry.returncode, dry.stderr) == (0, "")
     assert dry.stdout.splitlines()[-1] == "# 2 ranks = 2 nodes x 1 process; global batch 8 packs = 2 ranks x 4"
@@ -36,6 +37,7 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
     assert [(one.name, one.uri) for one in spec.data.datasets] == [
         ("chats", f"{here}/data/chats.jsonl"),
         ("more-data", f"{here}/More_data.jsonl"),
+        ("train", "hf://datasets/me/chats/train.jsonl"),
     ]
     assert spec.training.optimizer.betas == (0.9, 0.99)
     assert (spec.training.fsdp.torch_compile, spec.training.global_batch_size) == (False, 8)

@@ -9,6 +9,7 @@ from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt
 from sft_operator.lifecycle.observation import NodeState
 from sftjob.failure import NEVER_RETRIED, Reason
 from sftjob.outcome import Artifact, DataReceipt
+from sftjob.progress import Resolved
 from sftjob.status import AttemptRecord, AttemptsStatus, Columns, Condition, Phase, SFTJobStatus
 
 RUNNING, PENDING, MISSING = NodeState.RUNNING, NodeState.PENDING, NodeState.MISSING
@@ -358,6 +359,19 @@ def test_progress_is_of_the_current_attempt_never_falls_and_is_not_written_at_ev
     status = in_attempt(2).model_copy(update={"progress": before})
     decision = decide(a_job(status=status), observing(seen(2, RUNNING), progress=report), now=NOW)
     assert decision.status.progress == (report if is_taken else before)
+
+
+def test_what_was_found_at_a_hub_has_its_own_place_in_the_status_and_stays_there() -> None:
+    resolved = Resolved(model_revision="c0ffee")
+    first = some_progress(attempt=1, step=0, resolved=resolved)
+    decision = decide(a_job(status=in_attempt(1)), observing(seen(1, RUNNING), progress=first), now=NOW)
+    assert (decision.status.resolved, decision.status.progress) == (resolved, some_progress(attempt=1, step=0))
+    silent = an_outcome(Reason.RANK_KILLED, progress=some_progress(attempt=1, step=1, seconds=20))
+    decision = decide(a_job(status=decision.status), observing(seen(1, silent)), now=NOW)
+    assert decision.status.resolved == resolved
+    told = an_outcome(Reason.RANK_KILLED, progress=first)
+    decision = decide(a_job(status=in_attempt(1)), observing(seen(1, told)), now=NOW)
+    assert (decision.status.resolved, decision.status.progress) == (resolved, some_progress(attempt=1, step=0))
 
 
 def test_a_resumed_attempt_reports_from_a_lower_step() -> None:

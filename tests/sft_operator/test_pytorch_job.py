@@ -148,6 +148,18 @@ def test_the_plan_tells_where_each_place_lies_in_the_pod() -> None:
     }
 
 
+def test_what_comes_from_a_hub_needs_no_volume() -> None:
+    plan, body = built(
+        a_job(
+            model={"loadFrom": {"uri": "hf://tiny/llama", "revision": "v1"}},
+            data={"datasets": [{"name": "chats", "uri": "hf://datasets/tiny/chats/train.jsonl"}]},
+        )
+    )
+    pod = body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["claim-0", "scratch", "shared-memory"]
+    assert {mount.uri for mount in plan.mounts} == {"pvc://results/tuned", "pvc://results/tuned.checkpoints"}
+
+
 def test_what_a_job_asks_of_its_pods_stands_in_them() -> None:
     compute = {
         "image": "mine:2",

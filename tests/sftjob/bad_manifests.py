@@ -12,7 +12,7 @@ GOOD: dict[str, Any] = {
     "metadata": {"name": "job", "namespace": "default"},
     "spec": {
         "model": {
-            "loadFrom": {"uri": "pvc://models/base"},
+            "loadFrom": {"uri": "hf://Qwen/Qwen3-8B", "revision": "refs/pr/1"},
             "preset": "Qwen3Dense8B",
             "overrides": {
                 "vocabSize": 1024,
@@ -36,7 +36,13 @@ GOOD: dict[str, Any] = {
             "chatTemplate": "chatml",
             "evaluation": {
                 "datasets": [
-                    {"name": "held-out", "uri": "pvc://data/held-out.jsonl", "format": "text", "sampleRatio": 0.25}
+                    {
+                        "name": "held-out",
+                        "uri": "hf://datasets/_me/chats_2.0/data/.hidden/part-1.jsonl",
+                        "revision": "v1.0",
+                        "format": "text",
+                        "sampleRatio": 0.25,
+                    }
                 ],
                 "everySteps": 20,
                 "patience": 3,
@@ -130,7 +136,12 @@ LABEL = "use lower-case letters, digits and dashes, with a letter or digit at bo
 NAME = "use lower-case letters, digits, dashes and dots, with a letter or digit at both ends"
 WORD = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
 PLACE = "use pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
-DATA_PLACE = "use pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>, without .. and spaces"
+MODEL_PLACE = "use hf://<owner>/<name>, pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
+DATA_PLACE = (
+    "use hf://datasets/<owner>/<name>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or "
+    "file:///<absolute path>, without .. and spaces"
+)
+REVISION = "use a branch, a tag or a commit: letters, digits, dots, dashes, underscores and slashes"
 QUANTITY = "use a number, with a unit where one is meant, as 500m, 4, 16Gi"
 PRESETS = "Qwen2Dense7B, Qwen3Dense0P6B, Qwen3Dense4B, Qwen3Dense8B"
 LOAD_FROM = {"loadFrom": {"uri": "pvc://models/base"}}
@@ -193,13 +204,43 @@ BAD = [
     # Places
     Bad(
         "spec.model.loadFrom.uri",
-        f"'Qwen/Qwen3-8B' has the wrong form; {PLACE}",
+        f"'Qwen/Qwen3-8B' has the wrong form; {MODEL_PLACE}",
         {"model": {"loadFrom": {"uri": "Qwen/Qwen3-8B"}}},
     ),
     Bad(
         "spec.model.tokenizer.uri",
-        f"'pvc://models/a b' has the wrong form; {PLACE}",
+        f"'pvc://models/a b' has the wrong form; {MODEL_PLACE}",
         {"model": LOAD_FROM | {"tokenizer": {"uri": "pvc://models/a b"}}},
+    ),
+    Bad(
+        "spec.model.loadFrom.uri",
+        f"'hf://Qwen/Qwen3-8B@main' has the wrong form; {MODEL_PLACE}",
+        {"model": {"loadFrom": {"uri": "hf://Qwen/Qwen3-8B@main"}}},
+    ),
+    Bad(
+        "spec.model.loadFrom.revision",
+        f"'-x' has the wrong form; {REVISION}",
+        {"model": {"loadFrom": {"uri": "hf://Qwen/Qwen3-8B", "revision": "-x"}}},
+    ),
+    Bad(
+        "spec.model.tokenizer.revision",
+        "given, but pvc://models/base is not of a hub; remove it, or use a URI that begins with hf://",
+        {"model": LOAD_FROM | {"tokenizer": {"uri": "pvc://models/base", "revision": "main"}}},
+    ),
+    Bad(
+        "spec.data.datasets[0].revision",
+        "given, but pvc://data/chats.jsonl is not of a hub; remove it, or use a URI that begins with hf://",
+        dataset(revision="main"),
+    ),
+    Bad(
+        "spec.data.datasets[0].uri",
+        f"'hf://datasets/me/chats' has the wrong form; {DATA_PLACE}",
+        dataset(uri="hf://datasets/me/chats"),
+    ),
+    Bad(
+        "spec.output[0].uri",
+        f"'hf://me/tuned' has the wrong form; {PLACE}",
+        {"output": [{"uri": "hf://me/tuned"}]},
     ),
     Bad("spec.data.datasets[0].uri", f"'/chats.jsonl' has the wrong form; {DATA_PLACE}", dataset(uri="/chats.jsonl")),
     Bad(
