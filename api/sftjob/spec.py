@@ -2,7 +2,7 @@
 the model that holds both, with its sentence and its form for the API server in `rules.py`.
 """
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -54,28 +54,27 @@ from sftjob.rules import (
     rules,
 )
 
+_S = TypeVar("_S", "UriSource", "DatasetSpec")
 
-class Source(Declared):
-    """What is read from somewhere, of which a hub may have several revisions."""
+
+def _revision_is_of_a_hub(source: _S) -> _S:
+    if source.revision is not None and not source.uri.startswith(HUB):
+        raise ValueError(REVISION_OF_A_HUB.told(uri=source.uri))
+    return source
+
+
+_REVISION = Field(default=None, description="Of a hub's repository: branch, tag or commit. Absent: main.")
+
+
+class UriSource(Declared):
+    """Where something is read from."""
 
     model_config = rules(REVISION_OF_A_HUB)
 
-    uri: str
-    revision: Revision | None = Field(
-        default=None, description="Of a hub's repository: branch, tag or commit. Absent: main."
-    )
-
-    @model_validator(mode="after")
-    def _revision(self) -> Self:
-        if self.revision is not None and not self.uri.startswith(HUB):
-            raise ValueError(REVISION_OF_A_HUB.told(uri=self.uri))
-        return self
-
-
-class UriSource(Source):
-    """Where something is read from."""
-
     uri: ModelUri = Field(description=f"A folder, or a hub's repository: {MODEL_URI_FORMS}.")
+    revision: Revision | None = _REVISION
+
+    _check = model_validator(mode="after")(_revision_is_of_a_hub)
 
 
 class ModelOverrides(Declared):
@@ -130,11 +129,14 @@ class ModelSpec(Declared):
         return self
 
 
-class DatasetSpec(Source):
+class DatasetSpec(Declared):
     """A file of rows: chats or texts."""
+
+    model_config = rules(REVISION_OF_A_HUB)
 
     name: Label = Field(description="For messages and counts.")
     uri: DataUri = Field(description=f"A JSONL file, one row a line: {DATA_URI_FORMS}.")
+    revision: Revision | None = _REVISION
     format: RowFormat = Field(
         default="auto",
         description="Of the rows: messages (OpenAI), sharegpt, prompt-completion, alpaca, or text. "
@@ -143,6 +145,8 @@ class DatasetSpec(Source):
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
     )
+
+    _check = model_validator(mode="after")(_revision_is_of_a_hub)
 
 
 class EvaluationSpec(EvaluationOptions):

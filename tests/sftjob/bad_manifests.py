@@ -155,6 +155,17 @@ def evaluation(**fields: Any) -> dict[str, Any]:
     return {"data": dataset()["data"] | {"evaluation": fields}}
 
 
+def sources(model: str, data: str, **fields: Any) -> dict[str, dict[str, Any]]:
+    """By path, for everything that is read: the sections in which it has these fields."""
+    datasets = dataset(uri=data, **fields)["data"]["datasets"]
+    return {
+        "spec.model.loadFrom": {"model": {"loadFrom": {"uri": model} | fields}},
+        "spec.model.tokenizer": {"model": LOAD_FROM | {"tokenizer": {"uri": model} | fields}},
+        "spec.data.datasets[0]": {"data": {"datasets": datasets}},
+        "spec.data.evaluation.datasets[0]": evaluation(datasets=datasets),
+    }
+
+
 def compute(**fields: Any) -> dict[str, Any]:
     return {"compute": fields}
 
@@ -217,20 +228,17 @@ BAD = [
         f"'hf://Qwen/Qwen3-8B@main' has the wrong form; {MODEL_PLACE}",
         {"model": {"loadFrom": {"uri": "hf://Qwen/Qwen3-8B@main"}}},
     ),
-    Bad(
-        "spec.model.loadFrom.revision",
-        f"'-x' has the wrong form; {REVISION}",
-        {"model": {"loadFrom": {"uri": "hf://Qwen/Qwen3-8B", "revision": "-x"}}},
+    *(
+        Bad(f"{path}.revision", f"'-x' has the wrong form; {REVISION}", spec)
+        for path, spec in sources("hf://Qwen/Qwen3-8B", "hf://datasets/me/chats/x.jsonl", revision="-x").items()
     ),
-    Bad(
-        "spec.model.tokenizer.revision",
-        "given, but pvc://models/base is not of a hub; remove it, or use a URI that begins with hf://",
-        {"model": LOAD_FROM | {"tokenizer": {"uri": "pvc://models/base", "revision": "main"}}},
-    ),
-    Bad(
-        "spec.data.datasets[0].revision",
-        "given, but pvc://data/chats.jsonl is not of a hub; remove it, or use a URI that begins with hf://",
-        dataset(revision="main"),
+    *(
+        Bad(
+            f"{path}.revision",
+            "given, but pvc://a/b is not of a hub; remove it, or use a URI that begins with hf://",
+            spec,
+        )
+        for path, spec in sources("pvc://a/b", "pvc://a/b", revision="main").items()
     ),
     Bad(
         "spec.data.datasets[0].uri",

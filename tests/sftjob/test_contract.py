@@ -49,7 +49,10 @@ def test_every_problem_is_told_at_once_with_path_value_and_remedy() -> None:
         training={"totalEpoch": 0, "optimiser": {}},
         output=[],
     )
-    uri = "use pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>, without .. and spaces"
+    uri = (
+        "use hf://datasets/<owner>/<name>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or "
+        "file:///<absolute path>, without .. and spaces"
+    )
     assert problems(document) == [
         "spec.model.preset: 'GPT9' is not known; use one of Qwen2Dense7B, Qwen3Dense0P6B, Qwen3Dense4B, Qwen3Dense8B",
         "spec.model.tokenizer: missing, and there is no loadFrom to take it from; name a tokenizer's folder",
