@@ -1,0 +1,40 @@
+"""A hub that nobody can reach: asked for a while, then left to the next attempt."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from sft_trainer.hub import patience
+from sft_trainer.hub.download import commit_of
+from sft_trainer.hub.sources import HubSource
+from sftjob.failure import NEVER_RETRIED, JobFailure, exit_code
+
+
+def test_a_hub_that_can_t_be_reached_is_asked_again_and_then_left_to_another_attempt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.9)
+        source = HubSource(
+            field="spec.model.loadFrom",
+            uri="hf://tiny/llama",
+            revision="main",
+            kind="model",
+            repository="tiny/llama",
+            path="",
+            takes_weights=True,
+            folder=tmp_path,
+        )
+        told: list[str] = []
+        with pytest.raises(JobFailure) as ended:
+            commit_of(source, on_detail=told.append)
+    assert told == ["the hub does not answer (ConnectError), asking again"]
+    assert f"spec.model.loadFrom.uri: hf://tiny/llama: no useful answer from {url} (ConnectError" in ended.value.message
+    assert "HF_ENDPOINT" in ended.value.message
+    assert ended.value.reason not in NEVER_RETRIED
+    assert exit_code(ended.value.reason) == 70
