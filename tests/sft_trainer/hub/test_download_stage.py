@@ -268,7 +268,10 @@ def test_of_several_nodes_only_the_first_downloads(hub: HubServer, node: Callabl
     hub.model("tiny/llama").commit(MODEL)
     zero, other = node(nodes_=2), node(nodes_=2, rank=1)
     other.start()
-    until(lambda: other.progress.detail == "hf://tiny/llama: node 0 downloads it")
+    assert other.process is not None
+    ended = other.process.poll
+    until(lambda: other.progress.detail or ended() is not None)
+    assert other.progress.detail == "hf://tiny/llama: node 0 downloads it"
     assert hub.requests == []
     assert zero.run() == 0
     assert other.wait() == 0
