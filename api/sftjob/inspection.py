@@ -2,7 +2,7 @@
 
 from sftjob.base import Record
 from sftjob.options import Overlong, RowFormat
-from sftjob.outcome import DataReceipt
+from sftjob.receipt import DataReceipt
 
 
 class InspectionTask(Record):
@@ -22,6 +22,11 @@ class Piece(Record):
 
     text: str
     is_trained: bool
+
+
+def marked(pieces: list[Piece], begin: str = "⟦", end: str = "⟧") -> str:
+    """The text of a sample, with marks around what is trained."""
+    return "".join(f"{begin}{piece.text}{end}" if piece.is_trained else piece.text for piece in pieces)
 
 
 class Inspection(Record):

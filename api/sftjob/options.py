@@ -86,6 +86,15 @@ class EvaluationOptions(Declared):
 
 
 Precision = Literal["auto", "fp32", "bf16"]
+BadLineBudget = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=1_000_000_000,
+        description="Rows, over all datasets, that may be skipped because they can't be used; each is counted, the "
+        "first are told. One more ends the job.",
+    ),
+]
 Overlong = Literal["truncate", "drop", "error"]
 PackLevel = Literal["soft", "hard", "none"]
 RowFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "text"]

@@ -5,30 +5,10 @@ from pydantic import AwareDatetime
 from sftjob.base import Record, Whole
 from sftjob.failure import Reason
 from sftjob.progress import Progress
+from sftjob.receipt import DataReceipt
 
 MAXIMAL_BYTES = 4096
 """What the kubelet keeps of a termination message."""
-
-
-class DataReceipt(Record):
-    """What became of the data: every sample is counted once."""
-
-    samples: Whole
-    """Trained on in each pass, as often as `sampleRatio` draws them."""
-    tokens: Whole
-    """Of these samples."""
-    trained_tokens: Whole
-    """Those of them that count in the loss."""
-    truncated: Whole = 0
-    """Samples of these that were cut to a pack's length."""
-    cut_by_packs: Whole = 0
-    """Samples of these that lie in two packs, with level `hard`: the rest begins without context."""
-    dropped: Whole = 0
-    """Chats of the files that are left out for their length."""
-    held_out: Whole = 0
-    """Samples that are evaluated and never trained on."""
-    packs: Whole
-    """Rows that the samples fill."""
 
 
 class Artifact(Record):
@@ -71,9 +51,9 @@ class Outcome(Record):
     ended_at: AwareDatetime
 
     def to_message(self) -> str:
-        """JSON of at most 4,096 bytes: the log's tail, then the message, give way."""
+        """JSON of at most 4,096 bytes: the receipt's lists, then the log's tail, then the message, give way."""
         outcome = self
-        for keep in (600, 300, 100, 0):
+        for keep in (600, 600, 300, 100, 0):
             shortened = outcome.model_copy(
                 update={
                     "log_tail": self.log_tail[len(self.log_tail) - min(keep, len(self.log_tail)) :],
@@ -83,6 +63,8 @@ class Outcome(Record):
             text = shortened.to_json()
             if len(text.encode()) <= MAXIMAL_BYTES:
                 return text
+            if self.data is not None:
+                outcome = self.model_copy(update={"data": self.data.shortened()})
         return self.model_copy(
             update={
                 "log_tail": "",

@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic import AwareDatetime
 
 from sftjob.base import Record, Whole
+from sftjob.receipt import DataReceipt
 
 
 class Stage(StrEnum):
@@ -75,6 +76,8 @@ class Progress(Record):
     """Newer checkpoints that did not verify when this attempt resumed, each with what was wrong."""
     resolved: Resolved | None = None
     """Told by the attempt. In a status it stands beside the progress."""
+    data: DataReceipt | None = None
+    """What became of the data, once it is prepared; a status has it at `data` instead."""
     pod_uid: str | None = None
     """Of the pod that reports; absent outside a cluster."""
     reported_at: AwareDatetime

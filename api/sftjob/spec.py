@@ -27,6 +27,7 @@ from sftjob.forms import (
 from sftjob.names import HUB, RESERVED_VARIABLES, default_storage
 from sftjob.options import (
     AdamWConfig,
+    BadLineBudget,
     CELossConfig,
     EvaluationOptions,
     FSDPConfig,
@@ -130,12 +131,15 @@ class ModelSpec(Declared):
 
 
 class DatasetSpec(Declared):
-    """A file of rows: chats or texts."""
+    """Rows: chats or texts."""
 
     model_config = rules(REVISION_OF_A_HUB)
 
     name: Label = Field(description="For messages and counts.")
-    uri: DataUri = Field(description=f"A JSONL file, one row a line: {DATA_URI_FORMS}.")
+    uri: DataUri = Field(
+        description="JSONL, JSON (one array), Parquet or Arrow, by its ending, or a folder of such files: "
+        f"{DATA_URI_FORMS}."
+    )
     revision: Revision | None = _REVISION
     format: RowFormat = Field(
         default="auto",
@@ -187,8 +191,12 @@ class DataSpec(Declared):
     overlong: Overlong = Field(
         default="truncate", description="What happens to a sample longer than `packing.maxLength`; always counted."
     )
+    bad_line_budget: BadLineBudget = 0
     chat_template: str | None = Field(
-        default=None, max_length=64, description="chatml, qwen3 or llama3: replaces the tokenizer's own template."
+        default=None,
+        max_length=64,
+        description="chatml, qwen3 or llama3: replaces the tokenizer's own template. Tools, calls and thoughts are "
+        "written by qwen3; the others refuse rows that have them.",
     )
     evaluation: EvaluationSpec | None = Field(default=None, description="Absent: none.")
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 from sftjob.base import Record
 from sftjob.failure import Reason
-from sftjob.outcome import Artifact, DataReceipt
+from sftjob.outcome import Artifact
 from sftjob.progress import Progress, Resolved
+from sftjob.receipt import DataReceipt
 
 HISTORY_LIMIT = 10
 

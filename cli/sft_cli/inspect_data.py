@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sft_cli.refusal import Refusal
-from sft_cli.sentences import data_receipt
-from sftjob.inspection import Inspection, InspectionTask, Piece
+from sftjob.inspection import Inspection, InspectionTask, Piece, marked
 
 
 def inspect_data(task: InspectionTask, console: Console) -> None:
@@ -19,7 +18,8 @@ def inspect_data(task: InspectionTask, console: Console) -> None:
     if done.returncode:
         raise Refusal(done.stderr.rstrip(), code=done.returncode)
     found = Inspection.from_json(done.stdout)
-    _say(console, Text(f"{found.format}: {data_receipt(found.receipt)}"))
+    for index, line in enumerate(found.receipt.in_words()):
+        _say(console, Text(line if index else f"{found.format}: {line}"))
     colours = "in green" if console.color_system else "between ⟦ and ⟧"
     for number, pieces in enumerate(found.samples, start=1):
         _say(console, Text(f"\nsample {number}; trained is what stands {colours}", style="bold"))
@@ -31,8 +31,6 @@ def _say(console: Console, text: Text) -> None:
 
 
 def _shown(pieces: list[Piece], *, has_colours: bool) -> Text:
-    shown = Text()
-    for piece in pieces:
-        text = piece.text if has_colours or not piece.is_trained else f"⟦{piece.text}⟧"
-        shown.append(text, style="bold green" if piece.is_trained else "")
-    return shown
+    if not has_colours:
+        return Text(marked(pieces))
+    return Text.assemble(*((piece.text, "bold green" if piece.is_trained else "") for piece in pieces))

@@ -115,7 +115,9 @@ def validate(file: ManifestFile) -> None:
 
 @data_commands.command("inspect")
 def inspect_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, one sample a line.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What a job's data has: a file of rows, or a folder of them.")
+    ],
     model: Annotated[Path, typer.Option(metavar="FOLDER", help="The model that it is for, or its tokenizer.")],
     format_: Annotated[
         str, typer.Option("--format", metavar=" | ".join(get_args(RowFormat)), help="How its rows are written.")

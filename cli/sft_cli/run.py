@@ -12,7 +12,7 @@ from rich.console import Console
 from sft_cli.display import Display
 from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_loss
-from sft_cli.sentences import data_receipt, trained_time
+from sft_cli.sentences import trained_time
 from sft_cli.work_folder import WorkFolder
 from sft_operator.lifecycle.reconcile import reconcile
 from sft_operator.local.backend import LocalBackend
@@ -69,7 +69,8 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
     if rows:
         plot_loss(rows, folder.loss_curve, title=job.metadata.name)
     if status.data is not None:
-        say(f"data: {data_receipt(status.data)}")
+        for index, line in enumerate(status.data.in_words()):
+            say(line if index else f"data: {line}")
     if status.phase is Phase.SUCCEEDED:
         final_loss = f", final loss {rows[-1].loss:.3f}" if rows else ""
         say(f"{job.metadata.name} succeeded: {trained_time(status)}{final_loss}")

@@ -5,7 +5,6 @@ import signal
 from datetime import datetime
 
 from sftjob.job import SFTJob
-from sftjob.outcome import DataReceipt
 from sftjob.progress import Progress, Stage
 from sftjob.spec import SFTJobSpec
 from sftjob.status import AttemptRecord, Phase, SFTJobStatus
@@ -65,15 +64,6 @@ def end_of_attempt(record: AttemptRecord) -> str:
     saved = f" (step {record.saved_step} is saved)" if record.saved_step else ""
     explained = _first_line(record.message) or _culprit(record)
     return f"attempt {record.number} ended{step}{saved}: {record.reason}{f': {explained}' if explained else ''}"
-
-
-def data_receipt(data: DataReceipt) -> str:
-    cut = f", whose ends cut {data.cut_by_packs:,} samples" if data.cut_by_packs else ""
-    return (
-        f"{data.samples:,} samples, {data.tokens:,} tokens, {data.trained_tokens:,} of them trained; "
-        + (f"{data.held_out:,} samples held out; " if data.held_out else "")
-        + f"{data.truncated:,} truncated, {data.dropped:,} dropped; {data.packs:,} packs{cut}"
-    )
 
 
 def duration_in_words(seconds: float) -> str:

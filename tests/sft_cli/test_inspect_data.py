@@ -1,10 +1,16 @@
 """`sft data inspect`, with the trainer that it starts: what it says of good rows and of bad ones."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
+from sft_cli import inspect_data
+from sftjob.inspection import Inspection, InspectionTask, Piece
+from sftjob.receipt import DataReceipt
 from tests.sft_trainer.train.small_run import save_tokenizer
 
 
@@ -28,6 +34,17 @@ def test_counts_and_samples_are_shown_with_what_is_trained(tmp_path: Path) -> No
     ]
     assert "⟦answer 0<|eot_id|>⟧" in said.stdout
     assert "⟦answer 2<|eot_id|>⟧" not in said.stdout
+
+
+def test_on_a_terminal_colour_tells_what_is_trained(monkeypatch) -> None:
+    receipt = DataReceipt(samples=1, tokens=2, trained_tokens=1, packs=1)
+    pieces = [Piece(text="asked ", is_trained=False), Piece(text="answered", is_trained=True)]
+    found = Inspection(format="text", receipt=receipt, samples=[pieces]).to_json()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, found, ""))
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", _environ={})
+    task = InspectionTask(file="d", model="m", max_length=8, overlong="drop", samples=1)
+    inspect_data.inspect_data(task, console)
+    assert "asked \x1b[1;32manswered\x1b[0m" in console.file.getvalue()
 
 
 def test_faults_are_told_with_file_line_and_remedy_and_the_exit_code_of_a_job(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from jobs import NOW, a_job, a_success, an_outcome, at, observing, seen, some_pr
 from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
 from sft_operator.lifecycle.observation import NodeState
 from sftjob.failure import NEVER_RETRIED, Reason
-from sftjob.outcome import Artifact, DataReceipt
+from sftjob.outcome import Artifact
 from sftjob.progress import Resolved
+from sftjob.receipt import DataReceipt
 from sftjob.status import AttemptRecord, AttemptsStatus, Columns, Condition, Phase, SFTJobStatus
 
 RUNNING, PENDING, MISSING = NodeState.RUNNING, NodeState.PENDING, NodeState.MISSING
@@ -106,6 +107,22 @@ def test_a_success_is_recorded_whole() -> None:
         None,
         None,
     )
+
+
+def test_the_receipt_of_a_report_is_in_the_status_at_once_and_a_shortened_one_does_not_replace_it() -> None:
+    receipt = DataReceipt(samples=3, tokens=30, trained_tokens=20, packs=2, first_bad_lines=["a.jsonl:1: text: no"])
+    report = some_progress(step=1)
+    running = decide(
+        a_job(status=in_attempt(1)),
+        observing(seen(1, RUNNING), progress=report.model_copy(update={"data": receipt})),
+        now=NOW,
+    ).status
+    assert (running.data, running.progress) == (receipt, report)
+    last_words = a_success(last_step=20, saved_step=20, data=receipt.shortened(), progress=some_progress(step=20))
+    ended = decide(a_job(status=running), observing(seen(1, last_words)), now=NOW).status
+    assert (ended.phase, ended.data) == (Phase.SUCCEEDED, receipt)
+    other = a_success(last_step=20, saved_step=20, data=receipt.shortened().model_copy(update={"samples": 4}))
+    assert decide(a_job(status=running), observing(seen(1, other)), now=NOW).status.data.samples == 4
 
 
 def test_an_announced_attempt_that_was_never_seen_is_created_again_under_its_number() -> None:

@@ -33,6 +33,7 @@ GOOD: dict[str, Any] = {
             ],
             "packing": {"level": "none", "maxLength": 512},
             "overlong": "drop",
+            "badLineBudget": 7,
             "chatTemplate": "chatml",
             "evaluation": {
                 "datasets": [

@@ -56,6 +56,7 @@ def run_options(plan: LaunchPlan) -> RunOptions:
             pack_level=data.packing.level,
             pack_max_length=data.packing.max_length,
             overlong=data.overlong,
+            bad_line_budget=data.bad_line_budget,
         ),
         optim_cfg=training.optimizer,
         lr_cfg=training.lr_schedule,

@@ -1,22 +1,20 @@
-"""What a file of samples becomes, without training: `python -m sft_trainer.inspect_data TASK`.
+"""What a file of rows, or a folder of them, becomes without training: `python -m sft_trainer.inspect_data TASK`.
 
 In: an `InspectionTask` as the only argument. Out: an `Inspection` on stdout, or on stderr what is wrong with the data,
 with the exit code that a job would have. Called by `sft data inspect`.
 """
 
-import itertools
 import sys
 import tempfile
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig
-from sft_trainer.datasets.prepare import PreparedData, prepare_data
+from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.datasets.render import load_tokenizer
+from sft_trainer.datasets.shown import pieces
 from sftjob.failure import JobFailure, exit_code
-from sftjob.inspection import Inspection, InspectionTask, Piece
+from sftjob.inspection import Inspection, InspectionTask
 
 
 def inspect(task: InspectionTask) -> Inspection:
@@ -33,17 +31,8 @@ def inspect(task: InspectionTask) -> Inspection:
         return Inspection(
             format=data.caches[0].meta.key.row_format,
             receipt=data.receipt,
-            samples=[_pieces(data, tokenizer, index) for index in shown],
+            samples=[pieces(data, tokenizer, index) for index in shown],
         )
-
-
-def _pieces(data: PreparedData, tokenizer: PreTrainedTokenizerBase, index: int) -> list[Piece]:
-    tokens, trained = data.sample(index)
-    runs = itertools.groupby(zip(tokens.tolist(), trained.tolist(), strict=True), key=lambda token: token[1])
-    return [
-        Piece(text=tokenizer.decode([token for token, _ in run], skip_special_tokens=False), is_trained=is_trained)
-        for is_trained, run in runs
-    ]
 
 
 if __name__ == "__main__":

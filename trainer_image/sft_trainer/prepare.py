@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sft_trainer.datasets.prepare import prepare_data
+from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.from_plan import run_options
 from sft_trainer.launcher.resources import available_cpus
 from sft_trainer.progress import ProgressReporter
@@ -20,8 +21,6 @@ from sftjob.failure import JobFailure, Reason, exit_code
 from sftjob.plan import LaunchPlan
 
 _MOST_PROCESSES_PER_CPU = 4
-
-log = logging.getLogger("sft_trainer.prepare")
 
 
 def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
@@ -36,7 +35,10 @@ def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
         on_detail=lambda detail: reporter.report(detail=detail),
     )
     receipt, world = data.receipt, plan.spec.compute.world_size
-    log.info("%s", receipt.to_json())
+    reporter.report(data=receipt)
+    log_receipt(data)
+    if plan.attempt == 1:
+        log_samples(data, tokenizer_path=options.tokenizer_path)
     if receipt.packs < world:
         raise JobFailure(
             Reason.INVALID_CONFIGURATION,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sftjob.base import Record
 from sftjob.failure import Reason
-from sftjob.outcome import DataReceipt
+from sftjob.receipt import DataReceipt
 
 
 class Report(Record):

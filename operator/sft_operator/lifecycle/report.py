@@ -11,7 +11,7 @@ COALESCE_SECONDS = 10
 def with_progress(status: SFTJobStatus, progress: Progress | None) -> SFTJobStatus:
     if progress is None or not _is_acceptable(status, progress):
         return status
-    status, progress = _with_resolved(status, progress)
+    status, progress = _with_own_places(status, progress)
     before = status.progress
     if before is not None and not _tells_more(before, progress):
         return status
@@ -24,19 +24,19 @@ def with_last_words(status: SFTJobStatus, outcome: Outcome | None) -> SFTJobStat
         return status
     update: dict[str, object] = {}
     if outcome.progress is not None and _is_acceptable(status, outcome.progress):
-        status, update["progress"] = _with_resolved(status, outcome.progress)
-    if outcome.data is not None:
+        status, update["progress"] = _with_own_places(status, outcome.progress)
+    # A termination message may have room for the sums alone, which the reports have told in full.
+    if outcome.data is not None and (status.data is None or status.data.shortened() != outcome.data):
         update["data"] = outcome.data
     if outcome.artifacts:
         update["artifacts"] = outcome.artifacts
     return status.model_copy(update=update)
 
 
-def _with_resolved(status: SFTJobStatus, progress: Progress) -> tuple[SFTJobStatus, Progress]:
-    """It has a place of its own in the status: what later attempts don't tell any more still holds."""
-    if progress.resolved is None:
-        return status, progress
-    return status.model_copy(update={"resolved": progress.resolved}), progress.model_copy(update={"resolved": None})
+def _with_own_places(status: SFTJobStatus, progress: Progress) -> tuple[SFTJobStatus, Progress]:
+    """What has a place of its own in the status: what later attempts don't tell any more still holds."""
+    told = {name: value for name in ("resolved", "data") if (value := getattr(progress, name)) is not None}
+    return status.model_copy(update=told), progress.model_copy(update=dict.fromkeys(told))
 
 
 def progress_of_current(status: SFTJobStatus) -> Progress | None:

@@ -69,11 +69,11 @@ class Tokenized:
     """The result for a few chats, and how a person would check it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, folder: Path, part: Part) -> None:
-        lengths = np.load(folder / "samples-0.npy")[:, 0] if not part.faults else []
+        lengths = np.load(folder / "samples-0.npy")[:, 0]
         ids = np.fromfile(folder / "tokens-0.bin", dtype=np.uint32)
         trained = np.fromfile(folder / "trained-0.bin", dtype=np.bool_)
         cuts = np.cumsum(lengths)[:-1].astype(int)
-        self.part = part
+        self.faults = [f"{row.place}: {row.problem}" for row in part.told]
         self.ids = [piece.tolist() for piece in np.split(ids, cuts)]
         self.trained = [piece.tolist() for piece in np.split(trained, cuts)]
         self._tokenizer = tokenizer
@@ -106,8 +106,7 @@ def tokenize(tmp_path: Path) -> Callable[..., Tokenized]:
     ) -> Tokenized:
         path = write_chats(tmp_path / "chats.jsonl", list(chats))
         part = tokenize_range(
-            path,
-            scan(path, ranges=1).ranges[0],
+            scan(path, workers=1).shares[0],
             tokenizer=SampleTokenizer(tokenizer, chat_template=chat_template),
             reading=Reading(row_format=row_format, max_length=max_length, overlong=overlong),
             folder=tmp_path,

@@ -13,7 +13,8 @@ from sft_trainer.datasets.cache import TokenCache
 from sft_trainer.datasets.pack import Packs
 from sft_trainer.datasets.pack_cache import StoredPacks
 from sft_trainer.datasets.prepare import PreparedData
-from sftjob.outcome import DataReceipt
+from sft_trainer.datasets.receipt import PackCounts
+from sftjob.receipt import DataReceipt
 
 RECEIPT = DataReceipt(samples=0, tokens=0, trained_tokens=0, packs=0)  # not read by a stream
 
@@ -53,9 +54,10 @@ def in_pieces(samples: list[tuple[list[int], list[int]]], packs: list[list[tuple
             tokens=np.add.reduceat(sizes, starts),
             trained=np.add.reduceat(labels, starts),
             attention=np.add.reduceat(sizes**2, starts),
-            receipt=RECEIPT,
+            counts=PackCounts(packs=0, cut_by_packs=0, datasets=[]),
         ),
         digest="",
+        receipt=RECEIPT,
     )
 
 

@@ -98,30 +98,20 @@ def test_characters_of_several_tokens_are_trained_whole(qwen3, tokenize) -> None
 
 
 def test_a_template_that_hides_where_answers_begin_is_refused(make_tokenizer, tokenize) -> None:
-    # Writes the system prompt into the last user message, as Mistral's first templates do: no text before it is stable.
-    template = (
-        "{% for m in messages %}{% if m.role == 'user' and loop.index0 >= messages | length - 2 %}[last]{% endif %}"
-        "{{ m.content + '<|im_end|>' }}{% endfor %}"
-    )
+    template = "{% for m in messages | reverse %}{{ m.content + '<|im_end|>' }}{% endfor %}"
     result = tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
-    assert result.part.faults == [
-        (
-            1,
-            "messages[1]: where this turn begins can't be told from the chat template's text; "
-            "use another chatTemplate, or let user and assistant alternate from a user message on",
-        )
+    assert result.faults == [
+        ":1: messages[1]: where this turn begins can't be told from the chat template's text; "
+        "use another chatTemplate, or let user and assistant alternate from a user message on"
     ]
 
 
 def test_a_template_that_writes_role_headers_but_no_generation_prompt_is_refused(make_tokenizer, tokenize) -> None:
     template = "{% for m in messages %}{{ m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
     result = tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
-    assert result.part.faults == [
-        (
-            1,
-            "messages[1]: the chat template knows no generation prompt, so that its role header can't be told from the "
-            "answer; use another chatTemplate",
-        )
+    assert result.faults == [
+        ":1: messages[1]: the chat template knows no generation prompt, so that its role header can't be told from "
+        "the answer; use another chatTemplate"
     ]
 
 
@@ -129,6 +119,72 @@ def test_a_template_without_role_headers_trains_from_behind_the_question(make_to
     template = "{% for m in messages %}{{ '[' + m.content + ']' if m.role == 'user' else ' ' + m.content + eos_token }}"
     tokenizer = make_tokenizer(template + "{% endfor %}", tokens=CHATML_TOKENS, eos_token="<|im_end|>")
     assert tokenize(tokenizer, TWO_TURNS).trained_pieces() == [" Four.<|im_end|>", " Six, say I.<|im_end|>"]
+
+
+MISTRAL_TOKENS = ["<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+MISTRAL_TURNS = (
+    "{% for m in turns %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}"
+    "{% endif %}{% if m.role == 'user' %}{{ '[INST] ' + SYSTEM + m.content + '[/INST]' }}"
+    "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL = (
+    "{% if messages[0].role == 'system' %}{% set system, turns = messages[0].content, messages[1:] %}"
+    "{% else %}{% set system, turns = '', messages %}{% endif %}{{ bos_token }}"
+)
+IN_LAST_QUESTION = (
+    "(system + '\n\n' if system and m == (turns | selectattr('role', 'equalto', 'user') | list)[-1] else '')"
+)
+IN_LAST_MESSAGE = "(system + '\n\n' if system and loop.last else '')"
+
+
+@pytest.fixture
+def mistral(make_tokenizer):
+    """The family's way to write: no role headers, no generation prompt, and several places for the system prompt."""
+
+    def make(system: str = "''", *, head: str = ""):
+        template = MISTRAL + head + MISTRAL_TURNS.replace("SYSTEM", system)
+        return make_tokenizer(template, tokens=MISTRAL_TOKENS, bos_token="<s>", eos_token="</s>")
+
+    return make
+
+
+def test_mistral_trains_each_answer_behind_its_question_with_its_end(mistral, tokenize) -> None:
+    result = tokenize(mistral(), TWO_TURNS)
+    assert result.text() == ("<s>[INST] What is two plus two?[/INST] Four.</s>[INST] And three?[/INST] Six, say I.</s>")
+    assert result.trained_pieces() == [" Four.</s>", " Six, say I.</s>"]
+
+
+def test_mistral_nemo_writes_the_system_prompt_into_the_last_question_and_both_answers_are_trained(
+    mistral, tokenize
+) -> None:
+    result = tokenize(mistral(IN_LAST_QUESTION), [SYSTEM, *TWO_TURNS])
+    assert result.text() == (
+        "<s>[INST] What is two plus two?[/INST] Four.</s>[INST] Be brief.\n\nAnd three?[/INST] Six, say I.</s>"
+    )
+    assert result.trained_pieces() == [" Four.</s>", " Six, say I.</s>"]
+
+
+def test_mistral_small_writes_the_system_prompt_first(mistral, tokenize) -> None:
+    head = "{% if system %}{{ '[SYSTEM_PROMPT]' + system + '[/SYSTEM_PROMPT]' }}{% endif %}"
+    result = tokenize(mistral(head=head), [SYSTEM, *TWO_TURNS])
+    assert result.text().startswith("<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST] What is")
+    assert result.trained_pieces() == [" Four.</s>", " Six, say I.</s>"]
+
+
+def test_mistral_7b_would_leave_the_system_prompt_out_of_what_is_trained_and_is_refused_with_it(
+    mistral, tokenize
+) -> None:
+    tokenizer = mistral(IN_LAST_MESSAGE)
+    assert tokenize(tokenizer, [SYSTEM, *TWO_TURNS]).faults == [
+        ":1: messages[0]: the chat template leaves a system message out of a chat that ends with an answer; "
+        "put it into the first user message, or use another chatTemplate"
+    ]
+    assert tokenize(tokenizer, TWO_TURNS).trained_pieces() == [" Four.</s>", " Six, say I.</s>"]
+
+
+def test_chatml_trains_each_answer_with_its_end_of_turn(qwen2_5, tokenize) -> None:
+    result = tokenize(qwen2_5, [SYSTEM, *TWO_TURNS], chat_template="chatml")
+    assert result.trained_pieces() == ["Four.<|im_end|>", "Six, say I.<|im_end|>"]
 
 
 def test_phi3_ends_a_text_that_asks_for_no_answer_and_is_masked_all_the_same(make_tokenizer, tokenize) -> None:
@@ -141,11 +197,8 @@ def test_a_template_that_refuses_a_chat_is_quoted_with_the_line(make_tokenizer, 
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     template += "{% if messages | length > 2 %}{{ raise_exception('Roles must alternate') }}{% endif %}"
     result = tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
-    assert result.part.faults == [
-        (
-            1,
-            "messages: the chat template refuses them: Roles must alternate; change them, or use another chatTemplate",
-        )
+    assert result.faults == [
+        ":1: messages: the chat template refuses them: Roles must alternate; change them, or use another chatTemplate"
     ]
 
 

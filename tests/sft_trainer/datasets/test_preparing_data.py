@@ -13,11 +13,12 @@ from sft_trainer.datasets.build import _follow, _started
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.datasets.render import load_tokenizer
+from sft_trainer.datasets.rows import Span
 from sft_trainer.datasets.tokenize import Part, Reading
 from sft_trainer.datasets.tokens import SampleTokenizer
 from sft_trainer.datasets.worker import Task, run_task
 from sftjob.failure import JobFailure, Reason
-from sftjob.outcome import DataReceipt
+from sftjob.receipt import DataReceipt
 from tests.sft_trainer.datasets.chats import LLAMA3_TOKENS, pair, trl_template, write_chats
 
 
@@ -53,6 +54,10 @@ def prepared(llama3_folder, tmp_path):
     return run
 
 
+def summed(receipt: DataReceipt) -> DataReceipt:
+    return receipt.model_copy(update={"datasets": []})
+
+
 LETTERS = [pair("a", "b"), pair("a", "b" * 50), pair("a" * 50, "b")]
 # <|begin_of_text|> <|start_header_id|> u s e r <|end_header_id|> \n \n a <|eot_id|>, then
 # <|start_header_id|> a s s i s t a n t <|end_header_id|> \n \n b <|eot_id|>: 11 + 15 tokens, the last 2 trained.
@@ -60,7 +65,7 @@ LETTERS = [pair("a", "b"), pair("a", "b" * 50), pair("a" * 50, "b")]
 
 def test_the_receipt_counts_samples_tokens_and_trained_tokens(prepared, tmp_path) -> None:
     data = prepared(config(write_chats(tmp_path / "d.jsonl", LETTERS), pack_max_length=101))
-    assert data.receipt == DataReceipt(samples=3, tokens=176, trained_tokens=55, packs=2)
+    assert summed(data.receipt) == DataReceipt(samples=3, tokens=176, trained_tokens=55, packs=2)
     assert sorted(data.packs.members.tolist()) == [0, 1, 2]
     assert [len(data.sample(sample)[0]) for sample in range(3)] == [26, 75, 75]
     assert [int(data.sample(sample)[1].sum()) for sample in range(3)] == [2, 51, 2]
@@ -73,16 +78,16 @@ def test_an_overlong_sample_is_cut_or_dropped_if_nothing_trained_is_left_and_bot
 ) -> None:
     path = write_chats(tmp_path / "d.jsonl", LETTERS)
     data = prepared(config(path, pack_max_length=40))
-    assert data.receipt == DataReceipt(samples=2, tokens=66, trained_tokens=18, truncated=1, dropped=1, packs=2)
+    assert summed(data.receipt) == DataReceipt(samples=2, tokens=66, trained_tokens=18, truncated=1, dropped=1, packs=2)
     # The dataset's own limit cuts alike, in packs that hold more.
     data = prepared(config(path, pack_max_length=66, max_length=40))
-    assert data.receipt == DataReceipt(samples=2, tokens=66, trained_tokens=18, truncated=1, dropped=1, packs=1)
+    assert summed(data.receipt) == DataReceipt(samples=2, tokens=66, trained_tokens=18, truncated=1, dropped=1, packs=1)
 
 
 def test_overlong_drop_keeps_whole_samples_only(prepared, tmp_path) -> None:
     path = write_chats(tmp_path / "d.jsonl", LETTERS)
     data = prepared(config(path, pack_max_length=40, overlong="drop"))
-    assert data.receipt == DataReceipt(samples=1, tokens=26, trained_tokens=2, dropped=2, packs=1)
+    assert summed(data.receipt) == DataReceipt(samples=1, tokens=26, trained_tokens=2, dropped=2, packs=1)
 
 
 def test_overlong_error_names_the_lines_and_their_lengths(prepared, tmp_path) -> None:
@@ -90,30 +95,39 @@ def test_overlong_error_names_the_lines_and_their_lengths(prepared, tmp_path) ->
     with pytest.raises(JobFailure) as failure:
         prepared(config(path, pack_max_length=40, overlong="error"))
     assert failure.value.reason is Reason.INVALID_DATA
-    remedy = "75 tokens, at most 40 fit; shorten the chat, or set overlong to truncate or drop"
+    remedy = "75 tokens, at most 40 fit; shorten it, or set overlong to truncate or drop"
     assert failure.value.message == f"{path}:2: messages: {remedy}\n{path}:3: messages: {remedy}"
 
 
 def test_a_file_of_which_nothing_is_left_is_refused_with_its_counts(prepared, tmp_path) -> None:
     path = write_chats(tmp_path / "d.jsonl", LETTERS)
-    with pytest.raises(JobFailure, match=r"of 3 chats 3 are dropped, longer than 8 tokens .*; nothing is left"):
+    with pytest.raises(
+        JobFailure, match=r"of 3 rows 0 can't be used, 3 are dropped, longer than 8 tokens .*; nothing is left"
+    ):
         prepared(config(path, pack_max_length=8))
 
 
-def test_the_first_ten_bad_lines_are_reported_together_and_nothing_is_cached(prepared, tmp_path) -> None:
-    path = write_chats(tmp_path / "d.jsonl", [pair("a", "b"), *[{"messages": [number]} for number in range(15)]])
+BAD_ROW = "messages[0]: is a number; write an object with `role` and `content`"
+
+
+def test_the_first_twenty_bad_rows_are_told_together_with_their_number_and_nothing_is_cached(
+    prepared, tmp_path
+) -> None:
+    path = write_chats(tmp_path / "d.jsonl", [pair("a", "b"), *[{"messages": [number]} for number in range(1500)]])
     with pytest.raises(JobFailure) as failure:
         prepared(config(path))
+    assert failure.value.reason is Reason.INVALID_DATA
     lines = failure.value.message.splitlines()
-    remedy = "messages[0]: is a number; write an object with `role` and `content`"
-    assert lines[:10] == [f"{path}:{line}: {remedy}" for line in range(2, 12)]
-    assert lines[10:] == [f"{path}: there may be more; these are the first 10"]
+    assert lines[0] == (
+        "1,500 bad rows, where spec.data.badLineBudget lets 0 be skipped; correct them, or raise it. The first 20:"
+    )
+    assert lines[1:] == [f"{path}:{line}: {BAD_ROW}" for line in range(2, 22)]
     assert [entry.suffix for entry in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_blank_lines_alone_are_no_data(prepared, tmp_path) -> None:
     (tmp_path / "d.jsonl").write_text("\n \n")
-    with pytest.raises(JobFailure, match="only blank lines; write one row a line"):
+    with pytest.raises(JobFailure, match="no row in it; give it some"):
         prepared(config(tmp_path / "d.jsonl"))
 
 
@@ -148,7 +162,7 @@ def test_the_digest_changes_with_data_ratio_packing_and_seed_alone(prepared, tmp
 def test_hard_packs_lose_no_trained_token_and_cuts_are_counted(prepared, tmp_path) -> None:
     data = prepared(config(write_chats(tmp_path / "d.jsonl", LETTERS), pack_level="hard", pack_max_length=80))
     # 176 tokens: 80 and 80 and 16, with two cuts, neither between samples.
-    assert data.receipt == DataReceipt(samples=3, tokens=176, trained_tokens=55, packs=3, cut_by_packs=2)
+    assert summed(data.receipt) == DataReceipt(samples=3, tokens=176, trained_tokens=55, packs=3, cut_by_packs=2)
     assert sorted(data.stored.tokens.tolist()) == [16, 80, 80]
     assert data.stored.trained.sum() == 55
     stream = BatchStream(data, seed=1, global_batch_size=1, world_size=1, rank=0)
@@ -263,8 +277,7 @@ def test_a_bad_line_of_any_range_is_reported_under_its_own_number(prepared, tmp_
     path = write_chats(tmp_path / "d.jsonl", [[1], *[pair("a", str(number)) for number in range(100)], [1]])
     with pytest.raises(JobFailure) as failure:
         prepared(config(path, num_workers=3))
-    remedy = "messages[0]: is a number; write an object with `role` and `content`"
-    assert failure.value.message == f"{path}:1: {remedy}\n{path}:102: {remedy}"
+    assert failure.value.message == f"{path}:1: {BAD_ROW}\n{path}:102: {BAD_ROW}"
 
 
 @pytest.fixture
@@ -272,10 +285,7 @@ def endless_task(llama3_folder, tmp_path) -> Task:
     """Reads a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "pipe")
     return Task(
-        path=tmp_path / "pipe",
-        start=0,
-        end=1,
-        first_line=7,
+        spans=[Span(path=tmp_path / "pipe", form="jsonl", start=0, end=1, first=7, size=1)],
         tokenizer_path=llama3_folder,
         reading=Reading(row_format="messages", max_length=8, overlong="drop"),
         folder=tmp_path,
@@ -286,7 +296,9 @@ def endless_task(llama3_folder, tmp_path) -> Task:
 def test_a_killed_worker_is_a_failure_and_no_wait(endless_task) -> None:
     worker = _started(endless_task)
     worker.kill()
-    with pytest.raises(JobFailure, match="from line 7 on was killed, most likely for lack of memory") as failure:
+    with pytest.raises(
+        JobFailure, match="pipe:7: the process that tokenises from here on was killed, most likely"
+    ) as failure:
         _follow(worker, endless_task, lambda *_: None)
     assert failure.value.reason is Reason.OUT_OF_MEMORY
 

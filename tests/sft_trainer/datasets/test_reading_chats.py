@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from sft_trainer.datasets.formats import Chat
-from sft_trainer.datasets.read import Fault, Row, read_rows, scan
+from sft_trainer.datasets.lines import scan_lines
+from sft_trainer.datasets.read import read_rows, scan
+from sft_trainer.datasets.rows import Fault, Row
 from sft_trainer.datasets.tokenize import _sample
 from sft_trainer.datasets.tokens import Sample
 from sftjob.failure import JobFailure, Reason
@@ -16,7 +18,7 @@ MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
 
 def read(path: Path, content: bytes) -> list[Sample | Fault]:
     path.write_bytes(content)
-    return [_sample(row, "messages") for lines in scan(path, ranges=1).ranges for row in read_rows(path, lines)]
+    return [_sample(row, "messages") for span in scan(path, workers=1).shares[0] for row in read_rows(span)]
 
 
 def test_an_object_or_a_bare_list_blank_lines_and_a_byte_order_mark_are_read(tmp_path) -> None:
@@ -119,7 +121,7 @@ def test_a_fault_is_told_with_line_field_and_remedy_and_the_other_lines_are_read
     ("name", "problem"),
     [
         ("missing", "there is no such file; correct the dataset's path"),
-        ("folder", "is a folder; name one JSONL file in it"),
+        ("folder", "no file in it ends in .jsonl, .ndjson, .json, .parquet, .arrow; name a file or folder"),
         ("empty", "the file is empty; write one row a line"),
     ],
 )
@@ -127,7 +129,7 @@ def test_a_file_that_can_hold_no_chat_is_named(name, problem, tmp_path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").touch()
     with pytest.raises(JobFailure) as failure:
-        scan(tmp_path / name, ranges=1)
+        scan(tmp_path / name, workers=1)
     assert failure.value.reason is Reason.INVALID_DATA
     assert failure.value.message == f"{tmp_path / name}: {problem}"
 
@@ -135,12 +137,12 @@ def test_a_file_that_can_hold_no_chat_is_named(name, problem, tmp_path) -> None:
 @pytest.mark.parametrize("ranges", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("end", [b"\n", b""])
 def test_ranges_cover_each_line_once_under_its_own_number(ranges, end, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sft_trainer.datasets.read._CHUNK_BYTES", 100)
+    monkeypatch.setattr("sft_trainer.datasets.lines._CHUNK_BYTES", 100)
     path = tmp_path / "d"
     path.write_bytes(b"\n".join([GOOD.strip() + b" " * (37 * number % 400) for number in range(50)]) + end)
-    found = scan(path, ranges=ranges)
-    assert found.lines == 50
-    rows = [row for lines in found.ranges for row in read_rows(path, lines)]
+    _, lines, spans = scan_lines(path, ranges=ranges)
+    assert lines == 50
+    rows = [row for span in spans for row in read_rows(span)]
     assert [row.line for row in rows] == list(range(1, 51))
     assert all(isinstance(row, Row) for row in rows)
-    assert len(found.ranges) == min(ranges, 50)
+    assert len(spans) == min(ranges, 50)

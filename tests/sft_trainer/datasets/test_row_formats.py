@@ -163,17 +163,81 @@ REMEDY = "the chat template does not write them; use a model or chatTemplate tha
 
 def test_what_a_template_would_leave_out_is_refused(qwen2_5, tokenize) -> None:
     result = tokenize(qwen2_5, CALLING, {"messages": pair("a", "b"), "tools": [TOOL]}, chat_template="chatml")
-    assert result.part.faults == [
-        (1, f"messages[1].tool_calls: {REMEDY}"),
-        (2, f"tools: {REMEDY}"),
+    assert result.faults == [
+        f":1: messages[1].tool_calls: {REMEDY}",
+        f":2: tools: {REMEDY}",
     ]
     thoughtful = [pair("a", "b")[0], {"role": "assistant", "content": "b", "thinking": "c"}]
-    assert tokenize(qwen2_5, thoughtful).part.faults == [
-        (
-            1,
-            "messages[1].reasoning_content: the chat template does not write it; put it into `content`, or remove it",
-        )
+    assert tokenize(qwen2_5, thoughtful).faults == [
+        ":1: messages[1].reasoning_content: the chat template does not write it; put it into `content`, or remove it"
     ]
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3"])
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"messages": pair("a", "b"), "tools": [TOOL]}, f"tools: {REMEDY}"),
+        ({"messages": CALLING[:2]}, f"messages[1].tool_calls: {REMEDY}"),
+        ({"messages": CALLING[::3]}, "messages[1].reasoning_content: the chat template does not write it; put it into"),
+    ],
+)
+def test_our_templates_without_tools_and_thoughts_refuse_rows_that_have_them(
+    template, row, problem, llama3, tokenize
+) -> None:
+    [fault] = tokenize(llama3, row, chat_template=template).faults
+    assert fault.startswith(f":1: {problem}")
+
+
+def test_our_qwen3_template_trains_calls_and_thoughts(calling_qwen3, tokenize) -> None:
+    row = {"messages": CALLING, "tools": [TOOL]}
+    result, own = tokenize(calling_qwen3, row, chat_template="qwen3"), tokenize(calling_qwen3, row)
+    assert result.text() == own.text()
+    assert result.trained_pieces() == [
+        "<think>\nAsk.\n</think>\n\n" + WRITTEN,
+        "<think>\nCold.\n</think>\n\nNo.<|im_end|>",
+    ]
+
+
+SHAREGPT = [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]
+
+
+@pytest.mark.parametrize(
+    ("row", "row_format", "problem"),
+    [
+        ({"system": "s", "conversations": SHAREGPT}, "sharegpt", f"conversations[1].tool_calls: {REMEDY}"),
+        (
+            {"system": "s", "conversations": [{"from": "human", "value": "a", "loss": True}]},
+            "sharegpt",
+            "conversations[0].loss: true for the role 'user'; only",
+        ),
+        (
+            {"conversations": [{"from": "function_call", "value": '[{"name": 3, "arguments": {}}]'}]},
+            "sharegpt",
+            "conversations[0].value[0].name: is a number; write a string",
+        ),
+        (
+            {"conversations": [{"from": "gpt", "value": ""}]},
+            "sharegpt",
+            "conversations: the chat template refuses them: ",
+        ),
+        (
+            {"prompt": pair("a", "b")[:1], "completion": [{"role": "assistant", "content": "b", "thinking": "c"}]},
+            "prompt-completion",
+            "completion[0].reasoning_content: the chat template does not write it",
+        ),
+        ({"instruction": "a", "output": "b" * 99}, "alpaca", "output: 119 tokens, at most 40 fit; shorten it, or set"),
+        ({"text": "b" * 99}, "text", "text: 101 tokens, at most 40 fit; shorten it, or set"),
+    ],
+)
+def test_a_fault_names_the_rows_own_fields(row, row_format, problem, make_tokenizer, tokenize) -> None:
+    template = "{% if messages[0].role == 'assistant' %}{{ raise_exception('No question') }}{% endif %}"
+    template += "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    tokenizer = make_tokenizer(template, tokens=CHATML_TOKENS, vocab_size=259, bos_token=CHATML_TOKENS[2])
+    tokenizer.eos_token = "<|im_end|>"
+    [fault] = tokenize(tokenizer, row, row_format=row_format, max_length=40, overlong="error").faults
+    assert fault.startswith(f":1: {problem}")
 
 
 def test_a_developer_speaks_as_the_system_where_the_template_knows_no_developer(qwen3, tokenize) -> None:
@@ -187,12 +251,10 @@ def prepared(path, base, folder, **options):
     return prepare_data(config, tokenizer_path=str(folder / "tokenizer"), cache_dir=folder / "cache", seed=1)
 
 
-def test_auto_takes_the_first_rows_format_says_it_and_another_rows_is_a_fault(base, tmp_path, caplog) -> None:
+def test_auto_takes_the_first_rows_format_and_another_rows_is_a_fault(base, tmp_path) -> None:
     path = write_chats(tmp_path / "d.jsonl", [{"text": "a"}, {"text": "b"}])
-    with caplog.at_level("INFO"):
-        data = prepared(path, base, tmp_path)
-    assert caplog.messages == [f"{path}: rows of the format text"]
-    assert data.caches[0].meta.key.row_format == "text"
+    data = prepared(path, base, tmp_path)
+    assert data.receipt.datasets[0].format == "text"
     assert prepared(path, base, tmp_path, format="text").digest == data.digest
     write_chats(path, [{"text": "a"}, pair("a", "b")])
     with pytest.raises(JobFailure) as failure:

@@ -35,6 +35,33 @@ def test_it_renders_as_trls_copy_of_the_models_own(model, chat, add_generation_p
     assert ours == theirs
 
 
+DESCRIBED = {"type": "function", "function": {"name": "heat", "description": "Wärme", "parameters": {"type": "object"}}}
+CALLS = [{"type": "function", "function": {"name": "heat", "arguments": {"room": each}}} for each in (4, "ä")]
+CALLING = [
+    [*pair("Warm?", "")[:1], {"role": "assistant", "content": "", "tool_calls": CALLS}, TOOL, *pair("", "Yes")[1:]],
+    [SYSTEM, *pair("Warm?", "")[:1], {"role": "assistant", "content": "I ask.", "tool_calls": CALLS[:1]}],
+    [*pair("Warm?", "")[:1], {"role": "assistant", "content": "\nI ask.", "reasoning_content": "\nAsk.\n"}],
+    [
+        *pair("Warm?", "")[:1],
+        {"role": "assistant", "content": "", "reasoning_content": "Ask.", "tool_calls": CALLS},
+        TOOL,
+        {"role": "assistant", "content": "Yes", "reasoning_content": "So."},
+        *pair("Sure?", "Yes."),
+    ],
+    [SYSTEM, *pair("Hi", "Hello"), SYSTEM, *pair("Hi", "Hello")],
+]
+
+
+@pytest.mark.parametrize("chat", CALLING)
+@pytest.mark.parametrize("tools", [None, [DESCRIBED, DESCRIBED]])
+def test_qwen3_writes_tools_calls_and_thoughts_as_the_models_own(chat, tools, qwen3) -> None:
+    ours, theirs = (
+        qwen3.apply_chat_template(chat, chat_template=template, tools=tools, tokenize=False)
+        for template in (chat_template_named("qwen3"), trl_template("qwen3.jinja"))
+    )
+    assert ours == theirs
+
+
 @pytest.mark.parametrize("enable_thinking", [False, True])
 def test_qwen3s_thinking_switch_is_kept(qwen3, enable_thinking) -> None:
     ours, theirs = (

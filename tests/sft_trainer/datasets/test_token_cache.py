@@ -9,9 +9,11 @@ import pytest
 
 from sft_trainer.datasets.cache import CacheKey, cache_folder, open_cache, open_or_build
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
+from sft_trainer.datasets.rows import BadRow
 from sft_trainer.datasets.tokenize import Part
 
-KEY = CacheKey(file_sha256="f", tokenizer={"tokenizer.json": "t"}, row_format="messages", max_length=8, overlong="drop")
+BAD = BadRow(file="d.jsonl", place=":5", problem="text: is a number; write a string")
+KEY = CacheKey(content="f", tokenizer={"tokenizer.json": "t"}, row_format="messages", max_length=8, overlong="drop")
 
 
 def build_two_parts(folder: Path) -> list[Part]:
@@ -24,7 +26,7 @@ def build_two_parts(folder: Path) -> list[Part]:
         np.save(folder / f"samples-{part}.npy", np.array(table, dtype=np.int32))
     return [
         Part(rows=3, samples=2, tokens=4, trained_tokens=2, truncated=1, dropped=1),
-        Part(rows=1, samples=1, tokens=2, trained_tokens=1),
+        Part(rows=2, samples=1, tokens=2, trained_tokens=1, bad_rows=1, told=[BAD]),
     ]
 
 
@@ -47,13 +49,14 @@ def test_parts_become_one_folder_that_opens_without_being_built_again(tmp_path) 
     assert isinstance(cache.tokens, np.memmap)
     meta = cache.meta
     assert (meta.rows, meta.samples, meta.tokens, meta.trained_tokens, meta.truncated, meta.dropped) == (
-        4,
+        5,
         3,
         6,
         3,
         1,
         1,
     )
+    assert (meta.bad_rows, meta.told) == (1, [BAD])
     names = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert sorted(names) == ["meta.json", "offsets.npy", "samples.npy", "tokens.bin", "trained.bin"]
 
@@ -61,8 +64,8 @@ def test_parts_become_one_folder_that_opens_without_being_built_again(tmp_path) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 1},
-        {"file_sha256": "g"},
+        {"format": 2},
+        {"content": "g"},
         {"tokenizer": {"tokenizer.json": "u"}},
         {"tokenizer": {"tokenizer.json": "t", "config.json": "c"}},
         {"chat_template": "{{ messages }}"},

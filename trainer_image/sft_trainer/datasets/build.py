@@ -1,7 +1,7 @@
-"""Tokenises one file into the parts of a cache, in this process or in several.
+"""Tokenises one dataset into the parts of a cache, in this process or in several.
 
-In: the file's scan, the tokenizer, how the file is read, a folder. Out: the parts, in the order of the file. Called by
-`prepare` when the cache does not hold the file yet. Every line that is wrong, up to ten, is in one JobFailure.
+In: the dataset's scan, the tokenizer, how its rows are read, a folder. Out: the parts, in the order of the rows. Called
+by `open_tokens` when the cache does not hold the dataset yet. Of bad rows beyond the budget one JobFailure tells.
 """
 
 import os
@@ -12,9 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from sft_trainer.datasets.bad_rows import BadRows, bad_rows_of
 from sft_trainer.datasets.read import Scan
 from sft_trainer.datasets.render import load_tokenizer
-from sft_trainer.datasets.tokenize import MOST_FAULTS, Part, Reading
+from sft_trainer.datasets.tokenize import Part, Reading
 from sft_trainer.datasets.tokens import SampleTokenizer
 from sft_trainer.datasets.worker import Report, Task, run_task
 from sftjob.failure import JobFailure, Reason
@@ -27,42 +28,36 @@ def build_parts(
     tokenizer_path: str,
     chat_template: str | None,
     reading: Reading,
+    before: BadRows,
     folder: Path,
     on_rows: Callable[[int], None],
 ) -> list[Part]:
-    """One process a range of the scan. Raises JobFailure for bad lines, or a tokenizer or template that won't do."""
+    """One process a share of the scan; `before` are the bad rows of datasets before this one.
+
+    Raises JobFailure for too many bad rows, or a tokenizer or template that won't do.
+    """
     tasks = [
         Task(
-            path=path,
-            start=lines.start,
-            end=lines.end,
-            first_line=lines.first_line,
+            spans=spans,
             tokenizer_path=tokenizer_path,
             chat_template=chat_template,
             reading=reading,
             folder=folder,
             part=part,
         )
-        for part, lines in enumerate(scan.ranges)
+        for part, spans in enumerate(scan.shares)
     ]
     if len(tasks) == 1:
         tokenizer = SampleTokenizer(load_tokenizer(tokenizer_path), chat_template=chat_template)
         parts = [run_task(tasks[0], tokenizer=tokenizer, on_rows=on_rows)]
     else:
         parts = _in_processes(tasks, on_rows=on_rows)
-    faults = sorted(fault for part in parts for fault in part.faults)
-    if faults:
-        raise JobFailure(Reason.INVALID_DATA, "\n".join(_report_of(path, faults)))
+    told = [row for part in parts for row in part.told]
+    bad = before + bad_rows_of(path, sum(part.bad_rows for part in parts), told)
+    bad.check(reading.budget, is_all=not any(part.is_given_up for part in parts))
     if not any(part.rows for part in parts):
-        raise JobFailure(Reason.INVALID_DATA, f"{path}: only blank lines; write one row a line")
+        raise JobFailure(Reason.INVALID_DATA, f"{path}: no row in it; give it some")
     return parts
-
-
-def _report_of(path: Path, faults: list[tuple[int, str]]) -> list[str]:
-    lines = [f"{path}:{line}: {problem}" for line, problem in faults[:MOST_FAULTS]]
-    if len(faults) >= MOST_FAULTS:
-        lines.append(f"{path}: there may be more; these are the first {MOST_FAULTS}")
-    return lines
 
 
 def _in_processes(tasks: list[Task], *, on_rows: Callable[[int], None]) -> list[Part]:
@@ -125,7 +120,12 @@ def _follow(worker: subprocess.Popen[bytes], task: Task, on_rows: Callable[[int,
     if code == -9:
         raise JobFailure(
             Reason.OUT_OF_MEMORY,
-            f"{task.path}: the process that tokenises from line {task.first_line} on was killed, most likely for lack "
-            "of memory; lower num_workers or give more memory",
+            f"{_begin(task)}: the process that tokenises from here on was killed, most likely for lack of memory; "
+            "lower num_workers or give more memory",
         )
-    raise RuntimeError(f"the process that tokenises {task.path} from line {task.first_line} on ended with code {code}")
+    raise RuntimeError(f"{_begin(task)}: the process that tokenises from here on ended with code {code}")
+
+
+def _begin(task: Task) -> str:
+    span = task.spans[0]
+    return f"{span.path}{span.place(span.first)}"

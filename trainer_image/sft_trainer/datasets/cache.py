@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from sft_trainer.datasets.made_once import FolderMeta, made_once, read_meta, sizes, write_meta
+from sft_trainer.datasets.rows import BadRow
 from sft_trainer.datasets.tokenize import Part
 from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record, digest
+from sftjob.receipt import MOST_TOLD
 
-FORMAT = 2
+FORMAT = 3
 """Raised by every change to how tokens or masks are made: it is part of the key."""
 _FILES = ("tokens.bin", "trained.bin", "offsets.npy", "samples.npy")
 
@@ -33,7 +35,8 @@ class CacheKey(Record):
     """Everything that changes the result."""
 
     format: int = FORMAT
-    file_sha256: str
+    content: str
+    """sha256 of the files, and what else decides their rows."""
     tokenizer: dict[str, str]
     """sha256 of each of its files, versions of the libraries that read them."""
     chat_template: str | None = None
@@ -55,6 +58,10 @@ class CacheMeta(FolderMeta):
     trained_tokens: int
     truncated: int
     dropped: int
+    bad_rows: int
+    """Skipped."""
+    told: list[BadRow]
+    """The first of them."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +123,11 @@ def _join(folder: Path, key: CacheKey, parts: list[Part]) -> None:
     np.save(folder / "samples.npy", table[:, 1:])
     for name in _FILES:
         sync_path(folder / name)
-    counts = ("rows", "samples", "tokens", "trained_tokens", "truncated", "dropped")
+    counts = ("rows", "samples", "tokens", "trained_tokens", "truncated", "dropped", "bad_rows")
     meta = CacheMeta(
         key=key,
         bytes=sizes(folder, _FILES),
+        told=[row for part in parts for row in part.told][:MOST_TOLD],
         **{count: sum(getattr(part, count) for part in parts) for count in counts},
     )
     write_meta(folder, meta)

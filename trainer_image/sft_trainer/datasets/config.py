@@ -9,14 +9,17 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sftjob.base import Declared
-from sftjob.options import EvaluationOptions, Overlong, PackLevel, RowFormat
+from sftjob.options import BadLineBudget, EvaluationOptions, Overlong, PackLevel, RowFormat
 
 
 class DatasetConfig(Declared):
-    """One JSONL file of rows."""
+    """A file of rows, or a folder of such files."""
 
     name: str = Field(min_length=1, max_length=63, description="For messages and counts.")
-    anno_path: Path = Field(description="A JSONL file: one row a line.")
+    anno_path: Path = Field(
+        description="JSONL, JSON (one array), Parquet or Arrow, by its ending; JSONL where that is unknown. A folder: "
+        "all files in it with such an ending, by name."
+    )
     format: RowFormat = Field(default="auto", description="Of its rows; auto: what the first one has.")
     cache_dir: Path | None = Field(default=None, description="Folder of its tokenised form. Absent: the run's own.")
     sample_ratio: float = Field(
@@ -64,6 +67,7 @@ class DataloaderConfig(Declared):
     )
     pack_max_length: int = Field(default=4096, ge=8, le=1_048_576, description="Tokens a pack holds at most.")
     overlong: Overlong = Field(default="truncate", description="What happens to a sample that is too long.")
+    bad_line_budget: BadLineBudget = 0
     evaluation: EvaluationConfig | None = None
     num_workers: int = Field(default=1, ge=1, le=256, description="Processes that tokenise a large file side by side.")
 

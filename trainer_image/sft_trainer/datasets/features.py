@@ -35,6 +35,12 @@ class TemplateFeatures:
         """Raises Refused for tools, calls or thoughts that the template does not write."""
         if tools and not self._writes_tools:
             raise Refused("tools: the chat template does not write them; use a model or chatTemplate that knows tools")
+        if messages[0]["role"] == "system" and self._leaves_out_system:
+            # Mistral 7B v0.3 writes it before a last message that is the user's: never in a chat that is trained.
+            raise Refused(
+                "messages[0]: the chat template leaves a system message out of a chat that ends with an answer; "
+                "put it into the first user message, or use another chatTemplate"
+            )
         return [self._fitted(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
     def _fitted(self, field: str, message: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +63,14 @@ class TemplateFeatures:
     @cached_property
     def _writes_tools(self) -> bool:
         return self._writes([_ASKED], [_TOOL])
+
+    @cached_property
+    def _leaves_out_system(self) -> bool:
+        """Without a word: a template that refuses it says so itself."""
+        text = self._try_out(
+            [{"role": "system", "content": _PROBE}, _ASKED, {"role": "assistant", "content": "That."}], None
+        )
+        return bool(text) and _PROBE not in text
 
     @cached_property
     def _writes_developer(self) -> bool:

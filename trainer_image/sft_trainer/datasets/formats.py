@@ -9,12 +9,13 @@ In: a row as JSON has it. Called by `tokenize` for each row, and by `prepare` to
     text               {"text": ...}
 """
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sft_trainer.datasets.messages import Messages, message_list, tools_of
-from sft_trainer.datasets.values import Refused, kind_of, objects_of, string_of
+from sft_trainer.datasets.values import Refused, kind_of, object_of, objects_of, string_of
 
 _MARKS = {
     "messages": ("messages",),
@@ -35,6 +36,7 @@ _SPEAKERS = {
     "tool": "tool",
 }
 _WEIGHTS = {0: False, 1: True}
+_PLACE = re.compile(r"messages(\[(?P<index>\d+)\])?(?=[.:])")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,17 @@ class Chat:
     trained: list[bool]
     """For each message, whether its tokens are trained."""
     tools: list[dict[str, Any]] | None = None
+    fields: tuple[str, ...] = field(default=(), compare=False)
+    """Where the row has each message; `messages[i]` without them."""
+    answers: str = field(default="messages", compare=False)
+    """Where the row has what is trained."""
+
+    def in_its_words(self, problem: str) -> str:
+        """Of a problem that is told of `messages` or `messages[i]`: told of the row's own fields."""
+        if self.fields and (place := _PLACE.match(problem)):
+            own = self.fields[int(place["index"])] if place["index"] else self.answers
+            return own + problem[place.end() :]
+        return problem
 
 
 @dataclass(frozen=True)
@@ -76,19 +89,24 @@ def sample_of(row: Any, row_format: str) -> Chat | Passage:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise Refused(f"(line): is {kind_of(row)}; write an object with {_fields(row_format)}")
-    for field in _MARKS[row_format]:
-        if field not in row:
+    for mark in _MARKS[row_format]:
+        if mark not in row:
             raise Refused(
-                f"{field}: missing; write an object with {_fields(row_format)}, as this file's format "
+                f"{mark}: missing; write an object with {_fields(row_format)}, as this file's format "
                 f"{row_format} has it"
             )
     sample = _READERS[row_format](row)
     if isinstance(sample, Chat) and not any(sample.trained):
         raise Refused(
-            f"{_MARKS[row_format][-1]}: no token of this chat would be trained; "
+            f"{field_of(row_format)}: no token of this chat would be trained; "
             "add an assistant turn without `loss: false`"
         )
     return sample
+
+
+def field_of(row_format: str) -> str:
+    """Where its rows have what is trained."""
+    return _MARKS[row_format][-1]
 
 
 def _fields(row_format: str) -> str:
@@ -105,8 +123,10 @@ def _from_sharegpt(row: dict[str, Any]) -> Chat:
     if not isinstance(turns, list):
         raise Refused(f"conversations: is {kind_of(turns)}; write a list of objects with `from` and `value`")
     written = [_turn(f"conversations[{index}]", turn) for index, turn in enumerate(turns)]
-    messages, trained = message_list("conversations", [*_system(row), *written])
-    return Chat(messages, trained, tools_of(row.get("tools") or None))
+    system = _system(row)
+    fields = (*(["system"] if system else []), *(f"conversations[{index}]" for index in range(len(turns))))
+    messages, trained = message_list("conversations", [*system, *written], fields=fields)
+    return Chat(messages, trained, tools_of(row.get("tools") or None), fields, "conversations")
 
 
 def _turn(field: str, turn: Any) -> dict[str, Any]:
@@ -134,8 +154,13 @@ def _turn(field: str, turn: Any) -> dict[str, Any]:
 
 def _calls(field: str, value: str) -> list[dict[str, Any]]:
     """A call, or a list of them, as JSON: `{"name": ..., "arguments": {...}}`."""
-    listed = value if value.lstrip().startswith("[") else f"[{value}]"
-    return [{"function": call} for call in objects_of(field, listed)]
+    is_list = value.lstrip().startswith("[")
+    calls = []
+    for index, call in enumerate(objects_of(field, value if is_list else f"[{value}]")):
+        place = f"{field}[{index}]" if is_list else field
+        name = string_of(f"{place}.name", call.get("name"))
+        calls.append({"function": {"name": name, "arguments": object_of(f"{place}.arguments", call.get("arguments"))}})
+    return calls
 
 
 def _from_pair(row: dict[str, Any]) -> Chat | Passage:
@@ -149,7 +174,8 @@ def _from_pair(row: dict[str, Any]) -> Chat | Passage:
         )
     asked, not_trained = message_list("prompt", prompt, trains_assistants=False)
     answered, trained = message_list("completion", completion)
-    return Chat(asked + answered, not_trained + trained, tools_of(row.get("tools")))
+    fields = [f"{name}[{index}]" for name in ("prompt", "completion") for index in range(len(row[name]))]
+    return Chat(asked + answered, not_trained + trained, tools_of(row.get("tools")), tuple(fields), "completion")
 
 
 def _from_alpaca(row: dict[str, Any]) -> Chat:
@@ -160,7 +186,8 @@ def _from_alpaca(row: dict[str, Any]) -> Chat:
         question += f"\n\n{details}"
     answer = string_of("output", row["output"])
     chat = [*_system(row), {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return Chat(chat, [False] * (len(chat) - 1) + [True])
+    fields = ("system", "instruction", "output")[-len(chat) :]
+    return Chat(chat, [False] * (len(chat) - 1) + [True], None, fields, "output")
 
 
 def _system(row: dict[str, Any]) -> Messages:

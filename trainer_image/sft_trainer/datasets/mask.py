@@ -82,8 +82,7 @@ def _turn(renderer: Renderer, messages: Messages, index: int, full: str) -> Turn
         return Turn(start, _end_of_calls(renderer, messages, index, full, start=start), ends_at_content=True)
     # The template writes this turn otherwise once others follow (Qwen3 drops its thoughts): see how far the text
     # stays the same when the content goes on.
-    longer = _with_content(messages, index, messages[index]["content"] + _sentinel(full))
-    end = _common_prefix(full, renderer.text(longer))
+    end = _content_end(renderer, messages, index, full)
     if end < start:
         raise Unmaskable(f"messages[{index}]: the chat template writes it in no place of its own; {_REMEDY}")
     return Turn(start, end, ends_at_content=True)
@@ -112,7 +111,21 @@ def _start(renderer: Renderer, messages: Messages, index: int, full: str) -> int
                     "can't be told from the answer; use another chatTemplate"
                 )
             return len(prompt)
+    if index and not renderer.has_generation_prompt and (start := _behind_question(renderer, messages, index, full)):
+        return start
     return _start_at_content(renderer, messages, index, full)
+
+
+def _behind_question(renderer: Renderer, messages: Messages, index: int, full: str) -> int | None:
+    """For a template without role headers that moves text about, as Mistral's write the system prompt into the last
+    question: the answer must stand behind what closes the message before it, as it does where a model is asked.
+    """
+    asked = renderer.text(messages[:index])
+    closing = asked[_content_end(renderer, messages[:index], index - 1, asked) :]
+    start = _content_end(renderer, messages, index - 1, full) + len(closing)
+    content = _content(renderer, messages, index, full)
+    is_there = closing.strip() and full.endswith(closing, 0, start) and start <= content
+    return start if is_there and not full[start:content].strip() else None
 
 
 def _start_at_content(renderer: Renderer, messages: Messages, index: int, full: str) -> int:
@@ -136,6 +149,12 @@ def _content(renderer: Renderer, messages: Messages, index: int, full: str) -> i
     """Where the text of this message's content begins."""
     moved = _with_content(messages, index, _sentinel(full) + messages[index]["content"])
     return _common_prefix(full, renderer.text(moved))
+
+
+def _content_end(renderer: Renderer, messages: Messages, index: int, full: str) -> int:
+    """Behind the text of this message's content."""
+    longer = _with_content(messages, index, messages[index]["content"] + _sentinel(full))
+    return _common_prefix(full, renderer.text(longer))
 
 
 def _prompts(prompt: str) -> list[str]:

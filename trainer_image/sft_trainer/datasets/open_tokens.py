@@ -1,28 +1,30 @@
-"""One dataset's file as tokens: from the cache, or tokenised into it.
+"""One dataset's files as tokens: from the cache, or tokenised into it.
 
 In: the dataset's configuration and the tokenizer's fingerprint. Out: a `TokenCache`. Called by `prepare`.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sft_trainer.datasets.bad_rows import BadRows, bad_rows_of
 from sft_trainer.datasets.build import build_parts
 from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
-from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, DatasetEntry
+from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
+from sft_trainer.datasets.files import data_files
 from sft_trainer.datasets.formats import known_format
-from sft_trainer.datasets.known_files import KnownFile
-from sft_trainer.datasets.read import Fault, LineRange, read_rows, scan
+from sft_trainer.datasets.known_files import Known, KnownFiles
+from sft_trainer.datasets.read import first_rows, scan
+from sft_trainer.datasets.rows import Fault
 from sft_trainer.datasets.template import chat_template_named
 from sft_trainer.datasets.tokenize import Part, Reading
 from sft_trainer.datasets.values import Refused
 from sftjob.failure import JobFailure, Reason
 
-log = logging.getLogger(__name__)
-
 _BYTES_A_WORKER = 16 << 20
 """A worker takes seconds to start, in which one process tokenises about this much."""
+_ROWS_TRIED = 100
+"""From the first on, for one that tells the format."""
 _SECONDS_BETWEEN_DETAILS = 0.3
 
 
@@ -31,20 +33,33 @@ def open_tokens(
     entry: DatasetEntry,
     tokenizer: dict[str, str],
     *,
+    before: BadRows,
     tokenizer_path: str,
     cache_dir: Path,
     on_detail: Callable[[str], None],
 ) -> TokenCache:
-    """Raises JobFailure, for bad lines with file, line and field."""
+    """`before` are the bad rows of datasets before this one.
+
+    Raises JobFailure, for more bad rows than the budget has with file, line and field.
+    """
     path, template = entry.dataset.anno_path, entry.tokenize_fn.chat_template
     folder = entry.dataset.cache_dir or cache_dir
-    known = KnownFile(path, folder=folder)
-    found = None if (sha256 := known.sha256()) else scan(path, ranges=_workers(path, config.num_workers))
+    files = data_files(path)
+    workers = _workers(files, config.num_workers)
+    known_files = KnownFiles(files, folder=folder)
+    known = known_files.recall()
+    found = None if known else scan(path, workers=workers)
+    row_format = entry.dataset.format
+    if row_format == "auto":
+        row_format = (known.row_format if known else None) or _row_format(path)
     reading = Reading(
-        row_format=_row_format(entry.dataset), max_length=config.max_length(entry), overlong=config.overlong
+        row_format=row_format,
+        max_length=config.max_length(entry),
+        overlong=config.overlong,
+        budget=config.bad_line_budget,
     )
     key = CacheKey(
-        file_sha256=sha256 or found.sha256,
+        content=known.sha256 if known else found.sha256,
         tokenizer=tokenizer,
         chat_template=chat_template_named(template) if template else None,
         row_format=reading.row_format,
@@ -55,43 +70,52 @@ def open_tokens(
     tell = _at_most_every(_SECONDS_BETWEEN_DETAILS, on_detail)
 
     def build(temporary: Path) -> list[Part]:
-        lines = found or scan(path, ranges=_workers(path, config.num_workers))
+        scanned = found or scan(path, workers=workers)
+        of_all = "" if scanned.rows is None else f" of {scanned.rows}"
         return build_parts(
             path,
-            lines,
+            scanned,
             tokenizer_path=tokenizer_path,
             chat_template=template,
             reading=reading,
+            before=before,
             folder=temporary,
-            on_rows=lambda rows: tell(f"{prefix}{rows} of {lines.lines} rows"),
+            on_rows=lambda rows: tell(f"{prefix}{rows}{of_all} rows"),
         )
 
     cache = open_or_build(
         folder, key, build=build, on_wait=lambda: tell(f"{prefix}another process tokenises {path.name}")
     )
-    known.remember(key.file_sha256)
+    if entry.dataset.format == "auto":
+        known_files.remember(Known(sha256=key.content, row_format=row_format))
+    elif known is None:
+        known_files.remember(Known(sha256=key.content))
+    # Made under a larger budget, it may hold more bad rows than this one has.
+    (before + bad_rows_of_cache(entry, cache)).check(config.bad_line_budget)
     return cache
 
 
-def _row_format(dataset: DatasetConfig) -> str:
-    """What its configuration names, or else what the first row has."""
-    if dataset.format != "auto":
-        return dataset.format
-    path = dataset.anno_path
-    for row in read_rows(path, LineRange(start=0, end=path.stat().st_size, first_line=1)):
+def bad_rows_of_cache(entry: DatasetEntry, cache: TokenCache) -> BadRows:
+    return bad_rows_of(entry.dataset.anno_path, cache.meta.bad_rows, cache.meta.told)
+
+
+def _row_format(path: Path) -> str:
+    """Of the first row that has a known one: those before it are bad rows, told when all are read."""
+    problem = None
+    for tried, (span, row) in enumerate(first_rows(path)):
+        if tried == _ROWS_TRIED:
+            break
         try:
             if isinstance(row, Fault):
                 raise Refused(row.problem)
-            row_format = known_format(row.value)
+            return known_format(row.value)
         except Refused as refused:
-            raise JobFailure(Reason.INVALID_DATA, f"{path}:{row.line}: {refused}") from None
-        log.info("%s: rows of the format %s", path, row_format)
-        return row_format
-    raise JobFailure(Reason.INVALID_DATA, f"{path}: only blank lines; write one row a line")
+            problem = problem or f"{span.path}{span.place(row.line)}: {refused}"
+    raise JobFailure(Reason.INVALID_DATA, problem or f"{path}: no row in it; give it some")
 
 
-def _workers(path: Path, most: int) -> int:
-    size = path.stat().st_size if path.is_file() else 0
+def _workers(files: list[Path], most: int) -> int:
+    size = sum(file.stat().st_size for file in files if file.is_file())
     return max(1, min(most, size // _BYTES_A_WORKER))
 
 

@@ -6,7 +6,7 @@ next to nothing. Called by `prepare`.
     packs-<hash>/  pieces.npy   int32  [3, pieces]: sample, begin, length
                    offsets.npy  int64  where packs begin in the pieces, and the number of pieces
                    packs.npy    int64  [3, packs]: tokens, trained tokens, squares of the pieces' lengths
-                   meta.json           the digest, the receipt, every file's size; written last
+                   meta.json           the digest, what the samples come to, every file's size; written last
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ import numpy as np
 
 from sft_trainer.datasets.made_once import FolderMeta, made_once, read_meta, sizes, write_meta
 from sft_trainer.datasets.pack import Packs
+from sft_trainer.datasets.receipt import PackCounts
 from sft_trainer.storage.folders import sync_path
-from sftjob.outcome import DataReceipt
 
-FORMAT = 1
+FORMAT = 2
 """Raised by every change to what stands in the files."""
 _FILES = ("pieces.npy", "offsets.npy", "packs.npy")
 
@@ -28,7 +28,7 @@ _FILES = ("pieces.npy", "offsets.npy", "packs.npy")
 class _Meta(FolderMeta):
     format: int = FORMAT
     digest: str
-    receipt: DataReceipt
+    counts: PackCounts
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StoredPacks:
     """[packs] int64: labels that count"""
     attention: np.ndarray
     """[packs] int64: the sum of squared lengths, which attention's cost goes with"""
-    receipt: DataReceipt
+    counts: PackCounts
 
 
 def open_or_pack(
@@ -61,7 +61,7 @@ def _opened(folder: Path, digest: str) -> StoredPacks | None:
     if meta is None or (meta.format, meta.digest) != (FORMAT, digest):
         return None
     pieces, offsets, packs = (np.load(folder / name, mmap_mode="r") for name in _FILES)
-    return StoredPacks(Packs(*pieces, offsets), *packs, meta.receipt)
+    return StoredPacks(Packs(*pieces, offsets), *packs, meta.counts)
 
 
 def _write(folder: Path, digest: str, stored: StoredPacks) -> None:
@@ -71,4 +71,4 @@ def _write(folder: Path, digest: str, stored: StoredPacks) -> None:
     np.save(folder / "packs.npy", np.stack((stored.tokens, stored.trained, stored.attention)))
     for name in _FILES:
         sync_path(folder / name)
-    write_meta(folder, _Meta(digest=digest, receipt=stored.receipt, bytes=sizes(folder, _FILES)))
+    write_meta(folder, _Meta(digest=digest, counts=stored.counts, bytes=sizes(folder, _FILES)))

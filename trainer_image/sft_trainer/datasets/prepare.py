@@ -12,17 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from sft_trainer.datasets.bad_rows import NO_BAD_ROWS, BadRows
 from sft_trainer.datasets.cache import TokenCache
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.evaluation import hold_out
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
-from sft_trainer.datasets.open_tokens import open_tokens
+from sft_trainer.datasets.open_tokens import bad_rows_of_cache, open_tokens
 from sft_trainer.datasets.order import permutation
 from sft_trainer.datasets.pack import Packs, pack_samples
 from sft_trainer.datasets.pack_cache import StoredPacks, open_or_pack
+from sft_trainer.datasets.receipt import PackCounts, count_samples, receipt_of, with_evaluated, with_held_out
 from sftjob.base import digest
 from sftjob.failure import JobFailure, Reason
-from sftjob.outcome import DataReceipt
+from sftjob.receipt import DataReceipt
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,13 @@ class PreparedData:
     stored: StoredPacks
     """Its packs' members are sample ids."""
     digest: str
+    receipt: DataReceipt
     evaluation: "PreparedData | None" = None
     """What is evaluated and never trained on, packed in the same way."""
 
     @property
     def packs(self) -> Packs:
         return self.stored.packs
-
-    @property
-    def receipt(self) -> DataReceipt:
-        return self.stored.receipt
 
     def sample(self, sample_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [T] uint32 and which are trained [T] bool."""
@@ -62,14 +61,27 @@ def prepare_data(
     tokenizer_path: str,
     cache_dir: Path,
     seed: int,
+    bad_rows_before: BadRows = NO_BAD_ROWS,
     on_detail: Callable[[str], None] = lambda _: None,
 ) -> PreparedData:
-    """Raises JobFailure, for bad lines with file, line and field."""
+    """`bad_rows_before` are those of datasets that were prepared before, for one job has one budget.
+
+    Raises JobFailure, for bad rows beyond the budget with file, line and field.
+    """
     tokenizer = tokenizer_fingerprint(tokenizer_path)
-    caches = [
-        open_tokens(config, entry, tokenizer, tokenizer_path=tokenizer_path, cache_dir=cache_dir, on_detail=on_detail)
-        for entry in config.dataset_config_list
-    ]
+    caches, bad_rows = [], NO_BAD_ROWS
+    for entry in config.dataset_config_list:
+        cache = open_tokens(
+            config,
+            entry,
+            tokenizer,
+            before=bad_rows_before + bad_rows,
+            tokenizer_path=tokenizer_path,
+            cache_dir=cache_dir,
+            on_detail=on_detail,
+        )
+        bad_rows += bad_rows_of_cache(entry, cache)
+        caches.append(cache)
     first_ids = [sum(cache.meta.samples for cache in caches[:index]) for index in range(len(caches))]
     data_digest = digest(
         {
@@ -94,7 +106,8 @@ def prepare_data(
             pack=lambda: _packed(config, caches, first_ids, ids(), seed=seed),
             on_wait=lambda: on_detail("another process packs"),
         )
-        return PreparedData(caches=caches, first_ids=first_ids, stored=stored, digest=key)
+        receipt = receipt_of(stored.counts, entries=config.dataset_config_list, caches=caches, bad_rows=bad_rows)
+        return PreparedData(caches=caches, first_ids=first_ids, stored=stored, digest=key, receipt=receipt)
 
     if config.evaluation is None:
         return prepared(data_digest, all_ids)
@@ -110,11 +123,18 @@ def prepare_data(
         own = config.model_copy(
             update={"dataset_config_list": config.evaluation.dataset_config_list, "evaluation": None}
         )
-        held = prepare_data(own, tokenizer_path=tokenizer_path, cache_dir=cache_dir, seed=seed, on_detail=on_detail)
-    receipt = trained.receipt.model_copy(update={"held_out": held.receipt.samples})
+        held = prepare_data(
+            own,
+            tokenizer_path=tokenizer_path,
+            cache_dir=cache_dir,
+            seed=seed,
+            bad_rows_before=bad_rows,
+            on_detail=on_detail,
+        )
+    join = with_evaluated if fraction is None else with_held_out
     return replace(
         trained,
-        stored=replace(trained.stored, receipt=receipt),
+        receipt=join(trained.receipt, held.receipt),
         evaluation=held,
         digest=digest({"training": trained.digest, "evaluation": held.digest}),
     )
@@ -151,14 +171,16 @@ def _packed(
         tokens=np.add.reduceat(packs.lengths, starts),
         trained=np.add.reduceat(piece_trained, starts),
         attention=np.add.reduceat(packs.lengths**2, starts),
-        receipt=DataReceipt(
-            samples=len(drawn),
-            tokens=int(lengths.sum()),
-            trained_tokens=int(trained.sum()),
-            truncated=int(np.concatenate([cache.is_cut for cache in caches])[drawn].sum()),
-            cut_by_packs=int(np.count_nonzero(is_piece & (packs.begins == 0))),
-            dropped=sum(cache.meta.dropped for cache in caches),
+        counts=PackCounts(
             packs=len(packs),
+            cut_by_packs=int(np.count_nonzero(is_piece & (packs.begins == 0))),
+            datasets=count_samples(
+                drawn,
+                first_ids=first_ids,
+                lengths=lengths,
+                trained=trained,
+                is_cut=np.concatenate([cache.is_cut for cache in caches])[drawn],
+            ),
         ),
     )
 
@@ -172,9 +194,9 @@ def _drawn(samples: int, ratio: float, *, seed: tuple[int, ...]) -> np.ndarray:
 
 def _nothing_left(config: DataloaderConfig, caches: list[TokenCache]) -> JobFailure:
     counts = [
-        f"{entry.dataset.anno_path}: of {cache.meta.rows} chats {cache.meta.dropped} are dropped, longer than "
-        f"{cache.meta.key.max_length} tokens or without a trained token within them, and sample_ratio is "
-        f"{entry.dataset.sample_ratio}"
+        f"{entry.dataset.anno_path}: of {cache.meta.rows} rows {cache.meta.bad_rows} can't be used, "
+        f"{cache.meta.dropped} are dropped, longer than {cache.meta.key.max_length} tokens or without a trained token "
+        f"within them, and sample_ratio is {entry.dataset.sample_ratio}"
         for entry, cache in zip(config.dataset_config_list, caches, strict=True)
     ]
     return JobFailure(

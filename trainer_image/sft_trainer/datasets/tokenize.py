@@ -1,36 +1,41 @@
 """Turns rows into tokens and a flag for each: trained or not.
 
-In: a range of a file, the format of its rows, and a `SampleTokenizer`. Out: the range's files in a folder, and a `Part`
-with its counts or the faults of its lines. `build` calls it in its own process, or through `worker` in several.
+In: spans of files, the format of their rows, and a `SampleTokenizer`. Out: their tokens in files of a folder, and a
+`Part` with its counts and the bad rows. `build` calls it in its own process, or through `worker` in several.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from sft_trainer.datasets.formats import sample_of
-from sft_trainer.datasets.read import Fault, LineRange, Row, read_rows
-from sft_trainer.datasets.tokens import Sample, SampleTokenizer
+from sft_trainer.datasets.formats import field_of, sample_of
+from sft_trainer.datasets.read import read_rows
+from sft_trainer.datasets.rows import BadRow, Fault, Row, Span
+from sft_trainer.datasets.tokens import Sample, SampleTokenizer, Tokens
 from sft_trainer.datasets.values import Refused
 from sftjob.base import Record
 from sftjob.options import Overlong
+from sftjob.receipt import MOST_TOLD
 
-MOST_FAULTS = 10
-"""Faults after which a range is given up: enough to see what is wrong with a file."""
+_HOPELESS = 10_000
+"""Bad rows beyond the budget after which a part is given up: no one corrects so many by hand."""
 _ROWS_AT_ONCE = 64
 
 
 class Reading(Record):
-    """Of one file."""
+    """Of one dataset."""
 
     row_format: str
     max_length: int
     overlong: Overlong
+    budget: int = 0
+    """Bad rows that may be skipped."""
 
 
 class Part(Record):
-    """What became of a range's rows. With faults the counts and files mean nothing."""
+    """What became of the rows of one process."""
 
     rows: int = 0
     samples: int = 0
@@ -38,13 +43,16 @@ class Part(Record):
     trained_tokens: int = 0
     truncated: int = 0
     dropped: int = 0
-    faults: list[tuple[int, str]] = []
-    """Line and problem."""
+    bad_rows: int = 0
+    """Skipped."""
+    told: list[BadRow] = []
+    """The first of them."""
+    is_given_up: bool = False
+    """For far too many of them."""
 
 
 def tokenize_range(
-    path: Path,
-    lines: LineRange,
+    spans: list[Span],
     *,
     tokenizer: SampleTokenizer,
     reading: Reading,
@@ -53,18 +61,22 @@ def tokenize_range(
     on_rows: Callable[[int], None],
 ) -> Part:
     """Writes `tokens-<part>.bin`, `trained-<part>.bin` and `samples-<part>.npy`; tells `on_rows` each few rows done."""
-    faults: list[tuple[int, str]] = []
+    told: list[BadRow] = []
     samples: list[tuple[int, int, bool]] = []
-    rows = 0
+    rows = bad_rows = 0
+    is_given_up = False
     with (
         (folder / f"tokens-{part}.bin").open("wb") as tokens_file,
         (folder / f"trained-{part}.bin").open("wb") as flags_file,
     ):
-        for batch in _in_batches(read_rows(path, lines)):
+        for span, batch in _in_batches(spans):
             for row in tokenizer.tokens([_sample(row, reading.row_format) for row in batch]):
-                sample = row if isinstance(row, Fault) else _fitted(*row, reading)
+                sample = row if isinstance(row, Fault) else _fitted(row, reading)
                 if isinstance(sample, Fault):
-                    faults.append((sample.line, sample.problem))
+                    bad_rows += 1
+                    if len(told) < MOST_TOLD:
+                        place = span.place(sample.line)
+                        told.append(BadRow(file=span.path.name, place=place, problem=sample.problem))
                 elif sample is not None:
                     ids, trained, cut = sample
                     tokens_file.write(ids.tobytes())
@@ -72,7 +84,8 @@ def tokenize_range(
                     samples.append((len(ids), int(trained.sum()), cut))
             rows += len(batch)
             on_rows(rows)
-            if len(faults) >= MOST_FAULTS:
+            if bad_rows > reading.budget + _HOPELESS:
+                is_given_up = True
                 break
     table = np.array(samples, dtype=np.int32).reshape(-1, 3)
     np.save(folder / f"samples-{part}.npy", table)
@@ -82,20 +95,18 @@ def tokenize_range(
         tokens=int(table[:, 0].sum(dtype=np.int64)),
         trained_tokens=int(table[:, 1].sum(dtype=np.int64)),
         truncated=int(table[:, 2].sum()),
-        dropped=rows - len(samples) - len(faults),
-        faults=faults[:MOST_FAULTS],
+        dropped=rows - len(samples) - bad_rows,
+        bad_rows=bad_rows,
+        told=told,
+        is_given_up=is_given_up,
     )
 
 
-def _in_batches(rows: Iterator[Row | Fault]) -> Iterator[list[Row | Fault]]:
-    batch = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == _ROWS_AT_ONCE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _in_batches(spans: list[Span]) -> Iterator[tuple[Span, list[Row | Fault]]]:
+    for span in spans:
+        rows = read_rows(span)
+        while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            yield span, batch
 
 
 def _sample(row: Row | Fault, row_format: str) -> Sample | Fault:
@@ -107,17 +118,16 @@ def _sample(row: Row | Fault, row_format: str) -> Sample | Fault:
         return Fault(row.line, str(refused))
 
 
-def _fitted(
-    line: int, ids: np.ndarray, trained: np.ndarray, reading: Reading
-) -> tuple[np.ndarray, np.ndarray, bool] | Fault | None:
+def _fitted(row: Tokens, reading: Reading) -> tuple[np.ndarray, np.ndarray, bool] | Fault | None:
     """The sample and whether it was cut; None where it is dropped."""
-    most = reading.max_length
+    ids, trained, most = row.ids, row.trained, reading.max_length
     if len(ids) <= most:
         return ids, trained, False
     if reading.overlong == "error":
         return Fault(
-            line,
-            f"messages: {len(ids)} tokens, at most {most} fit; shorten the chat, or set overlong to truncate or drop",
+            row.line,
+            f"{field_of(reading.row_format)}: {len(ids)} tokens, at most {most} fit; shorten it, "
+            "or set overlong to truncate or drop",
         )
     if reading.overlong == "drop" or not trained[:most].any():
         return None

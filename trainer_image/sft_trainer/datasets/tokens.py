@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_trainer.datasets.formats import Chat, Passage
 from sft_trainer.datasets.mask import Turn, Unmaskable, find_turns, trained_by_offsets, trained_by_tags
-from sft_trainer.datasets.read import Fault
 from sft_trainer.datasets.render import Renderer, TemplateRefused
+from sft_trainer.datasets.rows import Fault
 from sft_trainer.datasets.values import Refused
 from sftjob.failure import JobFailure, Reason
 
@@ -50,7 +50,7 @@ class SampleTokenizer:
 
     def tokens(self, rows: list[Sample | Fault]) -> Iterator[Tokens | Fault]:
         """Raises JobFailure where the tokenizer or its template can't be used."""
-        written = [row if isinstance(row, Fault) else self._written(*row) for row in rows]
+        written = [row if isinstance(row, Fault) else self._written(row) for row in rows]
         texts = [row.text for row in written if isinstance(row, _Rendered)]
         # The template has written every special token that belongs there, a BOS too: none may be added.
         encodings = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False).encodings if texts else ())
@@ -58,6 +58,7 @@ class SampleTokenizer:
             if not isinstance(row, _Rendered):
                 yield row
                 continue
+            assert isinstance(source, Sample)
             encoding = next(encodings)
             try:
                 trained = trained_by_offsets(
@@ -67,27 +68,28 @@ class SampleTokenizer:
                     text=row.text,
                     added_ids=self._renderer.added_ids,
                 )
-                yield _checked(source.line, encoding.ids, trained)
+                yield _checked(source, encoding.ids, trained)
             except Unmaskable as error:
-                yield Fault(source.line, str(error))
+                yield _fault(source, str(error))
 
-    def _written(self, line: int, content: Chat | Passage) -> Tokens | Fault | _Rendered:
+    def _written(self, sample: Sample) -> Tokens | Fault | _Rendered:
         """A rendered chat is tokenised later: many at once are faster."""
+        content = sample.content
         if isinstance(content, Passage):
-            return self._of_passage(line, content)
+            return self._of_passage(sample.line, content)
         try:
             renderer, messages = self._renderer.fitted(content.messages, content.tools)
             if renderer.has_generation_tags:
                 ids, tagged = renderer.assistant_mask(messages)
                 roles = [message["role"] for message in messages]
-                return _checked(line, ids, trained_by_tags(tagged, trained=content.trained, roles=roles))
+                return _checked(sample, ids, trained_by_tags(tagged, trained=content.trained, roles=roles))
             text = renderer.text(messages)
             return _Rendered(text, find_turns(renderer, messages, content.trained, full=text))
         except TemplateRefused as error:
             problem = f"messages: the chat template refuses them: {error}; change them, or use another chatTemplate"
-            return Fault(line, problem)
+            return _fault(sample, problem)
         except (Unmaskable, Refused) as error:
-            return Fault(line, str(error))
+            return _fault(sample, str(error))
 
     def _of_passage(self, line: int, passage: Passage) -> Tokens:
         """With the special tokens that the tokenizer puts around any text, and one end-of-text token behind it.
@@ -127,8 +129,13 @@ def _tokens(line: int, ids: list[int], trained: np.ndarray) -> Tokens:
     return Tokens(line, np.asarray(ids, dtype=np.uint32), trained)
 
 
-def _checked(line: int, ids: list[int], trained: np.ndarray) -> Tokens | Fault:
-    tokens = _tokens(line, ids, trained)
+def _checked(sample: Sample, ids: list[int], trained: np.ndarray) -> Tokens | Fault:
+    tokens = _tokens(sample.line, ids, trained)
     if not tokens.trained.any():
-        return Fault(line, "messages: no token of this chat would be trained; give an assistant turn some content")
+        return _fault(sample, "messages: no token of this chat would be trained; give an assistant turn some content")
     return tokens
+
+
+def _fault(sample: Sample, problem: str) -> Fault:
+    assert isinstance(sample.content, Chat)
+    return Fault(sample.line, sample.content.in_its_words(problem))

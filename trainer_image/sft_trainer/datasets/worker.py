@@ -1,4 +1,4 @@
-"""A process that tokenises one range of a file: `python -m sft_trainer.datasets.worker`.
+"""A process that tokenises its share of a dataset's rows: `python -m sft_trainer.datasets.worker`.
 
 In: a `Task` as the first line of standard input, which then stays open. Out, on standard output, one JSON `Report` a
 line: rows done so far, at last the part or the failure. Started by `build`. Not multiprocessing: that would run the
@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from sft_trainer.datasets.read import LineRange
 from sft_trainer.datasets.render import load_tokenizer
+from sft_trainer.datasets.rows import Span
 from sft_trainer.datasets.tokenize import Part, Reading, tokenize_range
 from sft_trainer.datasets.tokens import SampleTokenizer
 from sftjob.base import Record
@@ -20,10 +20,7 @@ from sftjob.failure import JobFailure, Reason
 
 
 class Task(Record):
-    path: Path
-    start: int
-    end: int
-    first_line: int
+    spans: list[Span]
     tokenizer_path: str
     chat_template: str | None = None
     reading: Reading
@@ -39,8 +36,7 @@ class Report(Record):
 
 def run_task(task: Task, *, tokenizer: SampleTokenizer, on_rows: Callable[[int], None]) -> Part:
     return tokenize_range(
-        task.path,
-        LineRange(task.start, task.end, task.first_line),
+        task.spans,
         tokenizer=tokenizer,
         reading=task.reading,
         folder=task.folder,

@@ -173,7 +173,7 @@ def _end(
         final_digest=first.final_digest if first and cause.reason is Reason.SUCCEEDED else None,
         artifacts=artifacts,
         data=(first.data if first else None) or (prepared.data if prepared else None),
-        progress=progress,
+        progress=progress and progress.model_copy(update={"data": None}),
         log_tail="" if cause.rank is None else log_tail(placement.scratch, cause.rank - first_rank),
         started_at=started_at,
         ended_at=utc_now(),

@@ -7,6 +7,7 @@ from typing import Any
 
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
+from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.model import FolderConfig, ModelConfig
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
@@ -116,6 +117,9 @@ class Trainer:
             cache_dir=self._work_dir / names.CACHE,
             seed=self._options.seed,
         )
+        if rank == 0:
+            log_receipt(data)
+            log_samples(data, tokenizer_path=self._options.tokenizer_path)
         with open_world() as world:
             try:
                 return self._fit(data, world, stop)

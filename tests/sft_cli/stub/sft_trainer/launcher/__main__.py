@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sftjob.failure import Reason, exit_code
-from sftjob.outcome import Artifact, DataReceipt, Outcome
+from sftjob.outcome import Artifact, Outcome
 from sftjob.plan import LaunchPlan
 from sftjob.progress import Progress, Stage
+from sftjob.receipt import DataReceipt
 
 plan = LaunchPlan.from_json(sys.argv[sys.argv.index("--plan") + 1])
 scratch = Path(os.environ["SFTJOB_SCRATCH"])

@@ -1,0 +1,87 @@
+"""What became of the data: the trainer counts it, the operator writes it into the status, every display tells it."""
+
+from typing import Self
+
+from sftjob.base import Record, Whole
+
+MOST_TOLD = 20
+"""Bad rows that are told one by one."""
+_MOST_CHARACTERS = 400
+
+
+class DatasetReceipt(Record):
+    """Of one dataset."""
+
+    name: str
+    format: str
+    """That of its rows, by name or as found."""
+    samples: Whole
+    """Trained on in each pass, as often as `sampleRatio` draws them."""
+    tokens: Whole
+    """Of these samples."""
+    trained_tokens: Whole
+    """Those of them that count in the loss."""
+    truncated: Whole = 0
+    """Samples, trained on or evaluated, that were cut to a pack's length."""
+    dropped: Whole = 0
+    """Rows that are left out for their length."""
+    bad_lines: Whole = 0
+    """Rows that are left out because they can't be used."""
+    held_out: Whole = 0
+    """Samples that are evaluated and never trained on."""
+
+
+class DataReceipt(Record):
+    """What became of the data: every row is counted once."""
+
+    samples: Whole
+    """Trained on in each pass, as often as `sampleRatio` draws them."""
+    tokens: Whole
+    """Of these samples."""
+    trained_tokens: Whole
+    """Those of them that count in the loss."""
+    truncated: Whole = 0
+    """Samples, trained on or evaluated, that were cut to a pack's length."""
+    cut_by_packs: Whole = 0
+    """Samples of these that lie in two packs, with level `hard`: the rest begins without context."""
+    dropped: Whole = 0
+    """Rows that are left out for their length."""
+    bad_lines: Whole = 0
+    """Rows that are left out because they can't be used: at most `badLineBudget`."""
+    first_bad_lines: list[str] = []
+    """Bounded: `<file>:<line>: <field>: <what>; <remedy>`."""
+    held_out: Whole = 0
+    """Samples that are evaluated and never trained on."""
+    packs: Whole
+    """Rows that the samples fill."""
+    datasets: list[DatasetReceipt] = []
+    """The same by dataset, those of the evaluation last."""
+
+    def shortened(self) -> Self:
+        """Without its lists, where room is short."""
+        return self.model_copy(update={"first_bad_lines": [], "datasets": []})
+
+    def in_words(self) -> list[str]:
+        """The sum; a line for each dataset where there are several; the bad rows."""
+        cut = f", whose ends cut {self.cut_by_packs:,} samples" if self.cut_by_packs else ""
+        lines = [f"{_counts(self)}; {self.packs:,} packs{cut}"]
+        if len(self.datasets) > 1:
+            lines += [f"  {each.name} ({each.format}): {_counts(each)}" for each in self.datasets]
+        lines += [f"  skipped {row}" for row in self.first_bad_lines]
+        if self.first_bad_lines and self.bad_lines > len(self.first_bad_lines):
+            lines.append(f"  and {self.bad_lines - len(self.first_bad_lines):,} more rows")
+        return lines
+
+
+def bounded(row: str) -> str:
+    """A bad row's words, as long as a status can hold them."""
+    return row if len(row) <= _MOST_CHARACTERS else row[: _MOST_CHARACTERS - 1] + "…"
+
+
+def _counts(data: DataReceipt | DatasetReceipt) -> str:
+    return (
+        f"{data.samples:,} samples, {data.tokens:,} tokens, {data.trained_tokens:,} of them trained; "
+        + (f"{data.held_out:,} samples held out; " if data.held_out else "")
+        + f"{data.truncated:,} truncated, {data.dropped:,} dropped"
+        + (f", {data.bad_lines:,} bad rows skipped" if data.bad_lines else "")
+    )
