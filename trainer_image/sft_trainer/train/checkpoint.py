@@ -1,4 +1,4 @@
-"""Saves and loads the whole state of training: weights, AdamW's moments, each rank's random state.
+"""Saves and loads the whole state of training: trained weights, AdamW's moments, each rank's random state.
 
 Shards are written with torch's distributed checkpointing (DCP), so that any number of ranks can load them; what makes
 the folder a checkpoint is its manifest (`sft_trainer.storage.checkpoints`).
@@ -29,6 +29,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
     """What AdamW would create at its first step; created before it, so that a load finds tensors to fill."""
     for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         optimizer.state[parameter] = {
             # Beside the parameter, as the fused kernel wants it.
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
@@ -93,11 +95,11 @@ def load_checkpoint(
 
 
 def _tensors(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    """By name, sharing memory with model and optimiser; a tied weight stands once."""
-    parameters = dict(model.named_parameters())
-    unique = parameters.keys() | dict(model.named_buffers()).keys()
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name in unique}
-    for name, parameter in parameters.items():
+    """By name, sharing memory with model and optimiser; a tied weight stands once, and a frozen one not at all."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = trained.keys() | dict(model.named_buffers()).keys()
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name in kept}
+    for name, parameter in trained.items():
         for moment in _MOMENTS:
             state[f"optimizer.{name}.{moment}"] = optimizer.state[parameter][moment]
     return state

@@ -12,7 +12,7 @@ import torch
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model.build import build_model
-from sft_trainer.model.export import export_model
+from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.model.probe import probe
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
@@ -111,6 +111,7 @@ class _Run:
             device=world.device,
             mesh=world.mesh,
             seed=options.seed,
+            lora_cfg=options.lora_cfg,
         )
         # What a model draws while it trains (dropout) is its rank's own, the same in every run, and saved.
         torch.manual_seed(options.seed + world.rank)
@@ -193,8 +194,8 @@ class _Run:
         if manifest.config_digest != self.options.digest():
             raise JobFailure(
                 Reason.INVALID_CONFIGURATION,
-                f"{folder} was trained with other options (model, optimizer, schedule, batch, length, precision, seed);"
-                " use the same ones, or another folder",
+                f"{folder} was trained with other options (model, lora, optimizer, schedule, batch, length, precision, "
+                "seed); use the same ones, or another folder",
             )
         if manifest.data_digest != self.data.digest:
             raise JobFailure(
@@ -363,11 +364,12 @@ class _Run:
         self._report(stage=Stage.TRAINING, detail=None, saved_step=step)
 
     def _export(self) -> None:
-        for folder in self.place.export_folders:
-            self._report(stage=Stage.EXPORTING, detail=folder.name)
-            export_model(
+        for export in self.place.exports:
+            self._report(stage=Stage.EXPORTING, detail=export.folder.name)
+            write = export_adapter if export.format == "adapter" else export_model
+            write(
                 self.model,
-                folder,
+                export.folder,
                 source=self.options.load_from,
                 tokenizer_path=self.options.tokenizer_path,
                 chat_template=self.options.chat_template,
