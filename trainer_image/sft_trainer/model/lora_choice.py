@@ -74,7 +74,8 @@ def choose(model: PreTrainedModel, config: LoRAConfig) -> Choice:
         problems.append(f"{SAVED}: {', '.join(config.modules_to_save)} leaves nothing to adapt; name fewer modules")
     if problems:
         raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))
-    return Choice(targets=list(names), saved=sorted(saved))
+    outermost = {name for name in saved if not any(_is_within(name, outer) for outer in saved - {name})}
+    return Choice(targets=list(names), saved=sorted(outermost))
 
 
 def _ends_of(linear: set[str], modules: dict[str, torch.nn.Module]) -> list[str]:
