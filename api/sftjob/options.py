@@ -83,6 +83,9 @@ class LoRAConfig(Declared):
     dora: bool = Field(
         default=False, description="Also learn the length of each row of W + scale * B A (Liu et al., 2024). Slower."
     )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of each adapter's inputs that is left out, at random, in training."
+    )
     target_modules: list[ModuleName] = Field(
         default=[],
         max_length=64,

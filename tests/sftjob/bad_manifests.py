@@ -56,6 +56,7 @@ GOOD: dict[str, Any] = {
                 "alpha": 8,
                 "rslora": True,
                 "dora": True,
+                "dropout": 0.05,
                 "targetModules": ["q_proj", "mlp.down_proj"],
                 "modulesToSave": ["lm_head"],
             },
@@ -395,6 +396,12 @@ BAD = [
         "0 is not allowed; use a value greater than or equal to 1",
         training(lora={"rank": 0}),
         server="should be greater than or equal to 1",
+    ),
+    Bad(
+        "spec.training.lora.dropout",
+        "1 is not allowed; use a value less than 1",
+        training(lora={"dropout": 1}),
+        server="should be less than 1",
     ),
     Bad(
         "spec.output",

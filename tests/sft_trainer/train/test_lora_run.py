@@ -16,7 +16,7 @@ from sft_trainer.train.stop import Preempted
 from sftjob.failure import JobFailure, Reason
 from sftjob.options import LoRAConfig
 
-LORA = LoRAConfig(rank=4, alpha=16, modules_to_save=["model.norm"])
+LORA = LoRAConfig(rank=4, alpha=16, dropout=0.3, modules_to_save=["model.norm"])
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_stopped_run_goes_on_bit_equal_from_a_checkpoint_of_adapters_alone(
     losses = [line["loss"] for line in run.lines()]
 
     stopped = run.another("stopped")
-    # Two micro-batches a step: the eighth look is after three whole steps, in the middle of the fourth.
+    # Two micro-batches a step: the eighth look is at the end of the fourth step's last, whose dropout is drawn by then.
     looks = iter(range(1, 9))
     monkeypatch.setattr(loop, "agreed_seconds_ago", lambda *_: 0.0 if next(looks) == 8 else None)
     with pytest.raises(Preempted):

@@ -35,6 +35,7 @@ def inject(model: PreTrainedModel, config: LoRAConfig) -> None:
         lora_alpha=config.alpha,
         use_rslora=config.rslora,
         use_dora=config.dora,
+        lora_dropout=config.dropout,
         target_modules=choice.targets,
         modules_to_save=choice.saved or None,
     )

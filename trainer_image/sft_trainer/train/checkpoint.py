@@ -46,15 +46,17 @@ def save_checkpoint(
     fence: Fence,
     manifest: CheckpointManifest,
     keep_last: int,
+    random_state: torch.Tensor,
 ) -> CheckpointManifest:
     """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go. Called by all ranks.
 
+    `random_state` is this rank's at the end of the step: a stop saves when a part of the next one has been computed.
     Returns the manifest as published. Raises JobFailure: SUPERSEDED where a later attempt has entered,
     STORAGE_UNAVAILABLE where the folder can't be written.
     """
     folder = fence.storage / names.checkpoint_folder(manifest.step)
     temporary = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
-    state = _tensors(model, optimizer) | {f"rng.{world.rank}": _random_state(world.device)}
+    state = _tensors(model, optimizer) | {f"rng.{world.rank}": random_state}
     try:
         with warnings.catch_warnings():
             # DCP warns of what `no_dist` asks for.
@@ -84,7 +86,7 @@ def load_checkpoint(
     """
     reader = FileSystemReader(storage / names.checkpoint_folder(step))
     state = _tensors(model, optimizer)
-    random = {f"rng.{world.rank}": _random_state(world.device)}
+    random = {f"rng.{world.rank}": get_random_state(world.device)}
     if random.keys() <= reader.read_metadata().state_dict_metadata.keys():
         state |= random
     # All ranks: each reads the parts of the shards that it holds.
@@ -105,7 +107,7 @@ def _tensors(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, 
     return state
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
+def get_random_state(device: torch.device) -> torch.Tensor:
     """[bytes] uint8: the CPU generator's state, then the GPU's where there is one."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":

@@ -18,7 +18,7 @@ from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
-from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint, save_checkpoint
+from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint, save_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
 from sft_trainer.train.memory import estimate_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none
@@ -240,6 +240,7 @@ class _Run:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.random_state = get_random_state(self.world.device)
         mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
         self.state.last_step = step
         self._tell_step(step, mean_loss, grad_norm.item(), rate, trained_tokens, time.perf_counter() - began)
@@ -354,6 +355,7 @@ class _Run:
                 files=[],
             ),
             keep_last=self.place.keep_last,
+            random_state=self.random_state,
         )
         # The longest of all ranks, so that each decides alike whether another save still fits.
         self.state.save_seconds = self.world.max(time.perf_counter() - began)
