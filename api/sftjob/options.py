@@ -66,6 +66,39 @@ class CELossConfig(Declared):
     chunk_size: int = Field(default=1024, ge=1, description="Tokens per chunk.")
 
 
+ModuleName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class LoRAConfig(Declared):
+    """LoRA (Hu et al., 2021): the model stays as it is, a pair of low-rank matrices beside each linear module learns.
+
+    A module's weight W acts as W + scale * B A, where A and B are of `rank`, and B begins as 0.
+    """
+
+    rank: int = Field(default=16, ge=1, le=4096, description="Rows of A and columns of B, for every adapted module.")
+    alpha: int = Field(default=32, ge=1, description="The scale is alpha / rank.")
+    rslora: bool = Field(
+        default=False, description="The scale is alpha / sqrt(rank) (Kalajdzievski, 2023): high ranks learn as well."
+    )
+    dora: bool = Field(
+        default=False, description="Also learn the length of each row of W + scale * B A (Liu et al., 2024). Slower."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of each adapter's inputs that is left out, at random, in training."
+    )
+    target_modules: list[ModuleName] = Field(
+        default=[],
+        max_length=64,
+        description="Names, or ends of names, of the linear modules to adapt, as q_proj. Absent: all but the head; "
+        "the experts of a mixture are none.",
+    )
+    modules_to_save: list[ModuleName] = Field(
+        default=[],
+        max_length=64,
+        description="Names, or ends of names, of modules to train whole besides, as embed_tokens or lm_head.",
+    )
+
+
 class EvaluationOptions(Declared):
     """When the loss of data that is never trained on is taken, and what follows from it."""
 
@@ -95,6 +128,7 @@ BadLineBudget = Annotated[
         "first are told. One more ends the job.",
     ),
 ]
+OutputFormat = Literal["hf", "adapter"]
 Overlong = Literal["truncate", "drop", "error"]
 PackLevel = Literal["soft", "hard", "none"]
 RowFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "text"]

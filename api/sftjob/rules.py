@@ -145,6 +145,17 @@ BATCH_IS_DIVISIBLE = Rule(
     "{batch} is not divisible by the {world} ranks of compute; use a multiple of {world}",
     {"batch": "self.training.globalBatchSize", "world": _WORLD},
 )
+LORA_NEEDS_A_MODEL = Rule(
+    "training.lora",
+    "!has(self.training.lora) || has(self.model.loadFrom)",
+    "given without model.loadFrom, so there is no trained model to adapt; name one, or remove lora",
+)
+ADAPTER_NEEDS_LORA = Rule(
+    "output",
+    "has(self.training.lora) || self.output.all(one, one.format != 'adapter')",
+    "'{uri}' has the format adapter, but training.lora, which makes one, is missing; add it, or use the format hf",
+    {"uri": "self.output.filter(one, one.format == 'adapter')[0].uri"},
+)
 
 
 def is_immutable(section: str) -> Rule:

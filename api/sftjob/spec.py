@@ -31,7 +31,9 @@ from sftjob.options import (
     CELossConfig,
     EvaluationOptions,
     FSDPConfig,
+    LoRAConfig,
     LRConfig,
+    OutputFormat,
     Overlong,
     PackLevel,
     Precision,
@@ -39,9 +41,11 @@ from sftjob.options import (
 )
 from sftjob.presets import PRESETS
 from sftjob.rules import (
+    ADAPTER_NEEDS_LORA,
     BATCH_IS_DIVISIBLE,
     DATASET_NAMES_DIFFER,
     EVALUATION_DATA_FROM_SOMEWHERE,
+    LORA_NEEDS_A_MODEL,
     MODEL_OR_PRESET,
     NOT_FRACTION_AND_DATASETS,
     NOT_VALUE_AND_SOURCE,
@@ -229,6 +233,10 @@ class TrainingSpec(Declared):
     global_batch_size: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Packs a step, over all ranks. Absent: one a rank."
     )
+    lora: LoRAConfig | None = Field(
+        default=None,
+        description="Train low-rank matrices beside the weights; `{}` takes every default. Absent: train all weights.",
+    )
     optimizer: AdamWConfig = AdamWConfig()
     lr_schedule: LRConfig = LRConfig()
     fsdp: FSDPConfig = FSDPConfig()
@@ -259,7 +267,11 @@ class OutputSpec(Declared):
     """What becomes of the model."""
 
     uri: Uri = Field(description=f"Folder to create: {URI_FORMS}.")
-    format: Literal["hf"] = Field(default="hf", description="hf: a Hugging Face model folder.")
+    format: OutputFormat = Field(
+        default="hf",
+        description="hf: a Hugging Face model folder, into which `training.lora` is merged. adapter: what "
+        "`training.lora` learnt alone, for peft.",
+    )
 
 
 class ResourcesSpec(Declared):
@@ -375,7 +387,7 @@ class RunPolicySpec(Declared):
 class SFTJobSpec(Declared):
     """One fine-tuning run: what to start from, the data, where the result goes."""
 
-    model_config = rules(BATCH_IS_DIVISIBLE)
+    model_config = rules(BATCH_IS_DIVISIBLE, LORA_NEEDS_A_MODEL, ADAPTER_NEEDS_LORA)
 
     model: ModelSpec
     data: DataSpec
@@ -386,10 +398,18 @@ class SFTJobSpec(Declared):
     run_policy: RunPolicySpec = RunPolicySpec()
 
     @model_validator(mode="after")
-    def _batch(self) -> Self:
+    def _sections_together(self) -> Self:
+        problems = []
         batch, world = self.training.global_batch_size, self.compute.world_size
         if batch is not None and batch % world:
-            raise ValueError(BATCH_IS_DIVISIBLE.told(batch=batch, world=world))
+            problems.append(BATCH_IS_DIVISIBLE.told(batch=batch, world=world))
+        if self.training.lora and not self.model.load_from:
+            problems.append(LORA_NEEDS_A_MODEL.told())
+        adapters = [output.uri for output in self.output if output.format == "adapter"]
+        if adapters and not self.training.lora:
+            problems.append(ADAPTER_NEEDS_LORA.told(uri=adapters[0]))
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property

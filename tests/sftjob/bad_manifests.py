@@ -52,6 +52,15 @@ GOOD: dict[str, Any] = {
         "training": {
             "totalEpoch": 2,
             "globalBatchSize": 16,
+            "lora": {
+                "rank": 8,
+                "alpha": 8,
+                "rslora": True,
+                "dora": True,
+                "dropout": 0.05,
+                "targetModules": ["q_proj", "mlp.down_proj"],
+                "modulesToSave": ["lm_head"],
+            },
             "optimizer": {
                 "lr": 1e-4,
                 "weightDecay": 0.0,
@@ -67,7 +76,7 @@ GOOD: dict[str, Any] = {
             "seed": 4294967295,
         },
         "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3},
-        "output": [{"uri": "pvc://results/model", "format": "hf"}],
+        "output": [{"uri": "pvc://results/model", "format": "adapter"}],
         "compute": {
             "nodes": 2,
             "processesPerNode": 4,
@@ -376,6 +385,36 @@ BAD = [
         "4294967296 is not allowed; use a value less than or equal to 4294967295",
         training(seed=2**32),
         server="should be less than or equal to 4294967295",
+    ),
+    # LoRA
+    Bad(
+        "spec.training.lora",
+        "given without model.loadFrom, so there is no trained model to adapt; name one, or remove lora",
+        {"model": {"preset": "Qwen3Dense8B", "tokenizer": {"uri": "pvc://models/base"}}} | training(lora={}),
+    ),
+    Bad(
+        "spec.training.lora.rank",
+        "0 is not allowed; use a value greater than or equal to 1",
+        training(lora={"rank": 0}),
+        server="should be greater than or equal to 1",
+    ),
+    Bad(
+        "spec.training.lora.dropout",
+        "1 is not allowed; use a value less than 1",
+        training(lora={"dropout": 1}),
+        server="should be less than 1",
+    ),
+    Bad(
+        "spec.output",
+        "'pvc://results/adapter' has the format adapter, but training.lora, which makes one, is missing; add it, or "
+        "use the format hf",
+        {"output": [{"uri": "pvc://results/model"}, {"uri": "pvc://results/adapter", "format": "adapter"}]},
+    ),
+    Bad(
+        "spec.output[0].format",
+        "'merged' is not allowed; use 'hf' or 'adapter'",
+        {"output": [{"uri": "pvc://results/model", "format": "merged"}]},
+        server='Unsupported value: "merged": supported values: "hf", "adapter"',
     ),
     # Placement
     Bad(

@@ -45,6 +45,8 @@ def bounds_of(annotation: Any, metadata: list[Any], path: str) -> Iterator[tuple
                 yield from ((path, "minimum", least), (path, "exclusiveMinimum", True))
             case annotated_types.Le(le=most):
                 yield path, "maximum", most
+            case annotated_types.Lt(lt=most):
+                yield from ((path, "maximum", most), (path, "exclusiveMaximum", True))
             case annotated_types.MinLen(min_length=least):
                 yield path, f"min{length}", least
             case annotated_types.MaxLen(max_length=most) | StringConstraints(max_length=int(most)):

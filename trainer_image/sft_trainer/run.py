@@ -6,10 +6,11 @@ from pathlib import Path
 from sft_trainer.datasets.config import DataloaderConfig, EvaluationConfig
 from sft_trainer.datasets.template import chat_template_named
 from sft_trainer.model import FolderConfig, ModelConfig
+from sft_trainer.model.weight_files import weights_fingerprint
 from sft_trainer.storage.fence import Fence
 from sftjob.base import digest
 from sftjob.manifest import EvaluationRecord
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Precision
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig, OutputFormat, Precision
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class RunOptions:
     """At most one of the two is set; neither is one epoch."""
     precision: Precision
     seed: int
+    lora_cfg: LoRAConfig | None = None
+    """Not without `load_from`."""
 
     @property
     def chat_template(self) -> str | None:
@@ -43,9 +46,16 @@ class RunOptions:
         return self.dataloader_cfg.evaluation
 
     def digest(self) -> str:
-        """Two runs with the same digest and the same data train the same; the number of ranks may differ."""
+        """Two runs with the same digest and the same data train the same; the number of ranks may differ.
+
+        With LoRA it reads parts of the base model, whose weights no checkpoint holds.
+        """
+        adapted = {}
+        if self.lora_cfg and self.load_from:
+            adapted = {"lora": self.lora_cfg.to_json_dict(), "base": weights_fingerprint(self.load_from)}
         return digest(
-            {
+            adapted
+            | {
                 "model": self.model_cfg.hf_config(),
                 "scratch": self.load_from is None,
                 "optimizer": self.optim_cfg.to_json_dict(),
@@ -63,14 +73,22 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class Export:
+    """A folder for the trained model; published by the caller."""
+
+    folder: Path
+    format: OutputFormat
+
+
+@dataclass(frozen=True)
 class RunPlace:
     """Where a run keeps its state, and who may write there."""
 
     fence: Fence
     resume: bool
     """Go on from the newest checkpoint that verifies."""
-    export_folders: list[Path]
-    """Where the model goes at the end; published by the caller."""
+    exports: list[Export]
+    """What is written at the end."""
     checkpoint_interval: int | None
     """In steps; None is at the end only."""
     keep_last: int

@@ -8,8 +8,10 @@ import pytest
 import tiny_models as tiny
 import torch
 import torch.multiprocessing as mp
+from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from two_ranks import CASES, UNEVEN, each_ranks_pack, work
+from two_ranks import CASES, LORA, UNEVEN, each_ranks_pack, fill_b, trained, work
 
 CASE = pytest.mark.parametrize("case", CASES)
 
@@ -20,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_ranks")
     for case in CASES:
         tiny.save_random_model(folder / case, case, **UNEVEN)
+    tiny.save_random_model(folder / "bf16", "llama", dtype=torch.bfloat16)
     longer = folder / "longer"
     tiny.save_random_model(longer, "llama", **UNEVEN | {"vocab_size": 98})
     config = json.loads((longer / "config.json").read_text())
@@ -95,6 +98,38 @@ def test_bf16_keeps_master_weights_and_gradients_in_fp32(folder: Path, ranks: li
         assert ranks[rank]["bf16"]["dtypes"] == {torch.float32}
         assert ranks[rank]["bf16"]["loss"] != exact
         torch.testing.assert_close(ranks[rank]["bf16"]["loss"], exact, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("case", LORA)
+def test_adapters_begin_learn_and_come_out_of_two_ranks_as_of_one(case: str, folder: Path, ranks: list) -> None:
+    model = tiny.built(str(folder / case), lora_cfg=LORA[case])
+    for name, tensor in trained(model).items():
+        assert torch.equal(ranks[1][f"{case} adapted"]["initial"][name], tensor), name
+    fill_b(model)
+    losses = [model(each_ranks_pack(rank)) for rank in range(2)]
+    sum(losses).backward()
+    expected = {name: gradient for name, gradient in tiny.gradients(model).items() if gradient is not None}
+    for rank in range(2):
+        torch.testing.assert_close(ranks[rank][f"{case} adapted"]["loss"], losses[rank].detach(), rtol=1e-5, atol=0)
+        _assert_gradients_equal(ranks[rank][f"{case} adapted"]["gradients"], expected)
+
+    adapted = PeftModel.from_pretrained(tiny.transformers_model(str(folder / case)), folder / "adapter" / case)
+    whole = adapted.merge_and_unload().state_dict()
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged" / case).state_dict()
+    assert merged.keys() == whole.keys()
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, whole[name]), name
+    assert not torch.equal(merged["model.layers.1.mlp.down_proj.weight"], _source(folder / case))
+
+
+def _source(folder: Path) -> torch.Tensor:
+    return load_file(folder / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_a_frozen_base_in_bf16_gives_the_numbers_of_one_in_fp32_on_two_ranks(ranks: list) -> None:
+    for rank in ranks:
+        assert rank["bf16 adapted"]["dtype"] == torch.bfloat16
+        assert torch.equal(rank["bf16 adapted"]["loss"], rank["bf16 whole"]["loss"])
 
 
 def _assert_gradients_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

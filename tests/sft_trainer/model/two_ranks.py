@@ -8,15 +8,21 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from sft_trainer.model.export import export_model
+from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.model.probe import probe
 from sftjob.failure import JobFailure
-from sftjob.options import FSDPConfig
+from sftjob.options import FSDPConfig, LoRAConfig
 
 CASES = ["llama", "qwen3_tied", "qwen3_moe", "gemma3_text"]
 RECOMPUTED = {"qwen3_tied": 1.0, "gemma3_text": 0.5}
 # Divisible by two ranks in some tensors and not in others.
 UNEVEN = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 45}
+
+LORA = {
+    "llama": LoRAConfig(rank=3, alpha=6, dora=True, modules_to_save=["lm_head", "model.norm"]),
+    "qwen3_tied": LoRAConfig(rank=3, rslora=True, target_modules=["q_proj", "mlp.down_proj"]),
+}
+"""A rank of 3 is not divisible by two."""
 
 
 def each_ranks_pack(rank: int) -> tuple:
@@ -74,8 +80,43 @@ def work(rank: int, folder: Path) -> None:
         "loss": loss.detach(),
         "dtypes": {parameter.dtype for parameter in bf16.parameters()} | {p.grad.dtype for p in bf16.parameters()},
     }
+
+    for case, lora_cfg in LORA.items():
+        source = str(folder / case)
+        model = tiny.built(source, mesh=mesh, lora_cfg=lora_cfg)
+        results[f"{case} adapted"] = {"initial": trained(model)}
+        fill_b(model)
+        probe(model, vocab_size=tiny.VOCAB_SIZE)
+        loss = model(each_ranks_pack(rank))
+        loss.backward()
+        gradients = {name: gradient for name, gradient in tiny.gradients(model).items() if gradient is not None}
+        results[f"{case} adapted"] |= {
+            "loss": loss.detach(),
+            "gradients": {name: whole(gradient) for name, gradient in gradients.items()},
+        }
+        export_adapter(model, folder / "adapter" / case, source=source, tokenizer_path=source)
+        export_model(model, folder / "merged" / case, source=source, tokenizer_path=source)
+    held = tiny.built(str(folder / "bf16"), mesh=mesh, precision="bf16", lora_cfg=LoRAConfig())
+    loss = held(each_ranks_pack(rank))
+    loss.backward()
+    results["bf16 adapted"] = {"loss": loss.detach(), "dtype": held.model.layers[0].mlp.up_proj.weight.dtype}
+    results["bf16 whole"] = {
+        "loss": tiny.built(str(folder / "bf16"), mesh=mesh, precision="bf16")(each_ranks_pack(rank)).detach()
+    }
     torch.save(results, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def fill_b(model: torch.nn.Module) -> None:
+    """B begins as 0, where the gradient of A is 0 too."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.03)
+
+
+def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: whole(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,14 +17,14 @@ from sft_trainer.datasets.config import (
 )
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.model import Qwen3Dense0P6BConfig
-from sft_trainer.run import RunOptions, RunPlace, RunState
+from sft_trainer.run import Export, RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.loop import train
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.manifest import CheckpointManifest
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig
 from tests.sft_trainer.datasets.chats import LLAMA3_TOKENS, pair, trl_template, write_chats
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), mesh=None)
@@ -65,6 +65,8 @@ class SmallRun:
     packing: str = "soft"
     threshold: float | None = None
     chat_template: str | None = None
+    load_from: Path | None = None
+    lora: LoRAConfig | None = None
     attempts: int = field(default=0)
 
     @property
@@ -74,6 +76,10 @@ class SmallRun:
     @property
     def exported(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
 
     def go(self, *, world: World = ALONE) -> RunState:
         """One more attempt, to its end or to what it raises."""
@@ -90,7 +96,7 @@ class SmallRun:
         place = RunPlace(
             fence=Fence(self.storage, "tests", self.attempts),
             resume=True,
-            export_folders=[self.exported],
+            exports=[Export(self.exported, "hf"), *([Export(self.adapter, "adapter")] if self.lora else [])],
             checkpoint_interval=self.interval,
             keep_last=self.keep_last,
             grace_seconds=1000,
@@ -121,7 +127,7 @@ class SmallRun:
                 num_key_value_heads=1,
                 head_dim=16,
             ),
-            load_from=None,
+            load_from=str(self.load_from) if self.load_from else None,
             tokenizer_path=str(tokenizer),
             dataloader_cfg=DataloaderConfig(
                 dataset_config_list=[
@@ -143,6 +149,7 @@ class SmallRun:
             total_step=self.total_steps,
             precision="fp32",
             seed=5,
+            lora_cfg=self.lora,
         )
 
     def lines(self, *, attempt: int | None = None) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import torch
 from sft_trainer.train.checkpoint import create_optimizer_state
 from sft_trainer.train.memory import estimate_memory
 from sft_trainer.train.optimizer import build_optimizer
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig
 from tests.sft_trainer.model import tiny_models as tiny
 
 TOKENS = 192
@@ -70,3 +70,21 @@ def test_frozen_weights_have_neither_gradient_nor_moments(tmp_path) -> None:
     estimate = estimate_memory(model, pack_tokens=9, precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig())
     # A norm of 32 in fp32; no sum of the head's gradients, two times 9 rows of 96 logits.
     assert (estimate.gradients, estimate.moments, estimate.logits) == (128, 256, 2 * 9 * 96 * 4)
+
+
+def test_lora_is_counted_as_a_step_makes_it(tmp_path) -> None:
+    model = tiny.built(tiny.save_random_model(tmp_path, "llama"), lora_cfg=LoRAConfig(rank=4, dora=True))
+    optimizer = build_optimizer(model, AdamWConfig())
+    create_optimizer_state(model, optimizer)
+    estimate = estimate_memory(model, pack_tokens=9, precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig())
+    model(tiny.pack(tiny.documents([9]))).backward()
+    # Two layers of seven modules (32 wide, 48 inside, keys and values 16), each with A, B and the rows' lengths.
+    shapes = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
+    adapters = 2 * sum(4 * (inputs + outputs) + outputs for inputs, outputs in shapes)
+    assert estimate.gradients == 4 * adapters
+    assert sum(p.grad.nbytes for p in model.parameters() if p.grad is not None) == 4 * adapters
+    assert estimate.moments == 8 * adapters
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert sum(moment.nbytes for moment in moments) == 8 * adapters
+    assert estimate.weights == sum(parameter.nbytes for parameter in model.parameters())
+    assert estimate.activations is not None

@@ -11,11 +11,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sft_trainer.model import attention, scratch, transformers_private, weights
+from sft_trainer.model import attention, lora, scratch, transformers_private, weights
 from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
 from sftjob.failure import JobFailure, Reason
-from sftjob.options import CELossConfig, FSDPConfig
+from sftjob.options import CELossConfig, FSDPConfig, LoRAConfig
 from sftjob.presets import ModelConfig
 
 
@@ -29,16 +29,23 @@ def build_model(
     device: torch.device,
     mesh: DeviceMesh | None,
     seed: int,
+    lora_cfg: LoRAConfig | None = None,
 ) -> torch.nn.Module:
     """A module in training mode: `model(batch: PackedBatch)` is the fp32 sum of cross-entropy over trained labels.
 
     Parameters are fp32, and DTensors where there is a `mesh` (one-dimensional, over all ranks); gradients are summed
-    over its ranks, not averaged. `seed` counts where `load_from` is None: the weights are the same on any number of
-    ranks. Raises JobFailure: INVALID_CONFIGURATION or MODEL_UNREADABLE.
+    over its ranks, not averaged. With `lora_cfg` those that want no gradient are the model's own; its matrices are in
+    bf16 where they came in bf16 and are computed with in bf16. `seed` is that of weights which `load_from` has not:
+    they are the same on any number of ranks. Raises JobFailure: INVALID_CONFIGURATION or MODEL_UNREADABLE.
     """
     fields = trained_config(model_cfg, load_from=load_from)
     model = _on_meta(fields, said_by=f"{load_from}/config.json" if load_from else "model")
     _replace_forward(model, loss_cfg=loss_cfg, autocast=precision == "bf16" and mesh is None, device=device)
+    if lora_cfg is not None:
+        lora.inject(model, lora_cfg)
+        if precision == "bf16" and "bfloat16" in (fields.get("dtype"), fields.get("torch_dtype")):
+            _hold_frozen_matrices_in_bf16(model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = list(transformers_private.decoder_layers(model).values())
     for index in recomputed_layers(len(layers), ratio=fsdp_cfg.recompute_ratio):
         transformers_private.recompute_in_backward(layers[index])
@@ -51,7 +58,12 @@ def build_model(
         scratch.initialise(model, device=device, seed=seed)
     else:
         drops_layers = isinstance(model_cfg, ModelConfig) and "num_hidden_layers" in model_cfg.model_fields_set
-        weights.load(model, load_from, device=device, drops_layers=drops_layers)
+        with lora.unwrapped(model):
+            weights.load(model, load_from, device=device, drops_layers=drops_layers)
+        lora.initialise(model, device=device, seed=seed)
+        for name, parameter in model.named_parameters():
+            # The library's loader makes new parameters, which want a gradient.
+            parameter.requires_grad_(name in trained)
     return model.train()
 
 
@@ -82,6 +94,18 @@ def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:
     # What the export writes: the library's own object has lost which fields the file had, and how they were spelled.
     model.config_json = fields
     return model
+
+
+def _hold_frozen_matrices_in_bf16(model: PreTrainedModel) -> None:
+    """Half the memory, and the same numbers: they are cast to bf16 for each product anyway.
+
+    The embedding is no factor of a product, and would make the residual stream bf16 where it is not.
+    """
+    embedding = model.get_input_embeddings()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if module is not embedding and parameter.ndim >= 2 and not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _replace_forward(model: PreTrainedModel, *, loss_cfg: CELossConfig, autocast: bool, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""A complete Hugging Face folder from a model in training. Called by every rank, at the end of a run.
+"""A complete Hugging Face folder, or an adapter's, from a model in training. Called by every rank, at the end of a run.
 
 Weights are gathered one by one; rank 0 alone keeps them (in the dtype of the export, in host memory) and writes.
 """
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from sft_trainer.model import transformers_private
+from sft_trainer.model import lora, transformers_private
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -48,9 +48,9 @@ def export_model(
 ) -> None:
     """Write safetensors, config, generation config, tokenizer and chat template into `folder`, which rank 0 creates.
 
-    `source` is the folder that training started from: its dtype is the export's (its bf16 model stays one in bf16),
-    fp32 without it; config.json says which. `chat_template` (its text) replaces the tokenizer's. Rank 0 returns when
-    all is written, the others when all is gathered: the caller publishes after rank 0.
+    LoRA is merged into the weights. `source` is the folder that training started from: its dtype is the export's (its
+    bf16 model stays one in bf16), fp32 without it; config.json says which. `chat_template` (its text) replaces the
+    tokenizer's. Rank 0 returns when all is written, the others when all is gathered: the caller publishes after rank 0.
     """
     assert isinstance(model, PreTrainedModel)
     fields: dict[str, Any] = model.config_json
@@ -68,26 +68,50 @@ def export_model(
     _write_json(folder / "config.json", written | {"architectures": [_class_name(model)], spelled: dtype_name})
     if source is not None:
         _copy(Path(source), folder, names=["generation_config.json"])
-    _copy(Path(tokenizer_path), folder, names=_TOKENIZER_FILES)
-    if chat_template is not None:
-        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
+
+
+def export_adapter(
+    model: torch.nn.Module, folder: Path, *, source: str, tokenizer_path: str, chat_template: str | None = None
+) -> None:
+    """Write what LoRA learnt as peft stores it, in fp32, with tokenizer and chat template; see `export_model`."""
+    assert isinstance(model, PreTrainedModel)
+    tensors = lora.adapter_tensors(model)
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora.adapter_config(model, base=str(Path(source).absolute())).save_pretrained(str(folder))
+    _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
 
 
 @torch.no_grad()
 def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dict[str, torch.Tensor]:
     """Whole tensors on the host of the rank that `keeps`, without those tied to others."""
     tied = transformers_private.tied_weights(model)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name in tied:
-            continue
-        # An all-gather over the mesh, by every rank, in the order of the state dict, which is the same on all.
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if keeps:
-            # Buffers (an expert's correction bias) keep the precision that the model wants for them.
-            tensors[name] = whole.to("cpu", dtype if name in parameters else whole.dtype)
+    with lora.unwrapped(model) as adapted:
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        for name, tensor in model.state_dict().items():
+            if name in tied:
+                continue
+            module, _, of_module = name.rpartition(".")
+            # An all-gather over the mesh, by every rank, in the order of the state dict, which is the same on all.
+            if module in adapted and of_module == "weight":
+                whole = lora.merged_weight(adapted[module])
+            else:
+                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if keeps:
+                # Buffers (an expert's correction bias) keep the precision that the model wants for them.
+                tensors[name] = whole.to("cpu", dtype if name in parameters else whole.dtype)
     return tensors
+
+
+def _write_tokenizer(folder: Path, *, tokenizer_path: str, chat_template: str | None) -> None:
+    _copy(Path(tokenizer_path), folder, names=_TOKENIZER_FILES)
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 
 def _write_weights(tensors: dict[str, torch.Tensor], folder: Path) -> None:

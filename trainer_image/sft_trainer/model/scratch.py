@@ -36,7 +36,7 @@ def _visit(module: torch.nn.Module, *, owner: PreTrainedModel, device: torch.dev
         return
     for name, tensor in meta.items():
         whole = torch.full(tensor.shape, _unset(tensor.dtype), dtype=tensor.dtype, device=device)
-        _put(module, name, whole)
+        put(module, name, whole)
     transformers_private.initialise_module(owner, module)
     for name, tensor in meta.items():
         whole = getattr(module, name)
@@ -47,7 +47,7 @@ def _visit(module: torch.nn.Module, *, owner: PreTrainedModel, device: torch.dev
                 "model (loadFrom)",
             )
         if isinstance(tensor, DTensor):
-            _put(module, name, _this_ranks_part(whole.detach(), of=tensor))
+            put(module, name, this_ranks_part(whole.detach(), of=tensor))
         done.add(tensor)
 
 
@@ -57,7 +57,7 @@ def _unset(dtype: torch.dtype) -> float | int | bool:
     return False if dtype == torch.bool else torch.iinfo(dtype).min
 
 
-def _put(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+def put(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
     """FSDP2 takes up parameters that were replaced before its first forward, as the library's loader does it too."""
     if name in module._parameters:
         setattr(module, name, torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
@@ -65,7 +65,10 @@ def _put(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
         module._buffers[name] = tensor
 
 
-def _this_ranks_part(whole: torch.Tensor, *, of: DTensor) -> DTensor:
+def this_ranks_part(whole: torch.Tensor, *, of: torch.Tensor) -> torch.Tensor:
+    """Of a tensor that every rank has whole, sharded like `of`; `whole` itself where `of` is not sharded."""
+    if not isinstance(of, DTensor):
+        return whole
     # `src_data_rank=None`: no rank sends, all have drawn the same values.
     sharded = distribute_tensor(whole, of.device_mesh, of.placements, src_data_rank=None)
     # A copy, or the part would keep the whole alive.

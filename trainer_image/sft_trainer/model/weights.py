@@ -3,7 +3,6 @@
 Every rank reads the same headers and so comes to the same verdict, without a collective.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -12,11 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from sft_trainer.model import transformers_private
-from sftjob.failure import JobFailure, Reason
-
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_LISTED = 8
+from sft_trainer.model.weight_files import listed, unreadable, weight_files
 
 
 def load(model: PreTrainedModel, folder: str, *, device: torch.device, drops_layers: bool) -> None:
@@ -38,7 +33,7 @@ def load(model: PreTrainedModel, folder: str, *, device: torch.device, drops_lay
                 dropped_layers=_later_layers(model) if drops_layers else None,
             )
         except (SafetensorError, OSError) as error:
-            raise _unreadable(f"{folder}: {error}; copy the model again") from None
+            raise unreadable(f"{folder}: {error}; copy the model again") from None
         mismatched = problems.mismatched
     found = {
         "missing": problems.missing if problems else [],
@@ -47,30 +42,13 @@ def load(model: PreTrainedModel, folder: str, *, device: torch.device, drops_lay
         "not convertible": problems.failed if problems else [],
     }
     if any(found.values()):
-        said = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in found.items() if keys)
-        raise _unreadable(f"{folder}: weights do not fit its configuration; {said}; use the config.json they came with")
+        said = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in found.items() if keys)
+        raise unreadable(f"{folder}: weights do not fit its configuration; {said}; use the config.json they came with")
     if transformers_private.tied_weights(model) != tied:
-        raise _unreadable(
+        raise unreadable(
             f"{folder}/config.json: tie_word_embeddings is true, but the weights hold a head that differs from the "
             "embedding; set it to false"
         )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Raises JobFailure(MODEL_UNREADABLE) where one is missing."""
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    index = folder / _INDEX
-    if not index.is_file():
-        raise _unreadable(f"{folder}: neither {_SINGLE} nor {_INDEX}; name a folder with the model's safetensors")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        raise _unreadable(f"{index}: not an index of safetensors; copy the model again") from None
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not names:
-        raise _unreadable(f"{index}: names files that are missing: {_listed(missing)}; copy the model again")
-    return [folder / name for name in names]
 
 
 def _shapes(files: list[Path]) -> dict[str, list[int]]:
@@ -81,7 +59,7 @@ def _shapes(files: list[Path]) -> dict[str, list[int]]:
             with safe_open(file, framework="pt") as opened:
                 shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise _unreadable(f"{file}: cut short or not safetensors ({error}); copy the model again") from None
+            raise unreadable(f"{file}: cut short or not safetensors ({error}); copy the model again") from None
     return shapes
 
 
@@ -100,12 +78,3 @@ def _later_layers(model: PreTrainedModel) -> re.Pattern[str]:
     stem, _, count = last.rpartition(".")
     present = "|".join(str(i) for i in range(int(count) + 1))
     return re.compile(rf"{re.escape(stem)}\.(?!(?:{present})\.)\d+\.")
-
-
-def _listed(keys: list[str]) -> str:
-    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    return ", ".join(keys[:_LISTED]) + more
-
-
-def _unreadable(message: str) -> JobFailure:
-    return JobFailure(Reason.MODEL_UNREADABLE, message)

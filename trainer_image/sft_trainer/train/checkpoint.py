@@ -1,4 +1,4 @@
-"""Saves and loads the whole state of training: weights, AdamW's moments, each rank's random state.
+"""Saves and loads the whole state of training: trained weights, AdamW's moments, each rank's random state.
 
 Shards are written with torch's distributed checkpointing (DCP), so that any number of ranks can load them; what makes
 the folder a checkpoint is its manifest (`sft_trainer.storage.checkpoints`).
@@ -29,6 +29,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
     """What AdamW would create at its first step; created before it, so that a load finds tensors to fill."""
     for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         optimizer.state[parameter] = {
             # Beside the parameter, as the fused kernel wants it.
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
@@ -44,15 +46,17 @@ def save_checkpoint(
     fence: Fence,
     manifest: CheckpointManifest,
     keep_last: int,
+    random_state: torch.Tensor,
 ) -> CheckpointManifest:
     """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go. Called by all ranks.
 
+    `random_state` is this rank's at the end of the step: a stop saves when a part of the next one has been computed.
     Returns the manifest as published. Raises JobFailure: SUPERSEDED where a later attempt has entered,
     STORAGE_UNAVAILABLE where the folder can't be written.
     """
     folder = fence.storage / names.checkpoint_folder(manifest.step)
     temporary = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
-    state = _tensors(model, optimizer) | {f"rng.{world.rank}": _random_state(world.device)}
+    state = _tensors(model, optimizer) | {f"rng.{world.rank}": random_state}
     try:
         with warnings.catch_warnings():
             # DCP warns of what `no_dist` asks for.
@@ -82,7 +86,7 @@ def load_checkpoint(
     """
     reader = FileSystemReader(storage / names.checkpoint_folder(step))
     state = _tensors(model, optimizer)
-    random = {f"rng.{world.rank}": _random_state(world.device)}
+    random = {f"rng.{world.rank}": get_random_state(world.device)}
     if random.keys() <= reader.read_metadata().state_dict_metadata.keys():
         state |= random
     # All ranks: each reads the parts of the shards that it holds.
@@ -93,17 +97,17 @@ def load_checkpoint(
 
 
 def _tensors(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    """By name, sharing memory with model and optimiser; a tied weight stands once."""
-    parameters = dict(model.named_parameters())
-    unique = parameters.keys() | dict(model.named_buffers()).keys()
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name in unique}
-    for name, parameter in parameters.items():
+    """By name, sharing memory with model and optimiser; a tied weight stands once, and a frozen one not at all."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = trained.keys() | dict(model.named_buffers()).keys()
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name in kept}
+    for name, parameter in trained.items():
         for moment in _MOMENTS:
             state[f"optimizer.{name}.{moment}"] = optimizer.state[parameter][moment]
     return state
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
+def get_random_state(device: torch.device) -> torch.Tensor:
     """[bytes] uint8: the CPU generator's state, then the GPU's where there is one."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":

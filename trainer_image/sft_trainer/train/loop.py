@@ -12,13 +12,13 @@ import torch
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model.build import build_model
-from sft_trainer.model.export import export_model
+from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.model.probe import probe
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
-from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint, save_checkpoint
+from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint, save_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
 from sft_trainer.train.memory import estimate_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none
@@ -111,6 +111,7 @@ class _Run:
             device=world.device,
             mesh=world.mesh,
             seed=options.seed,
+            lora_cfg=options.lora_cfg,
         )
         # What a model draws while it trains (dropout) is its rank's own, the same in every run, and saved.
         torch.manual_seed(options.seed + world.rank)
@@ -193,8 +194,8 @@ class _Run:
         if manifest.config_digest != self.options.digest():
             raise JobFailure(
                 Reason.INVALID_CONFIGURATION,
-                f"{folder} was trained with other options (model, optimizer, schedule, batch, length, precision, seed);"
-                " use the same ones, or another folder",
+                f"{folder} was trained with other options (model, lora, optimizer, schedule, batch, length, precision, "
+                "seed); use the same ones, or another folder",
             )
         if manifest.data_digest != self.data.digest:
             raise JobFailure(
@@ -239,6 +240,7 @@ class _Run:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.random_state = get_random_state(self.world.device)
         mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
         self.state.last_step = step
         self._tell_step(step, mean_loss, grad_norm.item(), rate, trained_tokens, time.perf_counter() - began)
@@ -353,6 +355,7 @@ class _Run:
                 files=[],
             ),
             keep_last=self.place.keep_last,
+            random_state=self.random_state,
         )
         # The longest of all ranks, so that each decides alike whether another save still fits.
         self.state.save_seconds = self.world.max(time.perf_counter() - began)
@@ -363,11 +366,12 @@ class _Run:
         self._report(stage=Stage.TRAINING, detail=None, saved_step=step)
 
     def _export(self) -> None:
-        for folder in self.place.export_folders:
-            self._report(stage=Stage.EXPORTING, detail=folder.name)
-            export_model(
+        for export in self.place.exports:
+            self._report(stage=Stage.EXPORTING, detail=export.folder.name)
+            write = export_adapter if export.format == "adapter" else export_model
+            write(
                 self.model,
-                folder,
+                export.folder,
                 source=self.options.load_from,
                 tokenizer_path=self.options.tokenizer_path,
                 chat_template=self.options.chat_template,

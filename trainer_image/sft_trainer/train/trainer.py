@@ -9,7 +9,7 @@ from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.model import FolderConfig, ModelConfig
-from sft_trainer.run import RunOptions, RunPlace, RunState
+from sft_trainer.run import Export, RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import publish
@@ -18,7 +18,7 @@ from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import World, open_world, this_rank
 from sftjob import names
 from sftjob.failure import ExitCode, JobFailure, Reason
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Precision
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig, OutputFormat, Precision
 
 log = logging.getLogger("sft_trainer")
 
@@ -31,7 +31,7 @@ class Trainer:
     """Fine-tunes (or trains from scratch) a model on chat data.
 
     Every rank constructs it with the same arguments and calls `fit`. A run's files go into `work_dir/<time>/`:
-    checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, and the trained model in `hf/`.
+    checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, the trained model in `hf/`, what LoRA learnt in `adapter/`.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Trainer:
         load_from: str | Path | None = None,
         loss_cfg: CELossConfig | None = None,
         fsdp_cfg: FSDPConfig | None = None,
+        lora_cfg: LoRAConfig | None = None,
         global_batch_size: int | None = None,
         total_epoch: int | None = None,
         total_step: int | None = None,
@@ -58,6 +59,7 @@ class Trainer:
         """
         Args:
             load_from: a Hugging Face model folder; None trains from scratch.
+            lora_cfg: trains low-rank matrices beside the weights of `load_from`; None trains all weights.
             global_batch_size: packs a step over all ranks; None is one a rank.
             total_epoch, total_step: at most one of them; neither is one epoch.
             checkpoint_interval: in steps; -1 saves at the end only.
@@ -71,6 +73,8 @@ class Trainer:
         problems = []
         if total_epoch is not None and total_step is not None:
             problems.append("total_step: given together with total_epoch; remove one")
+        if lora_cfg is not None and load_from is None:
+            problems.append("lora_cfg: given without load_from, so there is no trained model to adapt; name one")
         if global_batch_size is not None and global_batch_size % ranks:
             problems.append(
                 f"global_batch_size: {global_batch_size} is not divisible by {ranks} ranks; use a multiple of {ranks}"
@@ -97,6 +101,7 @@ class Trainer:
             total_step=total_step,
             precision=precision,
             seed=seed,
+            lora_cfg=lora_cfg,
         )
         self._work_dir = Path(work_dir)
         self._interval = None if checkpoint_interval == -1 else checkpoint_interval
@@ -130,12 +135,13 @@ class Trainer:
     def _fit(self, data: PreparedData, world: World, stop: StopSignal) -> Path:
         folder, attempt = world.from_first(self._claim_folder)
         fence = Fence(folder, _OWNER, attempt)
-        model = folder / "hf"
-        temporary = model.with_name(names.temporary(model.name, attempt=attempt))
+        formats: list[OutputFormat] = ["hf", "adapter"] if self._options.lora_cfg else ["hf"]
+        missing = [format_ for format_ in formats if not (folder / format_).exists()]
+        temporary = {format_: folder / names.temporary(format_, attempt=attempt) for format_ in missing}
         place = RunPlace(
             fence=fence,
             resume=self._auto_resume,
-            export_folders=[] if model.exists() else [temporary],
+            exports=[Export(temporary[format_], format_) for format_ in missing],
             checkpoint_interval=self._interval,
             keep_last=self._keep_last,
             grace_seconds=_GRACE_SECONDS,
@@ -145,12 +151,12 @@ class Trainer:
 
         def publish_model() -> Any:
             fence.check()
-            if place.export_folders:
-                publish(temporary, model)
+            for format_ in missing:
+                publish(temporary[format_], folder / format_)
 
         world.from_first(publish_model)
-        log.info("the trained model is in %s", model)
-        return model
+        log.info("the trained model is in %s", folder / "hf")
+        return folder / "hf"
 
     def _claim_folder(self) -> tuple[Path, int]:
         """On rank 0: the run's folder and the number of this attempt in it, both taken exclusively."""
