@@ -86,6 +86,7 @@ class EvaluationOptions(Declared):
 
 
 Precision = Literal["auto", "fp32", "bf16"]
+SaveMode = Literal["sync", "async"]
 Overlong = Literal["truncate", "drop", "error"]
 PackLevel = Literal["soft", "hard", "none"]
 RowFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "text"]

@@ -76,6 +76,7 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
         export_folders=[export_folder(plan, output.uri, attempt=plan.attempt) for output in plan.spec.output],
         checkpoint_interval=plan.spec.checkpoint.every_steps,
         keep_last=plan.spec.checkpoint.keep_last,
+        save_mode=plan.spec.checkpoint.save_mode,
         grace_seconds=plan.spec.run_policy.termination_grace_period_seconds,
         scratch=scratch,
     )

@@ -9,7 +9,7 @@ from sft_trainer.model import FolderConfig, ModelConfig
 from sft_trainer.storage.fence import Fence
 from sftjob.base import digest
 from sftjob.manifest import EvaluationRecord
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Precision
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Precision, SaveMode
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class RunPlace:
     checkpoint_interval: int | None
     """In steps; None is at the end only."""
     keep_last: int
+    save_mode: SaveMode
     grace_seconds: float
     """From SIGTERM until the process is killed."""
     scratch: Path | None

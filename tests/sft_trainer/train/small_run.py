@@ -62,6 +62,8 @@ class SmallRun:
     total_steps: int = 6
     interval: int | None = 1
     keep_last: int = 100
+    save_mode: str = "sync"
+    grace_seconds: float = 1000
     packing: str = "soft"
     threshold: float | None = None
     chat_template: str | None = None
@@ -93,7 +95,8 @@ class SmallRun:
             export_folders=[self.exported],
             checkpoint_interval=self.interval,
             keep_last=self.keep_last,
-            grace_seconds=1000,
+            save_mode=self.save_mode,
+            grace_seconds=self.grace_seconds,
             scratch=None,
         )
         self.state = RunState()
@@ -153,7 +156,9 @@ class SmallRun:
         return {line["step"]: line["eval_loss"] for line in self.lines(attempt=attempt) if "eval_loss" in line}
 
     def checkpoints(self) -> list[int]:
-        return sorted(int(path.name.removeprefix("step-")) for path in self.storage.glob("step-*"))
+        """Published ones."""
+        numbers = [path.name.removeprefix("step-") for path in self.storage.glob("step-*")]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def manifest(self, step: int) -> CheckpointManifest:
         return CheckpointManifest.from_json((self.storage / f"step-{step}" / names.MANIFEST).read_text())

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
+# DCP warns of what `no_dist` asks for. Not around each call: filters belong to all threads together.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
 
 def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
     """What AdamW would create at its first step; created before it, so that a load finds tensors to fill."""
@@ -36,41 +40,38 @@ def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW)
         }
 
 
-def save_checkpoint(
-    model: torch.nn.Module,
-    optimizer: torch.optim.AdamW,
+def state_of(model: torch.nn.Module, optimizer: torch.optim.AdamW, *, world: World) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of this rank, by name; shares memory with the run."""
+    return _tensors(model, optimizer) | {f"rng.{world.rank}": _random_state(world.device)}
+
+
+def write_checkpoint(
+    state: dict[str, torch.Tensor],
     *,
     world: World,
+    group: dist.ProcessGroup | None,
     fence: Fence,
     manifest: CheckpointManifest,
     keep_last: int,
 ) -> CheckpointManifest:
-    """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go. Called by all ranks.
+    """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go.
 
-    Returns the manifest as published. Raises JobFailure: SUPERSEDED where a later attempt has entered,
-    STORAGE_UNAVAILABLE where the folder can't be written.
+    Called by all ranks, each with its `state`, in a thread too: they meet in `group` only. Returns the manifest, on
+    rank 0 as published. Raises JobFailure: SUPERSEDED where a later attempt has entered, STORAGE_UNAVAILABLE where the
+    folder can't be written.
     """
     folder = fence.storage / names.checkpoint_folder(manifest.step)
     temporary = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
-    state = _tensors(model, optimizer) | {f"rng.{world.rank}": _random_state(world.device)}
     try:
-        with warnings.catch_warnings():
-            # DCP warns of what `no_dist` asks for.
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`.
-            dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=world.size == 1)
+        # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`. When that is done on
+        # rank 0, all of them have written.
+        dcp.save(state, storage_writer=FileSystemWriter(temporary), process_group=group, no_dist=world.size == 1)
+        if world.is_first:
+            manifest = publish_checkpoint(fence, temporary, manifest)
+            retain(fence, keep_last=keep_last)
     except (CheckpointException, OSError) as error:
         raise _failure(fence, temporary, error) from error
-
-    def publish() -> CheckpointManifest:
-        try:
-            published = publish_checkpoint(fence, temporary, manifest)
-            retain(fence, keep_last=keep_last)
-        except OSError as error:
-            raise _failure(fence, temporary, error) from error
-        return published
-
-    return world.from_first(publish)
+    return manifest
 
 
 def load_checkpoint(
