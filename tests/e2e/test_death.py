@@ -90,7 +90,7 @@ def test_a_rank_killed_inside_a_save_leaves_a_checkpoint_to_go_on_from(
     event, pattern, after = MOMENTS[moment]
     mark = run.folder / "killed"
     run.environment = {
-        "PYTHONPATH": str(FAULTS),
+        "PYTHONPATH": FAULTS,
         "SFTJOB_TEST_FAULT": json.dumps(
             {"event": event, "pattern": pattern, "after": after, "mark": str(mark), "signal": "SIGKILL"}
         ),

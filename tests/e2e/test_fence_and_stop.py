@@ -75,7 +75,7 @@ def test_a_second_launcher_of_an_attempt_and_an_older_one_leave_and_change_nothi
     mark = launched.folder / "stopped"
     fault = {"event": "open", "pattern": r"step-4\.tmp-a2/__0_0\.distcp r", "after": 0, "mark": str(mark)}
     inside_a_save = {
-        "PYTHONPATH": str(FAULTS),
+        "PYTHONPATH": FAULTS,
         "SFTJOB_TEST_FAULT": json.dumps(fault | {"signal": "SIGSTOP"}),
     }
     environment = inside_a_save if moment == "inside a save" else {}
