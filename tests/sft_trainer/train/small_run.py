@@ -60,6 +60,8 @@ class SmallRun:
     evaluation: dict[str, Any] | None = None
     lr: float = 3e-3
     total_steps: int = 6
+    total_epoch: int | None = None
+    """In place of them."""
     interval: int | None = 1
     keep_last: int = 100
     save_mode: str = "sync"
@@ -142,8 +144,8 @@ class SmallRun:
             loss_cfg=CELossConfig(),
             fsdp_cfg=FSDPConfig(),
             global_batch_size=2,
-            total_epoch=None,
-            total_step=self.total_steps,
+            total_epoch=self.total_epoch,
+            total_step=None if self.total_epoch else self.total_steps,
             precision="fp32",
             seed=5,
         )

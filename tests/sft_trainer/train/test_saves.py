@@ -41,15 +41,15 @@ def after_step(monkeypatch):
     """Something that is done once, when a step has ended, before anything is saved."""
 
     def call(step: int, deed) -> None:
-        told, done = loop._Run._tell_step, []
+        go_on, done = loop._Run._evaluate_if_due, []
 
-        def tell_and_do(run, number, *arguments) -> None:
-            told(run, number, *arguments)
-            if number == step and not done:
+        def do_and_go_on(run) -> bool:
+            if run.state.last_step == step and not done:
                 done.append(step)
                 deed(run)
+            return go_on(run)
 
-        monkeypatch.setattr(loop._Run, "_tell_step", tell_and_do)
+        monkeypatch.setattr(loop._Run, "_evaluate_if_due", do_and_go_on)
 
     return call
 

@@ -8,12 +8,16 @@ import errno
 import logging
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from sft_trainer.storage.checkpoints import publish_checkpoint, retain
 from sft_trainer.storage.fence import Fence
@@ -40,6 +44,18 @@ def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW)
         }
 
 
+class _ShardWriter(FileSystemWriter):
+    """Puts this rank's ledger on disk with its shards: DCP tells every rank of a failure in here."""
+
+    def __init__(self, path: Path, *, sync_ledger: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._sync_ledger = sync_ledger
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        self._sync_ledger()
+        return super().write_data(plan, planner)
+
+
 def state_of(model: torch.nn.Module, optimizer: torch.optim.AdamW, *, world: World) -> dict[str, torch.Tensor]:
     """What a checkpoint holds of this rank, by name; shares memory with the run."""
     return _tensors(model, optimizer) | {f"rng.{world.rank}": _random_state(world.device)}
@@ -53,6 +69,7 @@ def write_checkpoint(
     fence: Fence,
     manifest: CheckpointManifest,
     keep_last: int,
+    sync_ledger: Callable[[], None],
 ) -> CheckpointManifest:
     """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go.
 
@@ -65,7 +82,12 @@ def write_checkpoint(
     try:
         # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`. When that is done on
         # rank 0, all of them have written.
-        dcp.save(state, storage_writer=FileSystemWriter(temporary), process_group=group, no_dist=world.size == 1)
+        dcp.save(
+            state,
+            storage_writer=_ShardWriter(temporary, sync_ledger=sync_ledger),
+            process_group=group,
+            no_dist=world.size == 1,
+        )
         if world.is_first:
             manifest = publish_checkpoint(fence, temporary, manifest)
             retain(fence, keep_last=keep_last)

@@ -20,6 +20,7 @@ from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
+from sft_trainer.train.ledger import Ledger, epoch_content
 from sft_trainer.train.memory import estimate_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none
 from sft_trainer.train.optimizer import build_optimizer, clip_gradients
@@ -31,6 +32,7 @@ from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.base import utc_now
 from sftjob.failure import JobFailure, Reason
+from sftjob.ledger import LedgerHead
 from sftjob.manifest import CheckpointManifest, EvaluationRecord
 from sftjob.progress import Stage
 
@@ -122,13 +124,6 @@ class _Run:
         probe(self.model, vocab_size=self.model.config.vocab_size)
         self.optimizer = build_optimizer(self.model, options.optim_cfg)
         create_optimizer_state(self.model, self.optimizer)
-        self.saver = CheckpointSaver(
-            self.model,
-            self.optimizer,
-            world=world,
-            fence=self.place.fence,
-            keep_last=self.place.keep_last,
-        )
         resumed = world.from_first(self._choose_checkpoint)
         resume_step = resumed.step if resumed else None
         if resumed is not None:
@@ -142,6 +137,26 @@ class _Run:
                 updates=resumed.step - resumed.skipped_steps,
             )
             self._take_up(resumed)
+        self.ledger = Ledger(
+            storage,
+            self.place.fence.attempt,
+            rank=world.rank,
+            head=LedgerHead(
+                world_size=world.size,
+                resumed_from=self.state.last_step,
+                total_epoch=None if options.total_step else options.total_epoch or 1,
+                total_steps=options.total_step or self.stream.total_steps(options.total_epoch or 1),
+                content=epoch_content(self.data.packs) if world.is_first else None,
+            ),
+        )
+        self.saver = CheckpointSaver(
+            self.model,
+            self.optimizer,
+            world=world,
+            fence=self.place.fence,
+            keep_last=self.place.keep_last,
+            sync_ledger=self.ledger.sync,
+        )
         ranks, batch = world.size, options.global_batch_size
         log.info("global batch %d packs = %d ranks x %d accumulation steps of 1 pack", batch, ranks, batch // ranks)
         log.info(
@@ -229,6 +244,7 @@ class _Run:
             loss = self.model(batch.to(self.world.device))
             (loss / max(1, trained_tokens)).backward()
             loss_sum += loss.detach()
+            self.ledger.note(batch)
             self._stop_if_agreed()
         grad_norm = clip_gradients(self.model, max_norm=self.options.optim_cfg.max_grad_norm)
         # The norm is of all ranks' gradients: each decides alike.
@@ -253,6 +269,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
         self.state.last_step = step
+        self.ledger.close_step(step)
         self._tell_step(step, mean_loss, grad_norm.item(), rate, trained_tokens, time.perf_counter() - began)
 
     def _tell_step(

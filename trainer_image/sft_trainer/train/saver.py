@@ -8,6 +8,7 @@ by `finish`, which the loop calls between steps; until then nobody counts on it.
 
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,9 @@ class CheckpointSaver:
         world: World,
         fence: Fence,
         keep_last: int,
+        sync_ledger: Callable[[], None],
     ) -> None:
+        self._sync_ledger = sync_ledger
         self._model, self._optimizer = model, optimizer
         self._world, self._fence, self._keep_last = world, fence, keep_last
         # All ranks: the threads' own group, over gloo on a GPU too, because what they talk about is in host memory.
@@ -97,6 +100,7 @@ class CheckpointSaver:
                 fence=self._fence,
                 manifest=manifest,
                 keep_last=self._keep_last,
+                sync_ledger=self._sync_ledger,
             )
         except Exception as failure:  # raised again by `finish`, in the thread that can end the run
             self._failure = failure
