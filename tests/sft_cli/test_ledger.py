@@ -140,7 +140,7 @@ def test_an_epochs_content_is_that_of_its_packs() -> None:
     assert epoch_content(packs).samples == [(3, 3, 2), (4, 4, 1), (8, 9, 1)]
 
 
-@pytest.mark.parametrize("packing", ["soft", "hard"])
+@pytest.mark.parametrize("packing", ["soft", pytest.param("hard", marks=pytest.mark.full)])
 def test_a_run_killed_on_two_ranks_and_ended_on_one_has_trained_each_sample_once(tmp_path: Path, packing: str) -> None:
     run = SmallRun(tmp_path / "run", total_epoch=3, interval=2, packing=packing, save_mode="async")
     run.options()

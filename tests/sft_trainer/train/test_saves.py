@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from small_run import SmallRun
+from torch.distributed.device_mesh import init_device_mesh
 
 from sft_trainer.storage import checkpoints
 from sft_trainer.train import loop, saver
 from sft_trainer.train.evaluation import Evaluation
 from sft_trainer.train.stop import Preempted
+from sft_trainer.train.world import World
 from sftjob.failure import JobFailure, Reason
 
 PATIENCE_SECONDS = 100
@@ -186,3 +190,37 @@ def test_the_time_that_saves_take_from_training_is_told_with_the_next_step(tmp_p
     assert (first, second, fourth) == (0, 0, 0)
     assert third >= 0.1
     assert fifth >= 0.2
+
+
+def test_torchs_own_reader_finds_the_weights_and_moments_of_two_ranks(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", save_mode="async", interval=3, total_steps=4)
+    run.options()
+    mp.spawn(_one_of_two_that_tell, args=(run, tmp_path), nprocs=2)
+    expected = torch.load(tmp_path / "expected.pt")
+    read = {name: tensor for name, tensor in run.tensors(3).items() if not name.startswith("rng.")}
+    assert read.keys() == expected.keys()
+    assert len(expected) > 60
+    for name, tensor in expected.items():
+        assert torch.equal(read[name], tensor), name
+
+
+def _one_of_two_that_tell(rank: int, run: SmallRun, folder: Path) -> None:
+    """Whole tensors after step 3, gathered by FSDP2 itself."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    go_on = loop._Run._evaluate_if_due
+
+    def tell_and_go_on(self) -> bool:
+        if self.state.last_step == 3:
+            whole = {}
+            for name, parameter in self.model.named_parameters():
+                whole[f"model.{name}"] = parameter.full_tensor().detach()
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    whole[f"optimizer.{name}.{moment}"] = self.optimizer.state[parameter][moment].full_tensor()
+            if rank == 0:
+                torch.save(whole, folder / "expected.pt")
+        return go_on(self)
+
+    loop._Run._evaluate_if_due = tell_and_go_on
+    run.go(world=World(rank=rank, size=2, device=torch.device("cpu"), mesh=init_device_mesh("cpu", (2,))))
+    dist.destroy_process_group()
