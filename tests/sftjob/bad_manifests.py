@@ -65,7 +65,7 @@ GOOD: dict[str, Any] = {
             "precision": "fp32",
             "seed": 4294967295,
         },
-        "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3},
+        "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3, "saveMode": "async"},
         "output": [{"uri": "pvc://results/model", "format": "hf"}],
         "compute": {
             "nodes": 2,
