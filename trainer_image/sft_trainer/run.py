@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sft_trainer.datasets.config import DataloaderConfig, EvaluationConfig
 from sft_trainer.datasets.template import chat_template_named
@@ -48,7 +49,7 @@ class RunOptions:
             {
                 "model": self.model_cfg.hf_config(),
                 "scratch": self.load_from is None,
-                "optimizer": self.optim_cfg.to_json_dict(),
+                "optimizer": self._optimizer(),
                 "schedule": self.lr_cfg.to_json_dict(),
                 "batch": self.global_batch_size,
                 "length": [self.total_epoch, self.total_step],
@@ -60,6 +61,13 @@ class RunOptions:
                 "seed": self.seed,
             }
         )
+
+    def _optimizer(self) -> dict[str, Any]:
+        """Without what is newer than some runs and changes nothing in them: those must go on."""
+        config = self.optim_cfg.to_json_dict()
+        if config["moments"] == "fp32":
+            del config["moments"]
+        return config
 
 
 @dataclass(frozen=True)

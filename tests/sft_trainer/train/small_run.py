@@ -59,6 +59,7 @@ class SmallRun:
     folder: Path
     evaluation: dict[str, Any] | None = None
     lr: float = 3e-3
+    moments: str = "fp32"
     total_steps: int = 6
     total_epoch: int | None = None
     """In place of them."""
@@ -139,7 +140,7 @@ class SmallRun:
                 pack_level=self.packing,
                 evaluation=evaluation and EvaluationConfig(**evaluation),
             ),
-            optim_cfg=AdamWConfig(lr=self.lr, skip_grad_norm_threshold=self.threshold),
+            optim_cfg=AdamWConfig(lr=self.lr, moments=self.moments, skip_grad_norm_threshold=self.threshold),
             lr_cfg=LRConfig(lr_type="constant", warmup_ratio=0),
             loss_cfg=CELossConfig(),
             fsdp_cfg=FSDPConfig(),

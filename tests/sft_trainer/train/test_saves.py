@@ -193,21 +193,29 @@ def test_the_time_that_saves_take_from_training_is_told_with_the_next_step(tmp_p
 
 
 def test_torchs_own_reader_finds_the_weights_and_moments_of_two_ranks(tmp_path: Path) -> None:
-    run = SmallRun(tmp_path / "run", save_mode="async", interval=3, total_steps=4)
-    run.options()
-    mp.spawn(_one_of_two_that_tell, args=(run, tmp_path), nprocs=2)
-    expected = torch.load(tmp_path / "expected.pt")
-    read = {name: tensor for name, tensor in run.tensors(3).items() if not name.startswith("rng.")}
-    assert read.keys() == expected.keys()
-    assert len(expected) > 60
-    for name, tensor in expected.items():
-        assert torch.equal(read[name], tensor), name
+    runs = {
+        moments: SmallRun(tmp_path / moments, save_mode="async", interval=3, total_steps=4, moments=moments)
+        for moments in ("fp32", "bf16")
+    }
+    for run in runs.values():
+        run.options()
+    mp.spawn(_one_of_two_that_tell, args=(list(runs.values()), tmp_path), nprocs=2)
+    for moments, run in runs.items():
+        expected = torch.load(run.folder / "expected.pt")
+        read = {name: tensor for name, tensor in run.tensors(3).items() if not name.startswith("rng.")}
+        assert read.keys() == expected.keys()
+        assert len(expected) > 60
+        for name, tensor in expected.items():
+            assert torch.equal(read[name], tensor), name
+            dtype = torch.bfloat16 if moments == "bf16" and name.startswith("optimizer.") else torch.float32
+            assert read[name].dtype == dtype
 
 
-def _one_of_two_that_tell(rank: int, run: SmallRun, folder: Path) -> None:
+def _one_of_two_that_tell(rank: int, runs: list[SmallRun], folder: Path) -> None:
     """Whole tensors after step 3, gathered by FSDP2 itself."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    world = World(rank=rank, size=2, device=torch.device("cpu"), mesh=init_device_mesh("cpu", (2,)))
     go_on = loop._Run._evaluate_if_due
 
     def tell_and_go_on(self) -> bool:
@@ -218,9 +226,10 @@ def _one_of_two_that_tell(rank: int, run: SmallRun, folder: Path) -> None:
                 for moment in ("exp_avg", "exp_avg_sq"):
                     whole[f"optimizer.{name}.{moment}"] = self.optimizer.state[parameter][moment].full_tensor()
             if rank == 0:
-                torch.save(whole, folder / "expected.pt")
+                torch.save(whole, self.place.fence.storage.parent / "expected.pt")
         return go_on(self)
 
     loop._Run._evaluate_if_due = tell_and_go_on
-    run.go(world=World(rank=rank, size=2, device=torch.device("cpu"), mesh=init_device_mesh("cpu", (2,))))
+    for run in runs:
+        run.go(world=world)
     dist.destroy_process_group()

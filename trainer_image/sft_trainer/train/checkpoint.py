@@ -21,6 +21,7 @@ from torch.futures import Future
 
 from sft_trainer.storage.checkpoints import publish_checkpoint, retain
 from sft_trainer.storage.fence import Fence
+from sft_trainer.train.bf16_moments import Bf16MomentsAdamW
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.failure import JobFailure, Reason
@@ -36,11 +37,12 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
     """What AdamW would create at its first step; created before it, so that a load finds tensors to fill."""
+    dtype = torch.bfloat16 if isinstance(optimizer, Bf16MomentsAdamW) else None
     for parameter in model.parameters():
         optimizer.state[parameter] = {
             # Beside the parameter, as the fused kernel wants it.
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            **{moment: torch.zeros_like(parameter) for moment in _MOMENTS},
+            **{moment: torch.zeros_like(parameter, dtype=dtype) for moment in _MOMENTS},
         }
 
 

@@ -167,6 +167,7 @@ class _Run:
                 precision=self.precision,
                 loss_cfg=options.loss_cfg,
                 fsdp_cfg=options.fsdp_cfg,
+                optim_cfg=options.optim_cfg,
             ),
         )
         log.info(
