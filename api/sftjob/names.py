@@ -47,6 +47,7 @@ EXPORT_MANIFEST = "sftjob-manifest.json"
 METRICS = "metrics.jsonl"
 
 _STEP = re.compile(r"step-(\d+)")
+_LEDGER = re.compile(r"ledger-(\d+)\.jsonl")
 _STEP_TEMPORARY = re.compile(r"step-\d+\.tmp-a(\d+)")
 
 
@@ -91,6 +92,17 @@ def attempt_folder(storage: Path, attempt: int) -> Path:
 def node_claim(storage: Path, attempt: int, node_rank: int) -> Path:
     """The file whose exclusive creation lets a launcher run: the fence."""
     return attempt_folder(storage, attempt) / f"node-{node_rank}.json"
+
+
+def ledger(storage: Path, attempt: int, rank: int) -> Path:
+    """What this rank has fed to the model in this attempt."""
+    return attempt_folder(storage, attempt) / f"ledger-{rank}.jsonl"
+
+
+def ledger_rank(file: str) -> int | None:
+    """The rank whose ledger a file of an attempt's folder is, by its name; None for any other file."""
+    match = _LEDGER.fullmatch(file)
+    return int(match[1]) if match else None
 
 
 def default_storage(output_uri: str) -> str:

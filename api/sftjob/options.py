@@ -4,17 +4,20 @@ The custom resource, the Python API (`sft_trainer.config` re-exports these class
 from these fields. Names follow XTuner V1 where it has one.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sftjob.base import Declared
+from sftjob.rules import MOMENTS_CAN_DECAY, rules
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class AdamWConfig(Declared):
     """AdamW (Loshchilov and Hutter, 2019) with gradient clipping."""
+
+    model_config = rules(MOMENTS_CAN_DECAY)
 
     lr: float = Field(default=6e-5, ge=0, description="Peak learning rate.")
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay, on matrices only.")
@@ -29,6 +32,17 @@ class AdamWConfig(Declared):
         description="Global gradient norm above which a step changes nothing, and is counted. Absent: none is too "
         "large. A norm that is not finite is always skipped; the third such step in a row ends the job.",
     )
+    moments: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="How the two moment averages are kept between steps; they are updated in fp32. bf16 takes half of "
+        "their memory, and needs a second beta of at most 0.99.",
+    )
+
+    @model_validator(mode="after")
+    def _moments(self) -> Self:
+        if self.moments == "bf16" and self.betas[1] > 0.99:
+            raise ValueError(MOMENTS_CAN_DECAY.told(beta=self.betas[1]))
+        return self
 
 
 class LRConfig(Declared):
@@ -129,6 +143,7 @@ BadLineBudget = Annotated[
     ),
 ]
 OutputFormat = Literal["hf", "adapter"]
+SaveMode = Literal["sync", "async"]
 Overlong = Literal["truncate", "drop", "error"]
 PackLevel = Literal["soft", "hard", "none"]
 RowFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "text"]

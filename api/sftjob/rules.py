@@ -120,6 +120,12 @@ ONE_LENGTH = Rule(
     "!has(self.totalEpoch) || !has(self.totalStep)",
     "given together with totalEpoch; remove one",
 )
+MOMENTS_CAN_DECAY = Rule(
+    "betas",
+    "self.moments == 'fp32' || self.betas[1] <= 0.99",
+    "with a second beta of {beta} a moment in bf16 never falls again; use at most 0.99, or moments: fp32",
+    {"beta": "self.betas[1]"},
+)
 VALUE_OR_SOURCE = Rule(
     "value",
     "has(self.value) || has(self.valueFrom)",

@@ -38,6 +38,7 @@ from sftjob.options import (
     PackLevel,
     Precision,
     RowFormat,
+    SaveMode,
 )
 from sftjob.presets import PRESETS
 from sftjob.rules import (
@@ -261,6 +262,11 @@ class CheckpointSpec(Declared):
         default=None, ge=1, description="Optimiser steps from one checkpoint to the next. Absent: at the end only."
     )
     keep_last: int = Field(default=2, ge=2, le=100, description="Checkpoints to keep; older ones are deleted.")
+    save_mode: SaveMode = Field(
+        default="sync",
+        description="async: training goes on once the state is copied to host memory, which must have room for one "
+        "more copy of weights and moments. sync: it waits for the disk. The last save is always sync.",
+    )
 
 
 class OutputSpec(Declared):

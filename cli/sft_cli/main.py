@@ -13,6 +13,7 @@ from rich.console import Console
 
 from sft_cli.flags import flags, label, spec_of, with_flags
 from sft_cli.inspect_data import inspect_data
+from sft_cli.ledger import read_ledger
 from sft_cli.manifest_file import read_document, read_manifest
 from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_loss
@@ -158,6 +159,19 @@ def plot(
         raise Refusal(f"{work_dir}: no step was trained yet; wait for the first one")
     plot_loss(rows, folder.loss_curve, title=job.metadata.name)
     typer.echo(folder.loss_curve)
+
+
+@commands.command()
+def ledger(
+    storage: Annotated[
+        Path, typer.Argument(metavar="STORAGE", help="The folder of a run's checkpoints: spec.checkpoint.storage.")
+    ],
+) -> None:
+    """Prove from what the ranks wrote down that each sample was trained once an epoch, whatever was killed."""
+    account = read_ledger(storage)
+    for line in [*account.epochs, *account.problems]:
+        typer.echo(line)
+    raise typer.Exit(1 if account.problems else 0)
 
 
 def _claim_folder(option: str) -> tuple[str, Path]:

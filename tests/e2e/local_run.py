@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 PATIENCE_SECONDS = 1200
 """For anything that takes seconds on an idle machine."""
 
-FAULTS = Path(__file__).parent / "faults"
+FAULTS = os.pathsep.join([str(Path(__file__).parent / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""A PYTHONPATH that begins with them."""
 
 TOTAL_STEPS = 12
 EVERY_STEPS = 2

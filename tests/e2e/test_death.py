@@ -72,19 +72,25 @@ MOMENTS = {
     "after the rename": ("os.rename", r"/latest ", 1),
     "in retention": ("os.rename", r"step-2 \S+step-2\.tmp-a1", 0),
 }
-IN_TEST = ("before the rename", "after the rename")
+IN_TEST = (("before the rename", "async"), ("after the rename", "sync"))
 
 
 @pytest.mark.parametrize(
-    "moment", [pytest.param(name, marks=() if name in IN_TEST else pytest.mark.full) for name in MOMENTS]
+    ("moment", "mode"),
+    [
+        pytest.param(*case, marks=() if case in IN_TEST else pytest.mark.full)
+        for case in itertools.product(MOMENTS, ("sync", "async"))
+    ],
 )
 def test_a_rank_killed_inside_a_save_leaves_a_checkpoint_to_go_on_from(
-    run: LocalRun, undisturbed: LocalRun, moment: str
+    run: LocalRun, undisturbed: LocalRun, moment: str, mode: str
 ) -> None:
+    """Undisturbed, all saves were made between steps."""
+    run.manifest["spec"]["checkpoint"]["saveMode"] = mode
     event, pattern, after = MOMENTS[moment]
     mark = run.folder / "killed"
     run.environment = {
-        "PYTHONPATH": str(FAULTS),
+        "PYTHONPATH": FAULTS,
         "SFTJOB_TEST_FAULT": json.dumps(
             {"event": event, "pattern": pattern, "after": after, "mark": str(mark), "signal": "SIGKILL"}
         ),

@@ -1,5 +1,6 @@
 """Launchers started by hand: two of one attempt, one that wakes up late, one that is told to stop."""
 
+import contextlib
 import json
 import os
 import signal
@@ -75,7 +76,7 @@ def test_a_second_launcher_of_an_attempt_and_an_older_one_leave_and_change_nothi
     mark = launched.folder / "stopped"
     fault = {"event": "open", "pattern": r"step-4\.tmp-a2/__0_0\.distcp r", "after": 0, "mark": str(mark)}
     inside_a_save = {
-        "PYTHONPATH": str(FAULTS),
+        "PYTHONPATH": FAULTS,
         "SFTJOB_TEST_FAULT": json.dumps(fault | {"signal": "SIGSTOP"}),
     }
     environment = inside_a_save if moment == "inside a save" else {}
@@ -143,6 +144,73 @@ def test_a_stopped_attempt_saves_its_last_finished_step_and_the_next_goes_on(
     assert (third.reason, third.final_digest) == ("Succeeded", second.final_digest)
     assert third.artifacts == second.artifacts
     assert not (launched.folder / "s3" / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    "seconds", [None, *(pytest.param(seconds, marks=pytest.mark.full) for seconds in (0.0, 0.3, 2.0, 10.0))]
+)
+def test_a_signal_to_one_rank_saves_on_all_and_comes_to_the_others_too_late(
+    launched: LocalRun, undisturbed: LocalRun, seconds: float | None
+) -> None:
+    """`seconds` later the other rank gets it too, if it is still there."""
+    launched.manifest["spec"]["checkpoint"]["saveMode"] = "async"
+    first = Launcher(launched, attempt=1, scratch=launched.folder / "s1")
+    launched.until_step(3)
+    other = launched.rank(0)
+    os.kill(launched.rank(1), signal.SIGTERM)
+    if seconds is not None:
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(other, signal.SIGTERM)
+    stopped = first.outcome()
+    assert (stopped.reason, stopped.exit_code, stopped.saved) == ("Preempted", 75, True)
+    assert stopped.saved_step == stopped.last_step >= 3
+    second = Launcher(launched, attempt=2, scratch=launched.folder / "s2").outcome()
+    assert (second.reason, second.resumed_from) == ("Succeeded", stopped.saved_step)
+    assert_bit_equal(launched, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("dead", "mode"),
+    [
+        ("SIGSTOP", "async"),
+        pytest.param("SIGSTOP", "sync", marks=pytest.mark.full),
+        pytest.param("SIGKILL", "sync", marks=pytest.mark.full),
+        pytest.param("SIGKILL", "async", marks=pytest.mark.full),
+    ],
+)
+def test_a_stop_with_a_dead_rank_ends_within_the_grace_period_and_leaves_the_last_checkpoint(
+    launched: LocalRun, dead: str, mode: str
+) -> None:
+    """The dead rank stands still in its part of the save of step 4; with SIGKILL it dies once all are told to stop."""
+    grace_seconds = 16
+    launched.manifest["spec"]["runPolicy"]["terminationGracePeriodSeconds"] = grace_seconds
+    launched.manifest["spec"]["checkpoint"]["saveMode"] = mode
+    mark = launched.folder / "stands-still"
+    fault = {"event": "open", "pattern": r"step-4\.tmp-a1/__1_0\.distcp", "after": 0, "mark": str(mark)}
+    first = Launcher(
+        launched,
+        attempt=1,
+        scratch=launched.folder / "s1",
+        PYTHONPATH=FAULTS,
+        SFTJOB_TEST_FAULT=json.dumps(fault | {"signal": "SIGSTOP"}),
+    )
+    launched.until(mark.exists)
+    whole = fingerprint(launched.storage / "step-2")
+    victim = launched.rank(1)
+    first.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    if dead == "SIGKILL":
+        os.kill(victim, signal.SIGKILL)
+    stopped = first.outcome()
+    seconds = time.monotonic() - began
+    print(f"a stop with a dead rank took {seconds:.1f} of {grace_seconds} s")
+    assert seconds < grace_seconds
+    assert (stopped.reason, stopped.exit_code, stopped.saved) == ("Preempted", 75, False)
+    assert stopped.saved_step == 2
+    assert not launched.processes("sft_trainer.child rank")
+    assert fingerprint(launched.storage / "step-2") == whole
+    assert (launched.storage / "latest").read_text() == "step-2"
 
 
 def test_one_rank_and_two_ranks_train_the_same(undisturbed: LocalRun, run: LocalRun) -> None:

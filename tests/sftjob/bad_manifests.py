@@ -68,6 +68,7 @@ GOOD: dict[str, Any] = {
                 "eps": 1e-6,
                 "maxGradNorm": 0.5,
                 "skipGradNormThreshold": 8.0,
+                "moments": "bf16",
             },
             "lrSchedule": {"lrType": "linear", "lrMin": 0.0, "warmupRatio": 2.0},
             "fsdp": {"reshardAfterForward": False, "torchCompile": False, "recomputeRatio": 0.5},
@@ -75,7 +76,7 @@ GOOD: dict[str, Any] = {
             "precision": "fp32",
             "seed": 4294967295,
         },
-        "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3},
+        "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3, "saveMode": "async"},
         "output": [{"uri": "pvc://results/model", "format": "adapter"}],
         "compute": {
             "nodes": 2,
@@ -221,6 +222,11 @@ BAD = [
         "'chats.jsonl' has the wrong type; use a valid list",
         {"data": {"datasets": "chats.jsonl"}},
         server='Invalid value: "string": spec.data.datasets in body must be of type array: "string"',
+    ),
+    Bad(
+        "spec.training.optimizer.betas",
+        "with a second beta of 0.995 a moment in bf16 never falls again; use at most 0.99, or moments: fp32",
+        training(optimizer={"betas": [0.9, 0.995], "moments": "bf16"}),
     ),
     # Places
     Bad(

@@ -20,6 +20,10 @@ class PackedBatch:
     """[1, T] int64, the token to predict *at* each position (already shifted within its document), else -100"""
     cu_seqlens: torch.Tensor
     """[B + 1] int32: where documents begin, and T"""
+    epoch: int | None = None
+    """That it belongs to, from 1; None where it is pads, or no sample of a dataset."""
+    pieces: tuple[tuple[int, int], ...] = ()
+    """[B without pads]: the document's sample, and its first token in it. For the ledger; `to` leaves them behind."""
 
     def to(self, device: torch.device) -> "PackedBatch":
         return PackedBatch(

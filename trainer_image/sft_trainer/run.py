@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sft_trainer.datasets.config import DataloaderConfig, EvaluationConfig
 from sft_trainer.datasets.template import chat_template_named
@@ -10,7 +11,16 @@ from sft_trainer.model.weight_files import weights_fingerprint
 from sft_trainer.storage.fence import Fence
 from sftjob.base import digest
 from sftjob.manifest import EvaluationRecord
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig, OutputFormat, Precision
+from sftjob.options import (
+    AdamWConfig,
+    CELossConfig,
+    FSDPConfig,
+    LoRAConfig,
+    LRConfig,
+    OutputFormat,
+    Precision,
+    SaveMode,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class RunOptions:
             | {
                 "model": self.model_cfg.hf_config(),
                 "scratch": self.load_from is None,
-                "optimizer": self.optim_cfg.to_json_dict(),
+                "optimizer": self._optimizer(),
                 "schedule": self.lr_cfg.to_json_dict(),
                 "batch": self.global_batch_size,
                 "length": [self.total_epoch, self.total_step],
@@ -70,6 +80,13 @@ class RunOptions:
                 "seed": self.seed,
             }
         )
+
+    def _optimizer(self) -> dict[str, Any]:
+        """Without what is newer than some runs and changes nothing in them: those must go on."""
+        config = self.optim_cfg.to_json_dict()
+        if config["moments"] == "fp32":
+            del config["moments"]
+        return config
 
 
 @dataclass(frozen=True)
@@ -92,6 +109,7 @@ class RunPlace:
     checkpoint_interval: int | None
     """In steps; None is at the end only."""
     keep_last: int
+    save_mode: SaveMode
     grace_seconds: float
     """From SIGTERM until the process is killed."""
     scratch: Path | None

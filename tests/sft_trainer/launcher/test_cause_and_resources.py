@@ -25,6 +25,13 @@ def test_a_killed_rank_is_the_cause_whatever_the_survivors_say() -> None:
     assert cause_of_failure(exit_codes={1: -9}, reports={0: STOPPED}, stopping=False).rank == 1
 
 
+def test_a_rank_that_dies_while_all_are_stopped_is_no_failure() -> None:
+    for reports in ({0: STOPPED}, {0: LOST}, {}):
+        assert cause_of_failure(exit_codes={1: -9}, reports=reports, stopping=True).reason is Reason.PREEMPTED
+    bad = Report(reason=Reason.INVALID_DATA, message="chats.jsonl:3: ...")
+    assert cause_of_failure(exit_codes={}, reports={0: bad}, stopping=True).reason is Reason.INVALID_DATA
+
+
 def test_what_a_user_can_mend_comes_before_a_signal() -> None:
     bad = Report(reason=Reason.INVALID_DATA, message="chats.jsonl:3: ...")
     cause = cause_of_failure(exit_codes={0: 65, 1: -9}, reports={0: bad, 1: LOST}, stopping=False)
@@ -40,6 +47,8 @@ def test_a_stop_that_all_ranks_heard_is_a_preemption() -> None:
     cause = cause_of_failure(exit_codes={0: 75, 1: 75}, reports={0: STOPPED, 1: STOPPED}, stopping=True)
     assert cause.reason is Reason.PREEMPTED
     assert cause_of_failure(exit_codes={}, reports={}, stopping=True).reason is Reason.PREEMPTED
+    # Of one rank alone: its launcher was told nothing.
+    assert cause_of_failure(exit_codes={0: 75}, reports={0: STOPPED}, stopping=False).reason is Reason.PREEMPTED
     assert cause_of_failure(exit_codes={}, reports={}, stopping=False).reason is Reason.TORCHRUN_LOST
 
 

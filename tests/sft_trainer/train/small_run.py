@@ -59,9 +59,14 @@ class SmallRun:
     folder: Path
     evaluation: dict[str, Any] | None = None
     lr: float = 3e-3
+    moments: str = "fp32"
     total_steps: int = 6
+    total_epoch: int | None = None
+    """In place of them."""
     interval: int | None = 1
     keep_last: int = 100
+    save_mode: str = "sync"
+    grace_seconds: float = 1000
     packing: str = "soft"
     threshold: float | None = None
     chat_template: str | None = None
@@ -99,7 +104,8 @@ class SmallRun:
             exports=[Export(self.exported, "hf"), *([Export(self.adapter, "adapter")] if self.lora else [])],
             checkpoint_interval=self.interval,
             keep_last=self.keep_last,
-            grace_seconds=1000,
+            save_mode=self.save_mode,
+            grace_seconds=self.grace_seconds,
             scratch=None,
         )
         self.state = RunState()
@@ -140,13 +146,13 @@ class SmallRun:
                 pack_level=self.packing,
                 evaluation=evaluation and EvaluationConfig(**evaluation),
             ),
-            optim_cfg=AdamWConfig(lr=self.lr, skip_grad_norm_threshold=self.threshold),
+            optim_cfg=AdamWConfig(lr=self.lr, moments=self.moments, skip_grad_norm_threshold=self.threshold),
             lr_cfg=LRConfig(lr_type="constant", warmup_ratio=0),
             loss_cfg=CELossConfig(),
             fsdp_cfg=FSDPConfig(),
             global_batch_size=2,
-            total_epoch=None,
-            total_step=self.total_steps,
+            total_epoch=self.total_epoch,
+            total_step=None if self.total_epoch else self.total_steps,
             precision="fp32",
             seed=5,
             lora_cfg=self.lora,
@@ -160,7 +166,9 @@ class SmallRun:
         return {line["step"]: line["eval_loss"] for line in self.lines(attempt=attempt) if "eval_loss" in line}
 
     def checkpoints(self) -> list[int]:
-        return sorted(int(path.name.removeprefix("step-")) for path in self.storage.glob("step-*"))
+        """Published ones."""
+        numbers = [path.name.removeprefix("step-") for path in self.storage.glob("step-*")]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def manifest(self, step: int) -> CheckpointManifest:
         return CheckpointManifest.from_json((self.storage / f"step-{step}" / names.MANIFEST).read_text())

@@ -35,9 +35,12 @@ def test_the_estimate_is_what_a_step_makes(case: str, ratio: float, tmp_path) ->
     fsdp_cfg, loss_cfg = FSDPConfig(recompute_ratio=ratio), CELossConfig(chunk_size=48)
     folder = tiny.save_random_model(tmp_path, case, **SIZES | ({"sliding_window": 512} if case == "mistral" else {}))
     model = tiny.built(folder, fsdp_cfg=fsdp_cfg, loss_cfg=loss_cfg)
-    optimizer = build_optimizer(model, AdamWConfig())
+    optim_cfg = AdamWConfig(moments="bf16" if case == "llama" else "fp32")
+    optimizer = build_optimizer(model, optim_cfg)
     create_optimizer_state(model, optimizer)
-    estimate = estimate_memory(model, pack_tokens=TOKENS, precision="fp32", loss_cfg=loss_cfg, fsdp_cfg=fsdp_cfg)
+    estimate = estimate_memory(
+        model, pack_tokens=TOKENS, precision="fp32", loss_cfg=loss_cfg, fsdp_cfg=fsdp_cfg, optim_cfg=optim_cfg
+    )
     loss, kept = kept_bytes(model)
     loss.backward()
     parameters = list(model.parameters())
@@ -58,7 +61,9 @@ def test_the_estimate_is_what_a_step_makes(case: str, ratio: float, tmp_path) ->
 
 def test_layers_of_another_form_are_not_guessed(tmp_path) -> None:
     model = tiny.built(tiny.save_random_model(tmp_path, "qwen3_moe"))
-    estimate = estimate_memory(model, pack_tokens=9, precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig())
+    estimate = estimate_memory(
+        model, pack_tokens=9, precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig(), optim_cfg=AdamWConfig()
+    )
     assert estimate.activations is None
     assert "activations unknown" in str(estimate)
 
@@ -67,7 +72,9 @@ def test_frozen_weights_have_neither_gradient_nor_moments(tmp_path) -> None:
     model = tiny.built(tiny.save_random_model(tmp_path, "llama"))
     model.requires_grad_(False)
     model.model.norm.weight.requires_grad_(True)
-    estimate = estimate_memory(model, pack_tokens=9, precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig())
+    estimate = estimate_memory(
+        model, pack_tokens=9, precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig(), optim_cfg=AdamWConfig()
+    )
     # A norm of 32 in fp32; no sum of the head's gradients, two times 9 rows of 96 logits.
     assert (estimate.gradients, estimate.moments, estimate.logits) == (128, 256, 2 * 9 * 96 * 4)
 

@@ -61,7 +61,7 @@ class BatchStream:
 
     def micro_batches(self, step: int) -> list[PackedBatch]:
         """This rank's packs: as many on every rank, so that none waits in a collective for another."""
-        return [self._batch(pack) for pack in self._dealt(step)[self._rank]]
+        return [self._batch(position) for position in self._dealt(step)[self._rank]]
 
     def trained_tokens(self, step: int) -> int:
         """Labels that count, over all ranks: what the step's loss is divided by."""
@@ -80,27 +80,29 @@ class BatchStream:
         return min(step * self._global_batch_size, self._end) / self._packs
 
     def _dealt(self, step: int) -> list[list[int | None]]:
-        """For each rank its packs, None for one of pads, so that all spend about as long in attention.
+        """For each rank the positions of its packs, None for one of pads, so that all spend about as long in attention.
 
         Ranks wait for each other in every micro-batch, so each has W packs of nearly one cost: the W dearest, the next
         W, and so on. Of these the rank with the least so far gets the dearest (Graham's LPT rule, 1969): in the end no
         two ranks are further apart than the packs of one micro-batch.
         """
-        packs: list[int | None] = sorted(self._packs_of(step), key=lambda pack: -self._cost[pack])
+        packs: list[int | None] = sorted(self._positions(step), key=lambda at: -self._cost[self._pack_at(at)])
         packs += [None] * (self._global_batch_size - len(packs))
         dealt: list[list[int | None]] = [[] for _ in range(self._world_size)]
         spent = [0] * self._world_size
         for first in range(0, len(packs), self._world_size):
             ranks = sorted(range(self._world_size), key=spent.__getitem__)
-            for rank, pack in zip(ranks, packs[first : first + self._world_size], strict=True):
-                dealt[rank].append(pack)
-                spent[rank] += 0 if pack is None else int(self._cost[pack])
+            for rank, position in zip(ranks, packs[first : first + self._world_size], strict=True):
+                dealt[rank].append(position)
+                spent[rank] += 0 if position is None else int(self._cost[self._pack_at(position)])
         return dealt
 
     def _packs_of(self, step: int) -> list[int]:
+        return [self._pack_at(position) for position in self._positions(step)]
+
+    def _positions(self, step: int) -> range:
         first = (step - 1) * self._global_batch_size
-        positions = range(first, int(min(first + self._global_batch_size, self._end)))
-        return [self._pack_at(position) for position in positions]
+        return range(first, int(min(first + self._global_batch_size, self._end)))
 
     def _pack_at(self, position: int) -> int:
         epoch, place = divmod(position, self._packs)
@@ -109,8 +111,9 @@ class BatchStream:
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
         return permutation(self._packs, seed=(self._seed, 2, epoch))
 
-    def _batch(self, pack: int | None) -> PackedBatch:
-        documents = [] if pack is None else list(self._documents(pack))
+    def _batch(self, position: int | None) -> PackedBatch:
+        pieces = [] if position is None else self._data.packs.pieces(self._pack_at(position))
+        documents = list(self._documents(pieces))
         length = sum(len(ids) for ids, _ in documents)
         wanted = self._pad_to or (length if documents else _DUMMY_TOKENS)
         assert length <= wanted, "a pack is longer than pad_to"
@@ -123,15 +126,17 @@ class BatchStream:
             position_ids=_row([np.arange(length) for length in lengths]),
             labels=_row([labels for _, labels in documents]),
             cu_seqlens=torch.tensor(np.concatenate(([0], np.cumsum(lengths))), dtype=torch.int32),
+            epoch=None if position is None else 1 + position // self._packs,
+            pieces=tuple((sample, begin) for sample, begin, _ in pieces),
         )
 
-    def _documents(self, pack: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _documents(self, pieces: list[tuple[int, int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids [T] and labels [T] of each piece: the label at a token is the token that follows it in the sample.
 
         So nothing is lost where a pack's end cuts a sample: the next pack's first token is learnt here, where all that
         it is predicted from stands.
         """
-        for sample, begin, length in self._data.packs.pieces(pack):
+        for sample, begin, length in pieces:
             tokens, trained = self._data.sample(sample)
             ids = tokens[begin : begin + length].astype(np.int64)
             following = slice(begin + 1, begin + length + 1)

@@ -20,21 +20,23 @@ class Cause:
 def cause_of_failure(*, exit_codes: Mapping[int, int], reports: Mapping[int, Report], stopping: bool) -> Cause:
     """By signal, never by time: timestamps are whole seconds and tie, and a killed rank takes the others with it.
 
-    In this order: a rank's own word for a fault that another attempt would meet too; a rank killed from outside
-    (SIGTERM aside, which torchrun itself sends); a rank's other word; an exit code.
+    In this order: a rank's own word for a fault that another attempt would meet too; that this launcher was told to
+    stop, whoever died meanwhile; a rank killed from outside (SIGTERM aside, which torchrun itself sends); a rank's
+    other word; an exit code.
     """
     told = {rank: report for rank, report in reports.items() if report.reason is not Reason.SUCCEEDED}
     for rank, report in sorted(told.items()):
         if report.reason not in (Reason.RANK_FAILED, Reason.PREEMPTED):
             return Cause(report.reason, report.message, rank=rank)
+    preempted = [report.message for report in told.values() if report.reason is Reason.PREEMPTED]
+    if stopping:
+        return Cause(Reason.PREEMPTED, (preempted or ["stopped before the ranks could say what they saved"])[0])
     for rank, code in sorted(exit_codes.items()):
         if code < 0 and -code != signal.SIGTERM:
             name = signal.Signals(-code).name
             return Cause(Reason.RANK_KILLED, f"rank {rank} was ended by {name}", rank=rank, signal=-code)
-    if told and all(report.reason is Reason.PREEMPTED for report in told.values()):
-        return Cause(Reason.PREEMPTED, next(iter(told.values())).message)
-    if stopping:
-        return Cause(Reason.PREEMPTED, "stopped before the ranks could say what they saved")
+    if preempted and len(preempted) == len(told):
+        return Cause(Reason.PREEMPTED, preempted[0])
     for rank, report in sorted(told.items(), key=lambda item: (item[1].peer_lost, item[0])):
         if report.reason is Reason.RANK_FAILED:
             return Cause(Reason.RANK_FAILED, report.message, rank=rank, rank_exit_code=exit_codes.get(rank))

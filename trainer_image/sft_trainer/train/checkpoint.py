@@ -8,14 +8,20 @@ import errno
 import logging
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from sft_trainer.storage.checkpoints import publish_checkpoint, retain
 from sft_trainer.storage.fence import Fence
+from sft_trainer.train.bf16_moments import Bf16MomentsAdamW
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.failure import JobFailure, Reason
@@ -25,56 +31,78 @@ log = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
+# DCP warns of what `no_dist` asks for. Not around each call: filters belong to all threads together.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
 
 def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
     """What AdamW would create at its first step; created before it, so that a load finds tensors to fill."""
+    dtype = torch.bfloat16 if isinstance(optimizer, Bf16MomentsAdamW) else None
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
         optimizer.state[parameter] = {
             # Beside the parameter, as the fused kernel wants it.
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            **{moment: torch.zeros_like(parameter) for moment in _MOMENTS},
+            **{moment: torch.zeros_like(parameter, dtype=dtype) for moment in _MOMENTS},
         }
 
 
-def save_checkpoint(
-    model: torch.nn.Module,
-    optimizer: torch.optim.AdamW,
+class _ShardWriter(FileSystemWriter):
+    """Puts this rank's ledger on disk with its shards: DCP tells every rank of a failure in here."""
+
+    def __init__(self, path: Path, *, sync_ledger: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._sync_ledger = sync_ledger
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        self._sync_ledger()
+        return super().write_data(plan, planner)
+
+
+def state_of(
+    model: torch.nn.Module, optimizer: torch.optim.AdamW, *, world: World, random_state: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of this rank, by name; shares memory with the run.
+
+    `random_state` is the rank's at the end of the step: a stop saves when a part of the next one has been computed.
+    """
+    return _tensors(model, optimizer) | {f"rng.{world.rank}": random_state}
+
+
+def write_checkpoint(
+    state: dict[str, torch.Tensor],
     *,
     world: World,
+    group: dist.ProcessGroup | None,
     fence: Fence,
     manifest: CheckpointManifest,
     keep_last: int,
-    random_state: torch.Tensor,
+    sync_ledger: Callable[[], None],
 ) -> CheckpointManifest:
-    """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go. Called by all ranks.
+    """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go.
 
-    `random_state` is this rank's at the end of the step: a stop saves when a part of the next one has been computed.
-    Returns the manifest as published. Raises JobFailure: SUPERSEDED where a later attempt has entered,
-    STORAGE_UNAVAILABLE where the folder can't be written.
+    Called by all ranks, each with its `state`, in a thread too: they meet in `group` only. Returns the manifest, on
+    rank 0 as published. Raises JobFailure: SUPERSEDED where a later attempt has entered, STORAGE_UNAVAILABLE where the
+    folder can't be written.
     """
     folder = fence.storage / names.checkpoint_folder(manifest.step)
     temporary = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
-    state = _tensors(model, optimizer) | {f"rng.{world.rank}": random_state}
     try:
-        with warnings.catch_warnings():
-            # DCP warns of what `no_dist` asks for.
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`.
-            dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=world.size == 1)
+        # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`. When that is done on
+        # rank 0, all of them have written.
+        dcp.save(
+            state,
+            storage_writer=_ShardWriter(temporary, sync_ledger=sync_ledger),
+            process_group=group,
+            no_dist=world.size == 1,
+        )
+        if world.is_first:
+            manifest = publish_checkpoint(fence, temporary, manifest)
+            retain(fence, keep_last=keep_last)
     except (CheckpointException, OSError) as error:
         raise _failure(fence, temporary, error) from error
-
-    def publish() -> CheckpointManifest:
-        try:
-            published = publish_checkpoint(fence, temporary, manifest)
-            retain(fence, keep_last=keep_last)
-        except OSError as error:
-            raise _failure(fence, temporary, error) from error
-        return published
-
-    return world.from_first(publish)
+    return manifest
 
 
 def load_checkpoint(

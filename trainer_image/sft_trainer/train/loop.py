@@ -18,18 +18,21 @@ from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
-from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint, save_checkpoint
+from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
+from sft_trainer.train.ledger import Ledger, epoch_content
 from sft_trainer.train.memory import estimate_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none
 from sft_trainer.train.optimizer import build_optimizer, clip_gradients
+from sft_trainer.train.saver import CheckpointSaver
 from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.skip import judge_gradient
-from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits
+from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits, seconds_left
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.base import utc_now
 from sftjob.failure import JobFailure, Reason
+from sftjob.ledger import LedgerHead
 from sftjob.manifest import CheckpointManifest, EvaluationRecord
 from sftjob.progress import Stage
 
@@ -79,6 +82,7 @@ class _Run:
             self.evaluation = Evaluation(options.evaluation, data.evaluation, world=world, pad_to=pad_to)
         self.reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
         self.metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
+        self.save_stall_seconds = 0.0
 
     def to_the_end(self) -> None:
         try:
@@ -91,7 +95,10 @@ class _Run:
                 self._evaluate_if_due()
                 interval = self.place.checkpoint_interval
                 if step == self.total_steps or (interval and step % interval == 0):
-                    self._save()
+                    # Nothing is left to train beside the last save.
+                    self._save(beside=self.place.save_mode == "async" and step < self.total_steps)
+                else:
+                    self._settle_save(wait_seconds=0)
             self._export()
         finally:
             if self.reporter:
@@ -131,6 +138,26 @@ class _Run:
                 updates=resumed.step - resumed.skipped_steps,
             )
             self._take_up(resumed)
+        self.ledger = Ledger(
+            storage,
+            self.place.fence.attempt,
+            rank=world.rank,
+            head=LedgerHead(
+                world_size=world.size,
+                resumed_from=self.state.last_step,
+                total_epoch=None if options.total_step else options.total_epoch or 1,
+                total_steps=options.total_step or self.stream.total_steps(options.total_epoch or 1),
+                content=epoch_content(self.data.packs) if world.is_first else None,
+            ),
+        )
+        self.saver = CheckpointSaver(
+            self.model,
+            self.optimizer,
+            world=world,
+            fence=self.place.fence,
+            keep_last=self.place.keep_last,
+            sync_ledger=self.ledger.sync,
+        )
         ranks, batch = world.size, options.global_batch_size
         log.info("global batch %d packs = %d ranks x %d accumulation steps of 1 pack", batch, ranks, batch // ranks)
         log.info(
@@ -141,6 +168,7 @@ class _Run:
                 precision=self.precision,
                 loss_cfg=options.loss_cfg,
                 fsdp_cfg=options.fsdp_cfg,
+                optim_cfg=options.optim_cfg,
             ),
         )
         log.info(
@@ -218,6 +246,7 @@ class _Run:
             loss = self.model(batch.to(self.world.device))
             (loss / max(1, trained_tokens)).backward()
             loss_sum += loss.detach()
+            self.ledger.note(batch)
             self._stop_if_agreed()
         grad_norm = clip_gradients(self.model, max_norm=self.options.optim_cfg.max_grad_norm)
         # The norm is of all ranks' gradients: each decides alike.
@@ -243,6 +272,7 @@ class _Run:
         self.random_state = get_random_state(self.world.device)
         mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
         self.state.last_step = step
+        self.ledger.close_step(step)
         self._tell_step(step, mean_loss, grad_norm.item(), rate, trained_tokens, time.perf_counter() - began)
 
     def _tell_step(
@@ -265,9 +295,12 @@ class _Run:
                 "trained_tokens": trained_tokens,
                 "tokens_per_second": round(speed, 1),
                 "step_seconds": round(seconds, 4),
+                # For the saves since the line before.
+                "save_stall_seconds": round(self.save_stall_seconds, 4),
                 "samples": self.stream.sample_ids(step),
             }
         )
+        self.save_stall_seconds = 0.0
         log.info(
             "step %d/%d loss %.4f lr %.2e grad norm %.3f %.0f tokens/s",
             step,
@@ -326,22 +359,26 @@ class _Run:
         seconds_ago = agreed_seconds_ago(self.stop, self.world)
         if seconds_ago is None:
             return
-        if self.state.last_step > (self.state.saved_step or 0) and save_fits(
-            seconds_ago=seconds_ago, save_seconds=self.state.save_seconds, grace_seconds=self.place.grace_seconds
+        state, grace_seconds = self.state, self.place.grace_seconds
+        began = time.perf_counter()
+        settled = self._settle_save(wait_seconds=seconds_left(seconds_ago=seconds_ago, grace_seconds=grace_seconds))
+        seconds_ago += self.world.max(time.perf_counter() - began)
+        if (
+            settled
+            and state.last_step > (state.saved_step or 0)
+            and save_fits(seconds_ago=seconds_ago, save_seconds=state.save_seconds, grace_seconds=grace_seconds)
         ):
-            self._save()
-        raise Preempted(saved=self.state.last_step == (self.state.saved_step or 0))
+            self._save(beside=False)
+        raise Preempted(saved=state.last_step == (state.saved_step or 0))
 
-    def _save(self) -> None:
+    def _save(self, *, beside: bool) -> None:
+        """After the last step. `beside`: training goes on when the state is copied, not when it is published."""
+        began = time.perf_counter()
+        self._settle_save()
         step = self.state.last_step
         self._report(stage=Stage.SAVING, detail=names.checkpoint_folder(step))
-        began = time.perf_counter()
-        manifest = save_checkpoint(
-            self.model,
-            self.optimizer,
-            world=self.world,
-            fence=self.place.fence,
-            manifest=CheckpointManifest(
+        self.saver.begin(
+            CheckpointManifest(
                 step=step,
                 total_steps=self.total_steps,
                 attempt=self.place.fence.attempt,
@@ -354,16 +391,31 @@ class _Run:
                 non_finite_steps=self.state.non_finite_steps,
                 files=[],
             ),
-            keep_last=self.place.keep_last,
             random_state=self.random_state,
+            beside=beside,
         )
-        # The longest of all ranks, so that each decides alike whether another save still fits.
-        self.state.save_seconds = self.world.max(time.perf_counter() - began)
-        self.state.saved_step = step
-        if step == self.total_steps:
-            self.state.final_digest = manifest.digest()
-        log.info("saved %s in %.1f s", names.checkpoint_folder(step), self.state.save_seconds)
-        self._report(stage=Stage.TRAINING, detail=None, saved_step=step)
+        if not beside:
+            self._settle_save()
+        self.save_stall_seconds += time.perf_counter() - began
+        self._report(stage=Stage.TRAINING, detail=None)
+
+    def _settle_save(self, *, wait_seconds: float | None = None) -> bool:
+        """Whether no save is on its way any more; None waits for it. All ranks together, with the same answer.
+
+        Raises JobFailure where it has failed.
+        """
+        if not self.saver.is_saving:
+            return True
+        if not self.saver.has_ended(wait_seconds=wait_seconds):
+            return False
+        state = self.state
+        manifest, state.save_seconds = self.saver.finish()
+        state.saved_step = manifest.step
+        if manifest.step == self.total_steps:
+            state.final_digest = manifest.digest()
+        log.info("saved %s in %.1f s", names.checkpoint_folder(manifest.step), state.save_seconds)
+        self._report(saved_step=manifest.step)
+        return True
 
     def _export(self) -> None:
         for export in self.place.exports:

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from sftjob.options import CELossConfig, FSDPConfig
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
 
 _FP32, _BF16 = 4, 2
 
@@ -35,7 +35,13 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: PreTrainedModel, *, pack_tokens: int, precision: str, loss_cfg: CELossConfig, fsdp_cfg: FSDPConfig
+    model: PreTrainedModel,
+    *,
+    pack_tokens: int,
+    precision: str,
+    loss_cfg: CELossConfig,
+    fsdp_cfg: FSDPConfig,
+    optim_cfg: AdamWConfig,
 ) -> MemoryEstimate:
     """`pack_tokens`: of the longest pack. Parameters count as this rank holds them, frozen ones as weights alone."""
     parameters = list(model.parameters())
@@ -46,7 +52,8 @@ def estimate_memory(
     return MemoryEstimate(
         weights=sum(_local_bytes(parameter) for parameter in parameters),
         gradients=trained,
-        moments=2 * trained,
+        # Weights are kept in fp32.
+        moments=2 * trained if optim_cfg.moments == "fp32" else trained,
         activations=_activations(model, pack_tokens=pack_tokens, precision=precision, ratio=fsdp_cfg.recompute_ratio),
         logits=2 * rows * head.shape[0] * _FP32 + summed,
     )

@@ -3,13 +3,15 @@
 import torch
 from torch.distributed.tensor import DTensor
 
+from sft_trainer.train.bf16_moments import Bf16MomentsAdamW
 from sftjob.options import AdamWConfig
 
 
 def build_optimizer(model: torch.nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
     """Decays matrices; vectors (norms and biases) are not decayed, as is usual. The rate is set at each step."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
+    kind = Bf16MomentsAdamW if config.moments == "bf16" else torch.optim.AdamW
+    return kind(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

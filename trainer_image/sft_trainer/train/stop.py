@@ -22,6 +22,11 @@ def agreed_seconds_ago(stop: StopSignal, world: World) -> float | None:
     return longest if longest >= 0 else None
 
 
+def seconds_left(*, seconds_ago: float, grace_seconds: float) -> float:
+    """For a save that is on its way already: what it does not end within is left to the next attempt."""
+    return max(0.0, grace_seconds - seconds_ago - _EXIT_SECONDS)
+
+
 def save_fits(*, seconds_ago: float, save_seconds: float, grace_seconds: float) -> bool:
     """Whether a save that takes as long as the last one (0 where there was none) ends before the kill."""
     return seconds_ago + 1.5 * save_seconds + _EXIT_SECONDS <= grace_seconds

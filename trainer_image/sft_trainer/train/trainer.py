@@ -18,7 +18,16 @@ from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import World, open_world, this_rank
 from sftjob import names
 from sftjob.failure import ExitCode, JobFailure, Reason
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig, OutputFormat, Precision
+from sftjob.options import (
+    AdamWConfig,
+    CELossConfig,
+    FSDPConfig,
+    LoRAConfig,
+    LRConfig,
+    OutputFormat,
+    Precision,
+    SaveMode,
+)
 
 log = logging.getLogger("sft_trainer")
 
@@ -52,6 +61,7 @@ class Trainer:
         work_dir: str | Path = "work_dir",
         checkpoint_interval: int = -1,
         checkpoint_maxkeep: int = 2,
+        async_checkpoint: bool = False,
         auto_resume: bool = False,
         precision: Precision = "auto",
         seed: int = 42,
@@ -64,6 +74,7 @@ class Trainer:
             total_epoch, total_step: at most one of them; neither is one epoch.
             checkpoint_interval: in steps; -1 saves at the end only.
             checkpoint_maxkeep: older checkpoints are deleted; at least 2.
+            async_checkpoint: train on while a copy of the state, in host memory, is written.
             auto_resume: go on with the newest run in `work_dir`, from its newest checkpoint that verifies.
 
         Raises:
@@ -106,6 +117,7 @@ class Trainer:
         self._work_dir = Path(work_dir)
         self._interval = None if checkpoint_interval == -1 else checkpoint_interval
         self._keep_last = checkpoint_maxkeep
+        self._save_mode: SaveMode = "async" if async_checkpoint else "sync"
         self._auto_resume = auto_resume
 
     def fit(self) -> Path:
@@ -144,6 +156,7 @@ class Trainer:
             exports=[Export(temporary[format_], format_) for format_ in missing],
             checkpoint_interval=self._interval,
             keep_last=self._keep_last,
+            save_mode=self._save_mode,
             grace_seconds=_GRACE_SECONDS,
             scratch=None,
         )
