@@ -69,10 +69,13 @@ def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, attn_implementation=attention.NAME, dtype=torch.float32, trust_remote_code=False
             )
+    except KeyError:
+        # Classes that look attention up in a table of their own (falcon, git).
+        raise _unsuitable(
+            config.model_type, "its attention can't be replaced by one that keeps documents apart"
+        ) from None
     except ValueError as error:
         raise _unsuitable(config.model_type, " ".join(str(error).split())) from None
-    if not transformers_private.supports_packed_attention(model):
-        raise _unsuitable(config.model_type, "its attention can't be replaced by one that keeps documents apart")
     if (
         model.base_model is model
         or model.get_output_embeddings() is None

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from sft_trainer.model import transformers_private
 from sftjob.failure import JobFailure, Reason
 from sftjob.presets import ModelConfig
 
@@ -97,7 +98,11 @@ def transformers_config(fields: dict[str, Any], *, said_by: str) -> PreTrainedCo
     if model_type not in CONFIG_MAPPING:
         raise _unreadable(f"{said_by}: transformers has no model type {model_type!r}; use one that it has")
     # Never the folder's own code.
-    arguments = {name: value for name, value in fields.items() if name not in ("model_type", "auto_map")}
+    arguments = {
+        name: value
+        for name, value in transformers_private.decoded(fields).items()
+        if name not in ("model_type", "auto_map")
+    }
     try:
         return AutoConfig.for_model(model_type, **arguments)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
