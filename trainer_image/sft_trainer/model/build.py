@@ -82,6 +82,13 @@ def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:
         or not transformers_private.decoder_layers(model)
     ):
         raise _unsuitable(config.model_type, "it is not made of layers under a base model, and a head")
+    text_config = config.get_text_config(decoder=True)
+    if getattr(text_config, "output_router_logits", False) and getattr(text_config, "router_aux_loss_coef", 0):
+        # It balances experts over a batch of pretraining; on packs of one subject it would unlearn their division.
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"{said_by}: output_router_logits asks for a router loss, which is not trained here; set it to false",
+        )
     # What the export writes: the library's own object has lost which fields the file had, and how they were spelled.
     model.config_json = fields
     return model

@@ -112,7 +112,13 @@ def transformers_config(fields: dict[str, Any], *, said_by: str) -> PreTrainedCo
 
 
 def _value(config: PreTrainedConfig, name: str) -> Any:
-    return config.rope_parameters["rope_theta"] if name == "rope_theta" else getattr(config, name)
+    """Of a preset's field, in the library's configuration."""
+    if name == "rope_theta":
+        return config.rope_parameters["rope_theta"]
+    if name == "rope_scaling":
+        rope = {key: value for key, value in config.rope_parameters.items() if key != "rope_theta"}
+        return None if rope == {"rope_type": "default"} else rope
+    return getattr(config, name)
 
 
 def _overridden(fields: dict[str, Any], model_cfg: ModelConfig, *, layers_in_folder: int) -> dict[str, Any]:
@@ -122,6 +128,9 @@ def _overridden(fields: dict[str, Any], model_cfg: ModelConfig, *, layers_in_fol
         value = getattr(model_cfg, name)
         if name == "rope_theta" and "rope_parameters" in fields:
             fields["rope_parameters"] = fields["rope_parameters"] | {"rope_theta": value}
+        elif name == "rope_scaling" and "rope_parameters" in fields:
+            theta = fields["rope_parameters"]["rope_theta"]
+            fields["rope_parameters"] = (value or {"rope_type": "default"}) | {"rope_theta": theta}
         else:
             fields[name] = value
     layers = model_cfg.num_hidden_layers
