@@ -252,6 +252,9 @@ class OutputSpec(Declared):
 
     uri: Uri = Field(description=f"Folder to create: {URI_FORMS}.")
     format: Literal["hf"] = Field(default="hf", description="hf: a Hugging Face model folder.")
+    dtype: Precision = Field(
+        default="auto", description="Of the weights. auto: that of the model in `loadFrom`; fp32 without one."
+    )
 
 
 class ResourcesSpec(Declared):

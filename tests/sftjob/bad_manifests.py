@@ -66,7 +66,7 @@ GOOD: dict[str, Any] = {
             "seed": 4294967295,
         },
         "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3},
-        "output": [{"uri": "pvc://results/model", "format": "hf"}],
+        "output": [{"uri": "pvc://results/model", "format": "hf", "dtype": "bf16"}],
         "compute": {
             "nodes": 2,
             "processesPerNode": 4,

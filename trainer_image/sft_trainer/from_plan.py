@@ -7,7 +7,7 @@ from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, EvaluationConfig
 from sft_trainer.hub.sources import local_path
 from sft_trainer.model import get_model_config_from_hf
-from sft_trainer.run import RunOptions, RunPlace
+from sft_trainer.run import Export, RunOptions, RunPlace
 from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
 from sftjob.plan import LaunchPlan
@@ -73,7 +73,10 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
     return RunPlace(
         fence=Fence(Path(plan.storage), plan.job.uid, plan.attempt),
         resume=True,
-        export_folders=[export_folder(plan, output.uri, attempt=plan.attempt) for output in plan.spec.output],
+        exports=[
+            Export(export_folder(plan, output.uri, attempt=plan.attempt), dtype=output.dtype)
+            for output in plan.spec.output
+        ],
         checkpoint_interval=plan.spec.checkpoint.every_steps,
         keep_last=plan.spec.checkpoint.keep_last,
         grace_seconds=plan.spec.run_policy.termination_grace_period_seconds,

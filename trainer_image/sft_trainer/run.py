@@ -63,14 +63,22 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class Export:
+    """A folder for the trained model; published by the caller."""
+
+    folder: Path
+    dtype: Precision = "auto"
+
+
+@dataclass(frozen=True)
 class RunPlace:
     """Where a run keeps its state, and who may write there."""
 
     fence: Fence
     resume: bool
     """Go on from the newest checkpoint that verifies."""
-    export_folders: list[Path]
-    """Where the model goes at the end; published by the caller."""
+    exports: list[Export]
+    """What is written at the end."""
     checkpoint_interval: int | None
     """In steps; None is at the end only."""
     keep_last: int
@@ -87,6 +95,8 @@ class RunState:
     resumed_from: int | None = None
     last_step: int = 0
     saved_step: int | None = None
+    loss: float | None = None
+    """Mean over the trained tokens of the last step; None where it was not finite."""
     evaluation: EvaluationRecord | None = None
     skipped_steps: int = 0
     non_finite_steps: int = 0

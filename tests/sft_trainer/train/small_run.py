@@ -17,7 +17,7 @@ from sft_trainer.datasets.config import (
 )
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.model import Qwen3Dense0P6BConfig
-from sft_trainer.run import RunOptions, RunPlace, RunState
+from sft_trainer.run import Export, RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.loop import train
@@ -90,7 +90,7 @@ class SmallRun:
         place = RunPlace(
             fence=Fence(self.storage, "tests", self.attempts),
             resume=True,
-            export_folders=[self.exported],
+            exports=[Export(self.exported)],
             checkpoint_interval=self.interval,
             keep_last=self.keep_last,
             grace_seconds=1000,

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sft_trainer.model import transformers_private
+from sftjob.options import Precision
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -45,17 +46,18 @@ def export_model(
     source: str | None,
     tokenizer_path: str,
     chat_template: str | None = None,
+    dtype: Precision = "auto",
 ) -> None:
     """Write safetensors, config, generation config, tokenizer and chat template into `folder`, which rank 0 creates.
 
-    `source` is the folder that training started from: its dtype is the export's (its bf16 model stays one in bf16),
-    fp32 without it; config.json says which. `chat_template` (its text) replaces the tokenizer's. Rank 0 returns when
-    all is written, the others when all is gathered: the caller publishes after rank 0.
+    `source` is the folder that training started from: with `dtype` auto its dtype is the export's (its bf16 model stays
+    one in bf16), fp32 without it; config.json says which. `chat_template` (its text) replaces the tokenizer's. Rank 0
+    returns when all is written, the others when all is gathered: the caller publishes after rank 0.
     """
     assert isinstance(model, PreTrainedModel)
     fields: dict[str, Any] = model.config_json
-    dtype_name = "float32"
-    if source is not None:
+    dtype_name = {"auto": "float32", "fp32": "float32", "bf16": "bfloat16"}[dtype]
+    if dtype == "auto" and source is not None:
         dtype_name = fields.get("dtype") or fields.get("torch_dtype") or dtype_name
     writes = not dist.is_initialized() or dist.get_rank() == 0
     tensors = _gathered(model, dtype=getattr(torch, dtype_name), keeps=writes)

@@ -18,6 +18,7 @@ from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
+from sft_trainer.train.card import write_card
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint, save_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
 from sft_trainer.train.memory import estimate_memory
@@ -182,7 +183,7 @@ class _Run:
         """Goes on from the state after the checkpoint's step, which is the run's last one where it says so."""
         state = self.state
         state.resumed_from = state.last_step = state.saved_step = manifest.step
-        state.evaluation = manifest.evaluation
+        state.loss, state.evaluation = manifest.loss, manifest.evaluation
         state.skipped_steps, state.non_finite_steps = manifest.skipped_steps, manifest.non_finite_steps
         if manifest.step == manifest.total_steps:
             self.total_steps = manifest.total_steps
@@ -240,7 +241,7 @@ class _Run:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
-        self.state.last_step = step
+        self.state.last_step, self.state.loss = step, finite_or_none(mean_loss)
         self._tell_step(step, mean_loss, grad_norm.item(), rate, trained_tokens, time.perf_counter() - began)
 
     def _tell_step(
@@ -347,6 +348,7 @@ class _Run:
                 config_digest=self.options.digest(),
                 data_digest=self.data.digest,
                 saved_at=utc_now(),
+                loss=self.state.loss,
                 evaluation=self.state.evaluation,
                 skipped_steps=self.state.skipped_steps,
                 non_finite_steps=self.state.non_finite_steps,
@@ -363,15 +365,25 @@ class _Run:
         self._report(stage=Stage.TRAINING, detail=None, saved_step=step)
 
     def _export(self) -> None:
-        for folder in self.place.export_folders:
-            self._report(stage=Stage.EXPORTING, detail=folder.name)
+        for export in self.place.exports:
+            self._report(stage=Stage.EXPORTING, detail=export.folder.name)
             export_model(
                 self.model,
-                folder,
+                export.folder,
                 source=self.options.load_from,
                 tokenizer_path=self.options.tokenizer_path,
                 chat_template=self.options.chat_template,
+                dtype=export.dtype,
             )
+            if self.world.is_first:
+                write_card(
+                    export.folder,
+                    options=self.options,
+                    data=self.data,
+                    stream=self.stream,
+                    state=self.state,
+                    library="transformers",
+                )
 
     def _report(self, **changes: Any) -> None:
         if self.reporter:

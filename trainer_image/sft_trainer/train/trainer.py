@@ -8,7 +8,7 @@ from typing import Any
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.model import FolderConfig, ModelConfig
-from sft_trainer.run import RunOptions, RunPlace, RunState
+from sft_trainer.run import Export, RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import publish
@@ -131,7 +131,7 @@ class Trainer:
         place = RunPlace(
             fence=fence,
             resume=self._auto_resume,
-            export_folders=[] if model.exists() else [temporary],
+            exports=[] if model.exists() else [Export(temporary)],
             checkpoint_interval=self._interval,
             keep_last=self._keep_last,
             grace_seconds=_GRACE_SECONDS,
@@ -141,7 +141,7 @@ class Trainer:
 
         def publish_model() -> Any:
             fence.check()
-            if place.export_folders:
+            if place.exports:
                 publish(temporary, model)
 
         world.from_first(publish_model)
