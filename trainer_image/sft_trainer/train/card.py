@@ -21,12 +21,10 @@ def write_card(
     """`library` is the one that loads the folder. A card that is there already is left as it is."""
     if (folder / FILE).exists():
         return
+    # A cache's digest covers the file, the tokenizer, the template and the length.
     names = [entry.dataset.name for entry in options.dataloader_cfg.dataset_config_list]
     rows = [
-        *(
-            (f"Data `{name}`", f"sha256 `{cache.meta.key.file_sha256}`")
-            for name, cache in zip(names, data.caches, strict=True)
-        ),
+        *((f"Data `{name}`", f"`{cache.meta.key.digest()}`") for name, cache in zip(names, data.caches, strict=True)),
         ("Steps", f"{state.last_step:,}"),
         ("Tokens", f"{sum(stream.tokens(step) for step in range(1, state.last_step + 1)):,}"),
     ]

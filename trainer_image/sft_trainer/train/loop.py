@@ -27,6 +27,7 @@ from sft_trainer.train.optimizer import build_optimizer, clip_gradients
 from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.skip import judge_gradient
 from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits
+from sft_trainer.train.vocabulary import refuse_unknown_tokens
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.base import utc_now
@@ -115,7 +116,9 @@ class _Run:
         )
         # What a model draws while it trains (dropout) is its rank's own, the same in every run, and saved.
         torch.manual_seed(options.seed + world.rank)
-        probe(self.model, vocab_size=self.model.config.vocab_size)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        world.from_first(lambda: refuse_unknown_tokens(self.data, rows=rows, tokenizer_path=options.tokenizer_path))
+        probe(self.model, vocab_size=rows)
         self.optimizer = build_optimizer(self.model, options.optim_cfg)
         create_optimizer_state(self.model, self.optimizer)
         resumed = world.from_first(self._choose_checkpoint)
