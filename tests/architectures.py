@@ -1,9 +1,9 @@
 """Which of the library's causal language models can be trained here, tried one by one: `python -m tests.architectures`.
 
 Writes docs/architectures.md to standard output, or with names of model types after it, their rows alone. Of each type
-transformers builds, fills and saves a tiny model; ours loads that folder, is probed and measured as at the start of a run, and has
-to give the logits, the loss and the gradients that transformers' own attention gives on each document alone. Each type
-is tried in a process of its own, so that none takes others with it.
+transformers builds, fills and saves a tiny model; ours loads that folder, is probed and its memory estimated as at the
+start of a run, and has to give the logits, the loss and the gradients that transformers' own attention gives on each
+document alone. Each type is tried in a process of its own, so that none takes others with it.
 """
 
 import multiprocessing
