@@ -14,7 +14,7 @@ CHAT_DATA ?=
 NODES ?= 1
 CHAT_OPTION = $(if $(CHAT_DATA),--chat-data=$(CHAT_DATA))
 
-.PHONY: help venv demo test test-all lint generate lock cluster-up cluster-down cluster-status cluster-demo images cluster-packages
+.PHONY: help venv demo test test-all lint generate architectures lock cluster-up cluster-down cluster-status cluster-demo images cluster-packages
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ generate: $(INSTALLED) ## Write generated files anew: docs/sftjob.md, the CRD
 	$(BIN)/python -m sftjob.reference > docs/sftjob.md
 	$(BIN)/python -m sftjob.crd > $(CRD)
 	cp $(CRD) $(CHART_CRD)
+
+architectures: $(INSTALLED) ## Write docs/architectures.md anew: every model type of transformers, tried; a minute
+	$(BIN)/python -m tests.architectures > docs/architectures.md
 
 lock: $(INSTALLED) ## Resolve dependencies anew into requirements/
 	$(COMPILE) pyproject.toml --all-extras -c requirements/constraints.txt -o requirements/all.txt

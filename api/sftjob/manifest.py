@@ -37,6 +37,8 @@ class CheckpointManifest(Record):
     """Of everything that changes the numbers; a run of another configuration must not resume from here."""
     data_digest: str
     saved_at: datetime
+    loss: float | None = None
+    """Of the step, a trained token; None where it was not finite."""
     evaluation: EvaluationRecord | None = None
     skipped_steps: int = 0
     """Of these steps, those that changed nothing for their gradient's norm."""

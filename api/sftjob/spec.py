@@ -278,6 +278,10 @@ class OutputSpec(Declared):
         description="hf: a Hugging Face model folder, into which `training.lora` is merged. adapter: what "
         "`training.lora` learnt alone, for peft.",
     )
+    dtype: Precision = Field(
+        default="auto",
+        description="Of the weights. auto: that of the model in `loadFrom`; fp32 without one, and for an adapter.",
+    )
 
 
 class ResourcesSpec(Declared):

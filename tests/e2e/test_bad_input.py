@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from e2e.local_run import LocalRun
+from transformers import AutoConfig, AutoModelForCausalLM
 
 GOOD = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
 
@@ -42,6 +43,17 @@ def truncated_weights(run: LocalRun, smollm2: Path) -> None:
     run.manifest["spec"]["model"] = {"loadFrom": {"uri": f"file://{model}"}}
 
 
+def leaking_architecture(run: LocalRun, smollm2: Path) -> None:
+    """A type from docs/architectures.md whose attention is not replaceable: documents of a pack see each other."""
+    fields = {"vocab_size": 49152, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", **fields))
+    model.save_pretrained(run.folder / "bloom")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (smollm2 / name).exists():
+            shutil.copy(smollm2 / name, run.folder / "bloom")
+    run.manifest["spec"]["model"] = {"loadFrom": {"uri": f"file://{run.folder}/bloom"}}
+
+
 def too_many_processes(run: LocalRun, _: Path) -> None:
     run.manifest["spec"]["compute"] = {"processesPerNode": 64}
     run.manifest["spec"]["training"] = {"totalStep": 1, "globalBatchSize": 64}
@@ -65,6 +77,7 @@ CASES: list[tuple[Callable[[LocalRun, Path], None], int, list[str]]] = [
     (empty_file, 65, ["bad.jsonl", "empty"]),
     (missing_model, 66, ["nowhere", "no such folder"]),
     (truncated_weights, 66, ["model.safetensors", "copy the model again"]),
+    (leaking_architecture, 64, ["bloom can't be trained here", "a change in one document of a pack", "another model"]),
     (too_many_processes, 64, ["spec.compute.processesPerNode", "64"]),
     (wrong_fields, 64, ["spec.training.totalStep: -1", "spec.training.optimizer.learningRate: unknown field"]),
 ]

@@ -77,7 +77,7 @@ GOOD: dict[str, Any] = {
             "seed": 4294967295,
         },
         "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3, "saveMode": "async"},
-        "output": [{"uri": "pvc://results/model", "format": "adapter"}],
+        "output": [{"uri": "pvc://results/model", "format": "adapter", "dtype": "bf16"}],
         "compute": {
             "nodes": 2,
             "processesPerNode": 4,
@@ -154,7 +154,12 @@ DATA_PLACE = (
 )
 REVISION = "use a branch, a tag or a commit: letters, digits, dots, dashes, underscores and slashes"
 QUANTITY = "use a number, with a unit where one is meant, as 500m, 4, 16Gi"
-PRESETS = "Qwen2Dense7B, Qwen3Dense0P6B, Qwen3Dense4B, Qwen3Dense8B"
+PRESETS = (
+    "Qwen2Dense0P5B, Qwen2Dense1P5B, Qwen2Dense3B, Qwen2Dense7B, Qwen2Dense14B, Qwen2Dense32B, Qwen2Dense72B, "
+    "Qwen3Dense0P6B, Qwen3Dense1P7B, Qwen3Dense4B, Qwen3Dense8B, Qwen3Dense14B, Qwen3Dense32B, Qwen3MoE30BA3, "
+    "Qwen3MoE235BA22, Llama3Dense8B, Llama3Dense70B, Llama3P1Dense8B, Llama3P1Dense70B, Llama3P1Dense405B, "
+    "Llama3P2Dense1B, Llama3P2Dense3B, MistralDense7B, MistralDense12B, MistralDense24B, MistralDense123B"
+)
 LOAD_FROM = {"loadFrom": {"uri": "pvc://models/base"}}
 
 

@@ -12,6 +12,7 @@ from sftjob.outcome import Outcome
 from sftjob.plan import RunRecord
 from sftjob.problems import SpecError
 from sftjob.progress import Progress
+from tests.sftjob.bad_manifests import PRESETS
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -54,7 +55,7 @@ def test_every_problem_is_told_at_once_with_path_value_and_remedy() -> None:
         "file:///<absolute path>, without .. and spaces"
     )
     assert problems(document) == [
-        "spec.model.preset: 'GPT9' is not known; use one of Qwen2Dense7B, Qwen3Dense0P6B, Qwen3Dense4B, Qwen3Dense8B",
+        f"spec.model.preset: 'GPT9' is not known; use one of {PRESETS}",
         "spec.model.tokenizer: missing, and there is no loadFrom to take it from; name a tokenizer's folder",
         "spec.data.datasets[0].name: 'Chats' has the wrong form; "
         "use lower-case letters, digits and dashes, with a letter or digit at both ends",

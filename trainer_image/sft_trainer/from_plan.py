@@ -76,7 +76,8 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
         fence=Fence(Path(plan.storage), plan.job.uid, plan.attempt),
         resume=True,
         exports=[
-            Export(export_folder(plan, output.uri, attempt=plan.attempt), output.format) for output in plan.spec.output
+            Export(export_folder(plan, output.uri, attempt=plan.attempt), output.format, output.dtype)
+            for output in plan.spec.output
         ],
         checkpoint_interval=plan.spec.checkpoint.every_steps,
         keep_last=plan.spec.checkpoint.keep_last,

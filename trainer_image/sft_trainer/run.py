@@ -95,6 +95,7 @@ class Export:
 
     folder: Path
     format: OutputFormat
+    dtype: Precision = "auto"
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class RunState:
     resumed_from: int | None = None
     last_step: int = 0
     saved_step: int | None = None
+    loss: float | None = None
+    """Mean over the trained tokens of the last step; None where it was not finite."""
     evaluation: EvaluationRecord | None = None
     skipped_steps: int = 0
     non_finite_steps: int = 0

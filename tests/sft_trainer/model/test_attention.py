@@ -1,5 +1,7 @@
 """Documents side by side, against a mask written out by hand."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -36,15 +38,47 @@ def test_a_query_sees_its_own_document_up_to_itself_within_the_window(window: in
     torch.testing.assert_close(attended, expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_softcapped_scores_and_sinks_take_part_in_the_softmax(
+    window: int | None, softcap: float | None, sinks: bool
+) -> None:
+    query, key, value = _heads(4), _heads(2), _heads(2, size=5)
+    sinks_of_heads = torch.tensor([-1.0, 0.0, 1.0, 2.0]) if sinks else None
+    expected = []
+    for start, end in itertools.pairwise(STARTS.tolist()):
+        for place in range(start, end):
+            first = max(start, place + 1 - (window or 1000))
+            for head in range(4):
+                scores = 0.4 * key[0, head // 2, first : place + 1] @ query[0, head, place]
+                scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+                weights = scores.exp()
+                total = weights.sum() + (sinks_of_heads[head].exp() if sinks else 0.0)
+                expected.append(weights @ value[0, head // 2, first : place + 1] / total)
+
+    attended, _ = packed_attention(
+        Layer(), query, key, value, None, scaling=0.4, sliding_window=window, softcap=softcap, s_aux=sinks_of_heads,
+        cu_seq_lens_q=STARTS,
+    )  # fmt: skip
+    torch.testing.assert_close(attended[0], torch.stack(expected).view(17, 4, 5), atol=1e-6, rtol=1e-5)
+
+
+def test_keys_of_another_length_and_layers_that_hide_the_borders_are_refused() -> None:
+    query, key = _heads(4), _heads(2)
+    with pytest.raises(JobFailure, match=r"^model: Layer needs other keys than one a token in its attention"):
+        packed_attention(Layer(), query, key[:, :, :4], key[:, :, :4], None, cu_seq_lens_q=STARTS)
+    with pytest.raises(JobFailure, match=r"^model: Layer is not told by its layers where documents begin; use another"):
+        packed_attention(Layer(), query, key, key, None)
+
+
 @pytest.mark.parametrize(
     "argument",
     [
-        {"softcap": 50.0},
-        {"s_aux": torch.zeros(4)},
+        {"position_bias": torch.zeros(4)},
         {"dropout": 0.1},
         {"is_causal": False},
         {"attention_mask": torch.ones(1, 1, 17, 17)},
-        {"invented": 1},
     ],
     ids=lambda argument: next(iter(argument)),
 )

@@ -56,6 +56,18 @@ def test_a_bf16_model_comes_out_in_bf16_and_says_so(key: str, tmp_path: Path) ->
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
 
 
+@pytest.mark.parametrize(("dtype", "written", "stored"), [("bf16", "bfloat16", {"BF16"}), ("fp32", "float32", {"F32"})])
+def test_a_dtype_that_is_asked_for_replaces_the_sources(
+    dtype: str, written: str, stored: set[str], tmp_path: Path
+) -> None:
+    of_source = torch.float32 if dtype == "bf16" else torch.bfloat16
+    source = tiny.save_random_model(tmp_path / "source", "llama", dtype=of_source)
+    fields = _exported(tiny.built(source), tmp_path / "out", source=source, tokenizer=tmp_path, dtype=dtype)
+    assert fields["dtype"] == written
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == stored  # noqa: SIM118
+
+
 def test_a_model_from_scratch_comes_out_in_fp32_and_complete(tmp_path: Path) -> None:
     preset = Qwen3DenseConfig(
         vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -9,9 +9,18 @@ import tiny_models as tiny
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
-from sft_trainer.model import Qwen3Dense8BConfig, Qwen3DenseConfig, get_model_config_from_hf
-from sft_trainer.model.config import trained_config
+from sft_trainer.model import (
+    Llama3Dense8BConfig,
+    Llama3P1Dense8BConfig,
+    ModelConfig,
+    Qwen3Dense8BConfig,
+    Qwen3DenseConfig,
+    Qwen3MoE30BA3Config,
+    get_model_config_from_hf,
+)
+from sft_trainer.model.config import trained_config, transformers_config
 from sftjob.failure import JobFailure, Reason
 
 QWEN3_8B = {
@@ -41,6 +50,31 @@ QWEN3_8B = {
     "use_cache": True,
     "use_sliding_window": False,
     "vocab_size": 151936,
+}
+
+LLAMA31_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
 }
 
 
@@ -78,6 +112,56 @@ def _refusal(reason: Reason, *arguments: Any, **keywords: Any) -> str:
 def test_a_preset_fits_the_published_configuration_which_is_kept_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
     assert trained_config(Qwen3Dense8BConfig(), load_from=str(tmp_path)) == QWEN3_8B
+
+
+@pytest.mark.parametrize(
+    ("preset", "published"),
+    [
+        (
+            Qwen3MoE30BA3Config(),
+            QWEN3_8B
+            | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048}
+            | {"intermediate_size": 6144, "num_hidden_layers": 48, "num_key_value_heads": 4, "mlp_only_layers": []}
+            | {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1}
+            | {"moe_intermediate_size": 768, "output_router_logits": False, "router_aux_loss_coef": 0.001},
+        ),
+        (Llama3P1Dense8BConfig(), LLAMA31_8B),
+    ],
+    ids=["qwen3_moe", "llama3.1"],
+)
+def test_presets_of_other_classes_fit_theirs(preset: ModelConfig, published: dict, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    assert trained_config(preset, load_from=str(tmp_path)) == published
+
+
+def test_a_rotary_scaling_that_the_user_set_replaces_the_folders(tmp_path: Path) -> None:
+    unscaled = Llama3P1Dense8BConfig(rope_scaling=None)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA31_8B))
+    assert trained_config(unscaled, load_from=str(tmp_path)) == LLAMA31_8B | {"rope_scaling": None}
+    newer = {name: value for name, value in LLAMA31_8B.items() if name not in ("rope_scaling", "rope_theta")}
+    rope = {"rope_parameters": LLAMA31_8B["rope_scaling"] | {"rope_theta": 5e5}}
+    (tmp_path / "config.json").write_text(json.dumps(newer | rope))
+    assert trained_config(unscaled, load_from=str(tmp_path)) == newer | {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}
+    }
+    with pytest.raises(JobFailure, match=r"rope_scaling is None in the preset and \{'factor': 8.0"):
+        trained_config(Llama3Dense8BConfig(), load_from=str(tmp_path))
+
+
+def test_infinity_in_a_configuration_is_read_as_the_library_writes_it(tmp_path: Path) -> None:
+    AutoConfig.for_model("nemotron_h").save_pretrained(tmp_path)
+    fields = get_model_config_from_hf(tmp_path).fields
+    assert fields["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert list(transformers_config(fields, said_by="").time_step_limit) == [0.0, float("inf")]
+
+
+def test_a_router_loss_is_refused_rather_than_left_out(tmp_path: Path) -> None:
+    folder = Path(tiny.save_random_model(tmp_path, "qwen3_moe"))
+    _edit_json(folder / "config.json", output_router_logits=True)
+    message = _refusal(Reason.INVALID_CONFIGURATION, str(folder))
+    assert message == (
+        f"{folder}/config.json: output_router_logits asks for a router loss, which is not trained here; set it to false"
+    )
 
 
 def test_a_release_with_another_context_length_keeps_it(tmp_path: Path) -> None:

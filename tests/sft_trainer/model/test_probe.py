@@ -31,12 +31,18 @@ def test_a_state_that_runs_over_the_border_of_documents_is_found() -> None:
     assert message.startswith("model: minimax can't be trained here: a change in one document")
 
 
+def test_attention_that_is_not_replaced_is_found() -> None:
+    assert _refusal("bloom").startswith("model: bloom can't be trained here: a change in one document")
+    message = _refusal("gpt_neo", attention_types=[[["global", "local"], 1]])
+    assert message.startswith("model: gpt_neo can't be trained on packs: its attention can't be replaced by one that")
+
+
 @pytest.mark.parametrize(
     ("model_type", "expected"),
     [
-        ("gpt_oss", "GptOssAttention needs s_aux in its attention"),
-        ("gemma2", "Gemma2Attention needs softcap in its attention"),
-        ("bloom", "bloom can't be trained on packs: its attention can't be replaced"),
+        ("doge", "DogeAttention needs attention_mask in its attention"),
+        ("stablelm", "StableLmAttention is not told by its layers where documents begin"),
+        ("mpt", "mpt can't be trained here: its forward fails on packed documents (AttributeError: "),
         ("llama4_text", "llama4_text can't be trained on packs: it is not made of layers under a base model"),
     ],
 )

@@ -45,6 +45,5 @@ def test_a_model_says_what_is_tied_and_what_its_layers_and_its_attention_are() -
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     assert model.all_tied_weights_keys == {"lm_head.weight": "model.embed_tokens.weight"}
-    assert model._supports_attention_backend is True
     assert model.config._attn_implementation == NAME
     assert isinstance(model.model.layers[0], GradientCheckpointingLayer)

@@ -47,6 +47,24 @@ MODELS: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 8,
         "final_logit_softcapping": 3.0,
     },
+    # Softcapped scores and logits; a window in every other layer.
+    "gemma2": {
+        "model_type": "gemma2",
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    # Sinks, and a window in every other layer.
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
     # Learnt positions: with rotary ones, counting from the start of the pack would go unnoticed.
     "gpt2": {"model_type": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     # Arithmetic after the head: a bias, a divisor, a factor.

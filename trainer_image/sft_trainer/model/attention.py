@@ -1,8 +1,9 @@
 """Attention over documents packed side by side, under the name by which transformers' modules call it.
 
 T tokens of a pack, H query heads, K key heads (H a multiple of K), D head size. Each document attends to itself only,
-causally, within a sliding window where the layer has one. No mask is ever built for a whole pack, and none of the
-library's own is used: `register()` adds no mask function, and then `masking_utils` hands on None.
+causally, within a sliding window where the layer has one, with softcapped scores (Gemma 2) and sinks (gpt-oss) where it
+has those. No mask is ever built for a whole pack, and none of the library's own is used: `register()` adds no mask
+function, and then `masking_utils` hands on None.
 """
 
 # ruff: noqa: N803, N806 -- a tensor's name ends with its shape
@@ -41,19 +42,24 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """[1, T, H, D] of values, and no attention weights.
 
-    `cu_seq_lens_q`: [B + 1] int32, where the B documents begin, and T. Raises JobFailure(INVALID_CONFIGURATION) for
-    arithmetic that it does not have, instead of leaving it out.
+    `cu_seq_lens_q`: [B + 1] int32, where the B documents begin, and T. `softcap`: scores become `softcap *
+    tanh(scores / softcap)`. `s_aux`: [H], each head's sink: a score that takes part in the softmax and has no value.
+    Raises JobFailure(INVALID_CONFIGURATION) for arithmetic that it does not have, instead of leaving it out.
     """
     asked = {"attention_mask": attention_mask, "dropout": dropout, **others}
     refused = sorted(name for name, value in asked.items() if name not in _WITHOUT_EFFECT and _has_effect(value))
     if is_causal is False or (is_causal is None and not getattr(module, "is_causal", True)):
         refused.append("is_causal=False")
+    if key_1KTD.shape[2] != query_1HTD.shape[2]:
+        refused.append("other keys than one a token")
     if refused:
         remedy = "set attention_dropout to 0 in config.json" if refused == ["dropout"] else "use another model"
         raise JobFailure(
@@ -61,18 +67,24 @@ def packed_attention(
             f"model: {type(module).__name__} needs {', '.join(refused)} in its attention, which packed training does "
             f"not have; {remedy}",
         )
-    assert cu_seq_lens_q is not None, "the model must be called through its replaced forward"
-
+    if cu_seq_lens_q is None:
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"model: {type(module).__name__} is not told by its layers where documents begin; use another model",
+        )
     device = query_1HTD.device.type
     dtype = query_1HTD.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     # [T, heads, D]: the layout in which documents are slices of rows.
     query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1).to(dtype) for x in (query_1HTD, key_1KTD, value_1KTD))
-    if device == "cuda" and dtype in _VARLEN_DTYPES and query_THD.shape[-1] <= _VARLEN_MAX_HEAD_SIZE:
+    plain = softcap is None and s_aux is None
+    if plain and device == "cuda" and dtype in _VARLEN_DTYPES and query_THD.shape[-1] <= _VARLEN_MAX_HEAD_SIZE:
         attended_THD = _on_gpu(query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window)
     else:
-        attended_THD = _by_document(query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window)
+        attended_THD = _by_document(
+            query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window, softcap, s_aux
+        )
     return attended_THD.unsqueeze(0), None
 
 
@@ -118,10 +130,14 @@ def _by_document(
     starts: torch.Tensor,
     scaling: float | None,
     window: int | None,
+    softcap: float | None,
+    sinks_H: torch.Tensor | None,
 ) -> torch.Tensor:
     lengths = starts.diff().tolist()
     documents = zip(query_THD.split(lengths), key_TKD.split(lengths), value_TKD.split(lengths), strict=True)
-    return torch.cat([_one_document(q, k, v, scaling, window) for q, k, v in documents])
+    if softcap is None and sinks_H is None:
+        return torch.cat([_one_document(q, k, v, scaling, window) for q, k, v in documents])
+    return torch.cat([_one_document_written_out(q, k, v, scaling, window, softcap, sinks_H) for q, k, v in documents])
 
 
 def _one_document(
@@ -130,8 +146,7 @@ def _one_document(
     length = query_THD.shape[0]
     band_TT = None
     if window is not None and length > window:
-        everywhere = torch.ones(length, length, dtype=torch.bool, device=query_THD.device)
-        band_TT = everywhere.tril().triu(1 - window)
+        band_TT = _band(length, window=window, device=query_THD.device)
     attended_1HTD = F.scaled_dot_product_attention(
         *(x.transpose(0, 1).unsqueeze(0) for x in (query_THD, key_TKD, value_TKD)),
         attn_mask=band_TT,
@@ -140,3 +155,34 @@ def _one_document(
         enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
     )
     return attended_1HTD[0].transpose(0, 1)
+
+
+def _one_document_written_out(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks_H: torch.Tensor | None,
+) -> torch.Tensor:
+    """For what no fused kernel has: all H x T x T scores exist at once, in fp32."""
+    length, heads, size = query_THD.shape
+    groups = heads // key_TKD.shape[1]
+    key_HTD, value_HTD = (x.transpose(0, 1).repeat_interleave(groups, dim=0) for x in (key_TKD, value_TKD))
+    scores_HTT = (query_THD.transpose(0, 1) @ key_HTD.mT).float() * (size**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores_HTT = softcap * torch.tanh(scores_HTT / softcap)
+    seen_TT = _band(length, window=length if window is None else window, device=query_THD.device)
+    scores_HTT = scores_HTT.masked_fill(~seen_TT, float("-inf"))
+    if sinks_H is None:
+        weights_HTT = scores_HTT.softmax(dim=-1)
+    else:
+        sinks_HT1 = sinks_H.float()[:, None, None].expand(-1, length, 1)
+        weights_HTT = torch.cat([scores_HTT, sinks_HT1], dim=-1).softmax(dim=-1)[..., :-1]
+    return (weights_HTT.to(value_HTD.dtype) @ value_HTD).transpose(0, 1)
+
+
+def _band(length: int, *, window: int, device: torch.device) -> torch.Tensor:
+    """[T, T]: True where a query (row) sees a key, which is itself or one of the `window` - 1 before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)

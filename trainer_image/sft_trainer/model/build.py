@@ -81,16 +81,26 @@ def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, attn_implementation=attention.NAME, dtype=torch.float32, trust_remote_code=False
             )
+    except KeyError:
+        # Classes that look attention up in a table of their own (falcon, git).
+        raise _unsuitable(
+            config.model_type, "its attention can't be replaced by one that keeps documents apart"
+        ) from None
     except ValueError as error:
         raise _unsuitable(config.model_type, " ".join(str(error).split())) from None
-    if not transformers_private.supports_packed_attention(model):
-        raise _unsuitable(config.model_type, "its attention can't be replaced by one that keeps documents apart")
     if (
         model.base_model is model
         or model.get_output_embeddings() is None
         or not transformers_private.decoder_layers(model)
     ):
         raise _unsuitable(config.model_type, "it is not made of layers under a base model, and a head")
+    text_config = config.get_text_config(decoder=True)
+    if getattr(text_config, "output_router_logits", False) and getattr(text_config, "router_aux_loss_coef", 0):
+        # It balances experts over a batch of pretraining; on packs of one subject it would unlearn their division.
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"{said_by}: output_router_logits asks for a router loss, which is not trained here; set it to false",
+        )
     # What the export writes: the library's own object has lost which fields the file had, and how they were spelled.
     model.config_json = fields
     return model

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from sft_trainer.model import transformers_private
 from sftjob.failure import JobFailure, Reason
 from sftjob.presets import ModelConfig
 
@@ -97,7 +98,11 @@ def transformers_config(fields: dict[str, Any], *, said_by: str) -> PreTrainedCo
     if model_type not in CONFIG_MAPPING:
         raise _unreadable(f"{said_by}: transformers has no model type {model_type!r}; use one that it has")
     # Never the folder's own code.
-    arguments = {name: value for name, value in fields.items() if name not in ("model_type", "auto_map")}
+    arguments = {
+        name: value
+        for name, value in transformers_private.decoded(fields).items()
+        if name not in ("model_type", "auto_map")
+    }
     try:
         return AutoConfig.for_model(model_type, **arguments)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
@@ -107,7 +112,13 @@ def transformers_config(fields: dict[str, Any], *, said_by: str) -> PreTrainedCo
 
 
 def _value(config: PreTrainedConfig, name: str) -> Any:
-    return config.rope_parameters["rope_theta"] if name == "rope_theta" else getattr(config, name)
+    """Of a preset's field, in the library's configuration."""
+    if name == "rope_theta":
+        return config.rope_parameters["rope_theta"]
+    if name == "rope_scaling":
+        rope = {key: value for key, value in config.rope_parameters.items() if key != "rope_theta"}
+        return None if rope == {"rope_type": "default"} else rope
+    return getattr(config, name)
 
 
 def _overridden(fields: dict[str, Any], model_cfg: ModelConfig, *, layers_in_folder: int) -> dict[str, Any]:
@@ -117,6 +128,9 @@ def _overridden(fields: dict[str, Any], model_cfg: ModelConfig, *, layers_in_fol
         value = getattr(model_cfg, name)
         if name == "rope_theta" and "rope_parameters" in fields:
             fields["rope_parameters"] = fields["rope_parameters"] | {"rope_theta": value}
+        elif name == "rope_scaling" and "rope_parameters" in fields:
+            theta = fields["rope_parameters"]["rope_theta"]
+            fields["rope_parameters"] = (value or {"rope_type": "default"}) | {"rope_theta": theta}
         else:
             fields[name] = value
     layers = model_cfg.num_hidden_layers

@@ -17,8 +17,11 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sft_trainer.model import lora, transformers_private
+from sftjob.options import Precision
 
 MAX_SHARD_BYTES = 5_000_000_000
+
+_DTYPES = {"auto": "float32", "fp32": "float32", "bf16": "bfloat16"}
 
 # Copied, not saved anew: a tokenizer that transformers 5 has rewritten is unreadable to programs on transformers 4.
 _TOKENIZER_FILES = (
@@ -45,17 +48,19 @@ def export_model(
     source: str | None,
     tokenizer_path: str,
     chat_template: str | None = None,
+    dtype: Precision = "auto",
 ) -> None:
     """Write safetensors, config, generation config, tokenizer and chat template into `folder`, which rank 0 creates.
 
-    LoRA is merged into the weights. `source` is the folder that training started from: its dtype is the export's (its
-    bf16 model stays one in bf16), fp32 without it; config.json says which. `chat_template` (its text) replaces the
-    tokenizer's. Rank 0 returns when all is written, the others when all is gathered: the caller publishes after rank 0.
+    LoRA is merged into the weights. `source` is the folder that training started from: with `dtype` auto its dtype is
+    the export's (its bf16 model stays one in bf16), fp32 without it; config.json says which. `chat_template` (its text)
+    replaces the tokenizer's. Rank 0 returns when all is written, the others when all is gathered: the caller publishes
+    after rank 0.
     """
     assert isinstance(model, PreTrainedModel)
     fields: dict[str, Any] = model.config_json
-    dtype_name = "float32"
-    if source is not None:
+    dtype_name = _DTYPES[dtype]
+    if dtype == "auto" and source is not None:
         dtype_name = fields.get("dtype") or fields.get("torch_dtype") or dtype_name
     writes = not dist.is_initialized() or dist.get_rank() == 0
     tensors = _gathered(model, dtype=getattr(torch, dtype_name), keeps=writes)
@@ -72,15 +77,24 @@ def export_model(
 
 
 def export_adapter(
-    model: torch.nn.Module, folder: Path, *, source: str, tokenizer_path: str, chat_template: str | None = None
+    model: torch.nn.Module,
+    folder: Path,
+    *,
+    source: str,
+    tokenizer_path: str,
+    chat_template: str | None = None,
+    dtype: Precision = "auto",
 ) -> None:
-    """Write what LoRA learnt as peft stores it, in fp32, with tokenizer and chat template; see `export_model`."""
+    """Write what LoRA learnt as peft stores it, with tokenizer and chat template; see `export_model`.
+
+    With `dtype` auto in fp32, as it was trained.
+    """
     assert isinstance(model, PreTrainedModel)
     tensors = lora.adapter_tensors(model)
     if dist.is_initialized() and dist.get_rank() != 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    kept = {name: tensor.to("cpu", getattr(torch, _DTYPES[dtype])).contiguous() for name, tensor in tensors.items()}
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     lora.adapter_config(model, base=str(Path(source).absolute())).save_pretrained(str(folder))
     _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)

@@ -1,8 +1,8 @@
 """Proof at load that this model keeps packed documents apart, and that the loss is that of its own logits.
 
-A hundred of the library's causal models take our attention and are right, a dozen take it and are silently wrong (a
-window that exists in a mask only, a convolution over document borders). So each model is asked. Called by the Trainer
-on every rank together: each forward gathers shards.
+A hundred of the library's causal models take our attention and are right, some dozens take it and are silently wrong (a
+window that exists in a mask only, a convolution over document borders); docs/architectures.md lists them. So each model
+is asked. Called by the Trainer on every rank together: each forward gathers shards.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,12 @@ def probe(model: torch.nn.Module, *, vocab_size: int) -> None:
     perturbed = _packed(torch.cat([others, documents[1:]]), device=device)
 
     with evaluating(model), _short_windows(model), _uncompiled(model):
-        loss = model(batch)
+        try:
+            loss = model(batch)
+        except (AttributeError, TypeError, ValueError) as error:
+            # What the library's models raise that want a mask, or a kernel that is not installed (and say which).
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise _refused(model, f"its forward fails on packed documents ({said})") from error
         packed = model(batch, output="logits")[0].unflatten(0, (2, _LENGTH))
         after = model(perturbed, output="logits")[0].unflatten(0, (2, _LENGTH))
         with _own_attention(model):

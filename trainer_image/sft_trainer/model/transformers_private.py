@@ -11,17 +11,12 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
-
-
-def supports_packed_attention(model: PreTrainedModel) -> bool:
-    """Whether its attention is replaceable at all. Some say yes and are wrong, which the probe finds out."""
-    return bool(model._supports_attention_backend)
 
 
 def decoder_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
@@ -120,6 +115,12 @@ def to_saved_layout(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) ->
     """From the module's names and shapes to those of a model folder (an MoE layer's experts one by one)."""
     reverted: dict[str, Any] = revert_weight_conversion(model, tensors)
     return reverted
+
+
+def decoded(fields: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` as the library reads it, where an infinity is `{"__float__": "Infinity"}`."""
+    plain: dict[str, Any] = PreTrainedConfig._decode_special_floats(fields)
+    return plain
 
 
 def attention_name(model: PreTrainedModel) -> str:

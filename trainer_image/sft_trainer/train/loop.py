@@ -18,6 +18,7 @@ from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
+from sft_trainer.train.card import write_card
 from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
 from sft_trainer.train.ledger import Ledger, epoch_content
@@ -28,6 +29,7 @@ from sft_trainer.train.saver import CheckpointSaver
 from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.skip import judge_gradient
 from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits, seconds_left
+from sft_trainer.train.vocabulary import refuse_unknown_tokens
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.base import utc_now
@@ -122,7 +124,9 @@ class _Run:
         )
         # What a model draws while it trains (dropout) is its rank's own, the same in every run, and saved.
         torch.manual_seed(options.seed + world.rank)
-        probe(self.model, vocab_size=self.model.config.vocab_size)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        world.from_first(lambda: refuse_unknown_tokens(self.data, rows=rows, tokenizer_path=options.tokenizer_path))
+        probe(self.model, vocab_size=rows)
         self.optimizer = build_optimizer(self.model, options.optim_cfg)
         create_optimizer_state(self.model, self.optimizer)
         resumed = world.from_first(self._choose_checkpoint)
@@ -211,7 +215,7 @@ class _Run:
         """Goes on from the state after the checkpoint's step, which is the run's last one where it says so."""
         state = self.state
         state.resumed_from = state.last_step = state.saved_step = manifest.step
-        state.evaluation = manifest.evaluation
+        state.loss, state.evaluation = manifest.loss, manifest.evaluation
         state.skipped_steps, state.non_finite_steps = manifest.skipped_steps, manifest.non_finite_steps
         if manifest.step == manifest.total_steps:
             self.total_steps = manifest.total_steps
@@ -271,7 +275,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.random_state = get_random_state(self.world.device)
         mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
-        self.state.last_step = step
+        self.state.last_step, self.state.loss = step, finite_or_none(mean_loss)
         self.ledger.close_step(step)
         self._tell_step(step, mean_loss, grad_norm.item(), rate, trained_tokens, time.perf_counter() - began)
 
@@ -386,6 +390,7 @@ class _Run:
                 config_digest=self.options.digest(),
                 data_digest=self.data.digest,
                 saved_at=utc_now(),
+                loss=self.state.loss,
                 evaluation=self.state.evaluation,
                 skipped_steps=self.state.skipped_steps,
                 non_finite_steps=self.state.non_finite_steps,
@@ -427,7 +432,17 @@ class _Run:
                 source=self.options.load_from,
                 tokenizer_path=self.options.tokenizer_path,
                 chat_template=self.options.chat_template,
+                dtype=export.dtype,
             )
+            if self.world.is_first:
+                write_card(
+                    export.folder,
+                    options=self.options,
+                    data=self.data,
+                    stream=self.stream,
+                    state=self.state,
+                    library="peft" if export.format == "adapter" else "transformers",
+                )
 
     def _report(self, **changes: Any) -> None:
         if self.reporter:

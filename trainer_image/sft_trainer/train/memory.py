@@ -68,6 +68,10 @@ def _activations(model: PreTrainedModel, *, pack_tokens: int, precision: str, ra
     modules = [name.rpartition(".")[2] for name, _ in model.named_modules()]
     if any(parameter.ndim == 3 for parameter in model.parameters()) or not {"q_proj", "gate_proj"} <= set(modules):
         return None
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    # A list by layers (gemma3n), or a name of the model's own (hrm_text).
+    if not all(isinstance(getattr(config, size, None), int) for size in sizes):
+        return None
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or hidden // heads
     queries, keys = heads * head_size, config.num_key_value_heads * head_size
