@@ -65,6 +65,7 @@ class SmallRun:
     packing: str = "soft"
     threshold: float | None = None
     chat_template: str | None = None
+    scratch: Path | None = None
     attempts: int = field(default=0)
 
     @property
@@ -94,7 +95,7 @@ class SmallRun:
             checkpoint_interval=self.interval,
             keep_last=self.keep_last,
             grace_seconds=1000,
-            scratch=None,
+            scratch=self.scratch,
         )
         self.state = RunState()
         train(options, place, data, world=world, stop=StopSignal(), state=self.state)

@@ -10,6 +10,7 @@ trained: nothing is learnt from the others, and crediting them would raise the s
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,9 @@ class ModelFlops:
     per_pair: Counter[int | None]
     """Attention's, for a query and a key, summed over the layers of each window; None: the whole document."""
 
-    def of_documents(self, lengths: np.ndarray, *, trained_tokens: int) -> int:
-        """`lengths`: tokens of each document, [documents]."""
-        lengths = np.asarray(lengths, dtype=np.int64)
+    def of_documents(self, document_lengths: Sequence[int] | np.ndarray, *, trained_tokens: int) -> int:
+        """`document_lengths`: tokens of each."""
+        lengths = np.asarray(document_lengths, dtype=np.int64)
         total = self.per_token * int(lengths.sum()) + self.per_trained_token * trained_tokens
         for window, flops in self.per_pair.items():
             width = lengths if window is None else np.minimum(lengths, window)
@@ -96,6 +97,14 @@ def peak_flops(device: torch.device, *, precision: str) -> float | None:
     if device.type != "cuda" or precision != "bf16":
         return None
     return _PEAKS.get(torch.cuda.get_device_name(device))
+
+
+def speed_reached(flops_per_second: float, *, peak: float | None) -> dict[str, float]:
+    """Of one rank, as metrics tell it: `tflops`, and `mfu` where the limit is known."""
+    reached = {"tflops": float(f"{flops_per_second / 1e12:.4g}")}
+    if peak:
+        reached["mfu"] = round(flops_per_second / peak, 4)
+    return reached
 
 
 def _windows(config: PreTrainedConfig) -> list[int | None] | None:

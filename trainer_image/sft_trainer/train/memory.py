@@ -5,6 +5,7 @@ others are what plain kernels keep, and compiled layers keep less. The allocator
 FSDP2 gathers for a moment come on top.
 """
 
+import resource
 from dataclasses import asdict, dataclass
 
 import torch
@@ -50,6 +51,13 @@ def estimate_memory(
         activations=_activations(model, pack_tokens=pack_tokens, precision=precision, ratio=fsdp_cfg.recompute_ratio),
         logits=2 * rows * head.shape[0] * _FP32 + summed,
     )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: of tensors on a GPU, else of this whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _local_bytes(parameter: torch.nn.Parameter) -> int:
