@@ -17,7 +17,8 @@ def arithmetic(spec: SFTJobSpec) -> str:
     ranks, processes = _counted(compute.world_size, "rank"), compute.processes_per_node
     return (
         f"{ranks} = {_counted(compute.nodes, 'node')} x {_counted(processes, 'process', 'processes')}; "
-        f"global batch {_counted(batch, 'pack')} = {ranks} x {batch // compute.world_size}"
+        f"global batch {_counted(batch, 'pack')} = {ranks} x "
+        f"{_counted(batch // compute.world_size, 'accumulation step')} of 1 pack"
     )
 
 

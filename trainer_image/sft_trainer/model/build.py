@@ -15,7 +15,7 @@ from sft_trainer.model import attention, scratch, transformers_private, weights
 from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
 from sftjob.failure import JobFailure, Reason
-from sftjob.options import CELossConfig, FSDPConfig
+from sftjob.options import CELossConfig, FSDPConfig, Precision
 from sftjob.presets import ModelConfig
 
 
@@ -36,8 +36,7 @@ def build_model(
     over its ranks, not averaged. `seed` counts where `load_from` is None: the weights are the same on any number of
     ranks. Raises JobFailure: INVALID_CONFIGURATION or MODEL_UNREADABLE.
     """
-    fields = trained_config(model_cfg, load_from=load_from)
-    model = _on_meta(fields, said_by=f"{load_from}/config.json" if load_from else "model")
+    model = model_on_meta(model_cfg, load_from=load_from)
     _replace_forward(model, loss_cfg=loss_cfg, autocast=precision == "bf16" and mesh is None, device=device)
     layers = list(transformers_private.decoder_layers(model).values())
     for index in recomputed_layers(len(layers), ratio=fsdp_cfg.recompute_ratio):
@@ -61,9 +60,17 @@ def recomputed_layers(count: int, *, ratio: float) -> list[int]:
     return [index for index in range(count) if (index + 1) * chosen // count > index * chosen // count]
 
 
-def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:
+def chosen_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def model_on_meta(model_cfg: ModelConfig | FolderConfig, *, load_from: str | None) -> PreTrainedModel:
+    """Its modules and shapes, in no memory. Raises as `build_model` does."""
+    fields = trained_config(model_cfg, load_from=load_from)
     attention.register()
-    config = transformers_config(fields, said_by=said_by)
+    config = transformers_config(fields, said_by=f"{load_from}/config.json" if load_from else "model")
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(

@@ -12,7 +12,7 @@ import torch
 
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
-from sft_trainer.model.build import build_model
+from sft_trainer.model.build import build_model, chosen_precision
 from sft_trainer.model.export import export_model
 from sft_trainer.model.probe import probe
 from sft_trainer.progress import ProgressReporter
@@ -22,7 +22,7 @@ from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint, save_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
 from sft_trainer.train.flops import count_flops, peak_flops, speed_reached
-from sft_trainer.train.memory import estimate_memory, peak_memory
+from sft_trainer.train.memory import estimate_memory, memory_line, peak_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none
 from sft_trainer.train.optimizer import build_optimizer, clip_gradients, update
 from sft_trainer.train.queued import LateNumbers, QueuedStep, steps_ahead
@@ -61,7 +61,7 @@ class _Run:
     ) -> None:
         self.options, self.place, self.data = options, place, data
         self.world, self.stop, self.state = world, stop, state
-        self.precision = _precision(options, world.device)
+        self.precision = chosen_precision(options.precision, world.device)
         compiled = options.fsdp_cfg.torch_compile
         if compiled is None:
             compiled = world.device.type == "cuda"
@@ -140,12 +140,14 @@ class _Run:
         log.info("global batch %d packs = %d ranks x %d accumulation steps of 1 pack", batch, ranks, batch // ranks)
         log.info(
             "%s",
-            estimate_memory(
-                self.model,
-                pack_tokens=options.dataloader_cfg.pack_max_length,
-                precision=self.precision,
-                loss_cfg=options.loss_cfg,
-                fsdp_cfg=options.fsdp_cfg,
+            memory_line(
+                estimate_memory(
+                    self.model,
+                    pack_tokens=options.dataloader_cfg.pack_max_length,
+                    precision=self.precision,
+                    loss_cfg=options.loss_cfg,
+                    fsdp_cfg=options.fsdp_cfg,
+                )
             ),
         )
         log.info(
@@ -409,9 +411,3 @@ class _Run:
     def _report(self, **changes: Any) -> None:
         if self.reporter:
             self.reporter.report(**changes)
-
-
-def _precision(options: RunOptions, device: torch.device) -> str:
-    if options.precision != "auto":
-        return options.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
