@@ -200,14 +200,14 @@ def gemm(settings: Settings) -> tuple[list[float], list[float]]:
         products = [(tokens, weight) for weight in weights] + [(rows, head_weight) for rows in chunks]
         shapes = {(rows, *weight.shape) for rows, weight in products}
         buffers = {
-            (rows, outs, ins): [torch.randn(s) for s in ((rows, ins), (rows, outs), (outs, ins))]
+            (rows, outs, ins): [torch.randn(s) for s in ((rows, ins), (rows, outs), (rows, ins), (outs, ins))]
             for rows, outs, ins in shapes
         }
         began = time.perf_counter()
         for rows, weight in products:
-            input_, output, gradient = buffers[(rows, *weight.shape)]
+            input_, output, input_gradient, gradient = buffers[(rows, *weight.shape)]
             torch.mm(input_, weight.T, out=output)
-            torch.mm(output, weight, out=input_)
+            torch.mm(output, weight, out=input_gradient)
             torch.mm(output.T, input_, out=gradient)
         seconds.append(time.perf_counter() - began)
     return [], seconds
