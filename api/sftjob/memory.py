@@ -24,7 +24,7 @@ class MemoryEstimate(Record):
     activations: int | None
     """What the forward of one full pack keeps for its backward; None where the layers are not of a known form."""
     logits: int
-    """Of the loss: logits and their gradient, and the head's gradient that is summed over chunks."""
+    """Of the loss: logits or their gradient, and the head's gradient that is summed over chunks."""
 
     @property
     def kinds(self) -> dict[str, int | None]:

@@ -35,8 +35,8 @@ def test_the_table_tells_the_bytes_of_the_tensors_of_a_rank(tmp_path: Path) -> N
     table = {line.split()[1]: float(line.split()[2]) for line in lines[-6:]}
     assert table["weights"] == table["gradients"] == round(weights / 1e9, 3)
     assert table["moments"] == round(sum(moment.nbytes for moment in moments) / 1e9, 3)
-    # Twice 64 rows of 4,001 logits, and the head's gradient of 4,001 x 256, in fp32.
-    assert table["logits"] == round((2 * 64 * 4001 + 4001 * 256) * 4 / 1e9, 3)
+    # 64 rows of 4,001 logits, and the head's gradient of 4,001 x 256, in fp32.
+    assert table["logits"] == round((64 * 4001 + 4001 * 256) * 4 / 1e9, 3)
     assert table["together"] >= round(4 * weights / 1e9, 3) > 0.01
 
 

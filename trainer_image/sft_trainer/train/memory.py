@@ -35,16 +35,21 @@ def estimate_memory(
     parameters = list(model.parameters())
     trained = sum(_local_bytes(parameter, ranks) for parameter in parameters if parameter.requires_grad)
     head = model.get_output_embeddings().weight
-    rows = pack_tokens if loss_cfg.mode == "eager" else min(pack_tokens, loss_cfg.chunk_size)
-    summed = head.numel() * _FP32 if loss_cfg.mode == "chunk" and head.requires_grad else 0
+    element = _BF16 if precision == "bf16" else _FP32
+    if loss_cfg.mode == "chunk":
+        # Their gradient takes the logits' place; of bf16 products both forms are there for a moment.
+        logits = min(pack_tokens, loss_cfg.chunk_size) * head.shape[0] * (_FP32 + (_BF16 if element == _BF16 else 0))
+        logits += head.numel() * _FP32 if head.requires_grad else 0
+    else:
+        logits = 2 * pack_tokens * head.shape[0] * _FP32
     return MemoryEstimate(
         precision=precision,
         pack_tokens=pack_tokens,
         weights=sum(_local_bytes(parameter, ranks) for parameter in parameters),
         gradients=trained,
         moments=2 * trained,
-        activations=_activations(model, pack_tokens=pack_tokens, precision=precision, ratio=fsdp_cfg.recompute_ratio),
-        logits=2 * rows * head.shape[0] * _FP32 + summed,
+        activations=_activations(model, pack_tokens=pack_tokens, element=element, ratio=fsdp_cfg.recompute_ratio),
+        logits=logits,
     )
 
 
@@ -67,7 +72,7 @@ def _local_bytes(parameter: torch.nn.Parameter, ranks: int) -> int:
     return parameter.nbytes // len(parameter) * math.ceil(len(parameter) / ranks)
 
 
-def _activations(model: PreTrainedModel, *, pack_tokens: int, precision: str, ratio: float) -> int | None:
+def _activations(model: PreTrainedModel, *, pack_tokens: int, element: int, ratio: float) -> int | None:
     config = model.config.get_text_config()
     modules = [name.rpartition(".")[2] for name, _ in model.named_modules()]
     if any(parameter.ndim == 3 for parameter in model.parameters()) or not {"q_proj", "gate_proj"} <= set(modules):
@@ -84,4 +89,4 @@ def _activations(model: PreTrainedModel, *, pack_tokens: int, precision: str, ra
     recomputed = round(ratio * layers)
     # A recomputed layer keeps its input; one of them at a time is whole again in the backward.
     elements = (layers - recomputed) * layer + recomputed * hidden + (layer if recomputed else 0)
-    return pack_tokens * elements * (_BF16 if precision == "bf16" else _FP32)
+    return pack_tokens * elements * element
