@@ -111,14 +111,7 @@ def _compared(settings: Settings, rounds: int, warmup: int, peak: float | None) 
     for turn in range(rounds):
         for name in CONTENDERS:
             print(f"  round {turn + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-            try:
-                chosen.setdefault(name, settings)
-                measured = measure(name, chosen[name])
-            except ContenderFailed as failed:
-                if "OutOfMemoryError" not in str(failed) or chosen[name].recompute:
-                    raise
-                chosen[name] = replace(settings, recompute=True)
-                measured = measure(name, chosen[name])
+            measured, chosen[name] = _measured(name, chosen.get(name, settings))
             turns.setdefault(name, []).append(measured)
     difference = largest_difference(turns, reference="ours")
     if difference > MOST_DIFFERENCE[settings.precision]:
@@ -132,6 +125,16 @@ def _compared(settings: Settings, rounds: int, warmup: int, peak: float | None) 
         "memory_ratio": round(results["ours"]["peakBytes"] / results["trl"]["peakBytes"], 3),
         "largestLossDifference": difference,
     }
+
+
+def _measured(name: str, settings: Settings) -> tuple[dict[str, Any], Settings]:
+    """With the settings that it took: recomputed layers where memory ran out without. Exits where it fails otherwise."""
+    try:
+        return measure(name, settings), settings
+    except ContenderFailed as failed:
+        if "OutOfMemoryError" not in str(failed) or settings.recompute:
+            sys.exit(str(failed))
+    return _measured(name, replace(settings, recompute=True))
 
 
 def _result(turns: list[dict[str, Any]], warmup: int, peak: float | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import random_qwen3
 from benchmarks.contenders import CONTENDERS, Settings
 from benchmarks.machine import machine_now
-from benchmarks.turns import largest_difference, take_turns
+from benchmarks.turns import ContenderFailed, largest_difference, take_turns
 from examples import smollm2, tickets
 
 MOST_DIFFERENCE = 2e-3
@@ -55,7 +55,10 @@ def main() -> int:
         machine = machine_now()
         data = arguments.data.absolute() if arguments.data else tickets.write(scratch / "tickets.jsonl", rows=159)
         settings = Settings(str(model), str(data), folder, arguments.max_length, arguments.steps)
-        turns = take_turns(list(CONTENDERS), settings, rounds=arguments.rounds)
+        try:
+            turns = take_turns(list(CONTENDERS), settings, rounds=arguments.rounds)
+        except ContenderFailed as failed:
+            sys.exit(str(failed))
     difference = largest_difference(turns, reference="plain")
     if difference > MOST_DIFFERENCE:
         losses = {name: measured[0]["losses"] for name, measured in turns.items()}
