@@ -128,7 +128,7 @@ def _compared(settings: Settings, rounds: int, warmup: int, peak: float | None) 
 
 
 def _measured(name: str, settings: Settings) -> tuple[dict[str, Any], Settings]:
-    """With the settings that it took: recomputed layers where memory ran out without. Exits where it fails otherwise."""
+    """With the settings that it took: recomputed layers where memory ran out without. Exits at any other failure."""
     try:
         return measure(name, settings), settings
     except ContenderFailed as failed:
