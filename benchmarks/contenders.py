@@ -2,29 +2,34 @@
 
 In: settings as a JSON file. Out: a JSON file with the loss and seconds of every step and the peak memory. Called by
 `benchmarks.trainer_vs_trl`. All train the same weights on the same packs in the same order, with the same AdamW and a
-constant learning rate; the packs are those that our Trainer makes.
+constant learning rate; the packs are those that our Trainer makes. `gemm` trains nothing: it is the machine's limit.
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sft_trainer.config import AdamWConfig, LRConfig
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.packed import PackedBatch
+from sft_trainer.train.flops import count_flops
+from sft_trainer.train.memory import peak_memory
+from sftjob.options import CELossConfig, FSDPConfig
 
 SEED = 42
 OPTIMIZER = AdamWConfig(lr=5e-5)
+_CHUNK = CELossConfig().chunk_size
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Settings:
     """Tokens a pack holds."""
     steps: int
     """Of one pack each."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: of the products, with fp32 weights and moments."""
+    recompute: bool = False
+    """All layers' activations."""
 
     @property
     def dataloader(self) -> DataloaderConfig:
@@ -49,12 +58,16 @@ class Settings:
 @dataclass(frozen=True)
 class Measured:
     losses: list[float]
+    """Of each step; of `gemm` none."""
     seconds: list[float]
     """Of each step: forward, backward, clipping and the optimiser."""
     tokens: list[int]
     """Of each step."""
     trained_tokens: list[int]
+    flops: list[int]
+    """That each step needs; of `gemm`, what it computes of them: all but attention."""
     peak_bytes: int
+    """Of tensors on a GPU, else of the whole process."""
 
 
 def ours(settings: Settings) -> tuple[list[float], list[float]]:
@@ -72,7 +85,8 @@ def ours(settings: Settings) -> tuple[list[float], list[float]]:
             lr_cfg=LRConfig(lr_type="constant", warmup_ratio=0),
             global_batch_size=1,
             total_step=settings.steps,
-            precision="fp32",
+            precision=settings.precision,
+            fsdp_cfg=FSDPConfig(recompute_ratio=1.0 if settings.recompute else 0.0),
             work_dir=work_dir,
             seed=SEED,
         ).fit()
@@ -83,8 +97,6 @@ def ours(settings: Settings) -> tuple[list[float], list[float]]:
 
 def plain(settings: Settings) -> tuple[list[float], list[float]]:
     """transformers in a loop: positions that begin anew isolate the documents, and all logits go into one loss."""
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(
         [
@@ -117,7 +129,7 @@ def trl(settings: Settings) -> tuple[list[float], list[float]]:
     Batches and logs are made between the steps, outside of the seconds that count here.
     """
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     began: list[float] = []
@@ -128,6 +140,8 @@ def trl(settings: Settings) -> tuple[list[float], list[float]]:
             began.append(time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # as its log of each step does next
             seconds.append(time.perf_counter() - began[-1])
 
     with tempfile.TemporaryDirectory(dir=settings.cache) as output_dir:
@@ -149,9 +163,9 @@ def trl(settings: Settings) -> tuple[list[float], list[float]]:
             adam_beta2=OPTIMIZER.betas[1],
             adam_epsilon=OPTIMIZER.eps,
             max_grad_norm=OPTIMIZER.max_grad_norm,
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=True,
+            bf16=settings.precision == "bf16",
+            gradient_checkpointing=settings.recompute,
+            use_cpu=not torch.cuda.is_available(),
             seed=SEED,
             logging_steps=1,
             save_strategy="no",
@@ -167,6 +181,36 @@ def trl(settings: Settings) -> tuple[list[float], list[float]]:
         )
         trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row], seconds
+
+
+def gemm(settings: Settings) -> tuple[list[float], list[float]]:
+    """The matrix products that no trainer of this model can leave out, in fp32, and nothing else of a step.
+
+    Each weight has memory of its own, as in a model; what a product gives is written over.
+    """
+    model = _on_meta(settings)
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    weights = [torch.randn(module.weight.shape) for module in linear]
+    head_weight = torch.randn(head.weight.shape)
+    seconds = []
+    for batch in _batches(settings):
+        tokens, trained = batch.input_ids.shape[1], len(batch.trained_rows)
+        chunks = [min(_CHUNK, trained - start) for start in range(0, trained, _CHUNK)]
+        products = [(tokens, weight) for weight in weights] + [(rows, head_weight) for rows in chunks]
+        shapes = {(rows, *weight.shape) for rows, weight in products}
+        buffers = {
+            (rows, outs, ins): [torch.randn(s) for s in ((rows, ins), (rows, outs), (rows, ins), (outs, ins))]
+            for rows, outs, ins in shapes
+        }
+        began = time.perf_counter()
+        for rows, weight in products:
+            input_, output, input_gradient, gradient = buffers[(rows, *weight.shape)]
+            torch.mm(input_, weight.T, out=output)
+            torch.mm(output, weight, out=input_gradient)
+            torch.mm(output.T, input_, out=gradient)
+        seconds.append(time.perf_counter() - began)
+    return [], seconds
 
 
 def _trl_row(batch: PackedBatch) -> dict[str, list[int]]:
@@ -185,6 +229,12 @@ def _stream(settings: Settings) -> BatchStream:
     return BatchStream(data, seed=SEED, global_batch_size=1, world_size=1, rank=0)
 
 
+def _on_meta(settings: Settings) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model))
+    return model
+
+
 def _batches(settings: Settings) -> Iterator[PackedBatch]:
     stream = _stream(settings)
     for step in range(1, settings.steps + 1):
@@ -195,6 +245,7 @@ CONTENDERS: dict[str, Callable[[Settings], tuple[list[float], list[float]]]] = {
     "ours": ours,
     "plain": plain,
     "trl": trl,
+    "gemm": gemm,
 }
 
 
@@ -202,12 +253,20 @@ def main(name: str, settings_file: Path, result_file: Path) -> None:
     settings = Settings(**json.loads(settings_file.read_text()))
     losses, seconds = CONTENDERS[name](settings)
     stream, steps = _stream(settings), range(1, settings.steps + 1)
+    count = count_flops(_on_meta(settings))
+    assert count is not None, "the benchmark's models are of known forms"
+    if name == "gemm":
+        count = replace(count, per_pair=Counter())
     measured = Measured(
         losses=losses,
         seconds=seconds,
         tokens=[stream.tokens(step) for step in steps],
         trained_tokens=[stream.trained_tokens(step) for step in steps],
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        flops=[
+            count.of_documents(stream.document_lengths(step), trained_tokens=stream.trained_tokens(step))
+            for step in steps
+        ],
+        peak_bytes=peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     )
     result_file.write_text(json.dumps(asdict(measured)))
 

@@ -32,7 +32,7 @@ from sft_trainer.model.probe import probe
 from sft_trainer.packed import PackedBatch
 from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure
-from sftjob.options import CELossConfig, FSDPConfig
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
 
 SECONDS_A_TYPE = 60
 MAX_PARAMETERS = 20_000_000
@@ -225,8 +225,9 @@ def try_type(model_type: str, folder: Path) -> Row:
         )  # fmt: skip
         probe(model, vocab_size=model.get_input_embeddings().weight.shape[0])
         estimate_memory(
-            model, pack_tokens=sum(LENGTHS), precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig()
-        )
+            model, pack_tokens=sum(LENGTHS), precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig(),
+            optim_cfg=AdamWConfig(),
+        )  # fmt: skip
     except JobFailure as failure:
         return _refusal(model_type, failure.message)
     except Exception as error:

@@ -66,6 +66,9 @@ class Progress(Record):
     """The step that had it."""
     tokens_per_second: float | None = None
     """Over all ranks."""
+    mfu: float | None = None
+    """Model FLOPs utilisation of the last finished step: the share of the GPUs' dense bf16 limit that went into
+    products that training needs. Absent where the limit is not known, as on a CPU."""
     eta_seconds: Whole | None = None
     """Time that training still takes."""
     resumed_from: Whole | None = None

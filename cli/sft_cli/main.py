@@ -15,12 +15,14 @@ from sft_cli.flags import flags, label, spec_of, with_flags
 from sft_cli.inspect_data import inspect_data
 from sft_cli.ledger import read_ledger
 from sft_cli.manifest_file import read_document, read_manifest
+from sft_cli.memory_table import memory_lines
 from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_loss
 from sft_cli.refusal import Refusal
 from sft_cli.run import run_command, run_job, tell_result
 from sft_cli.sentences import arithmetic
 from sft_cli.work_folder import WorkFolder
+from sft_operator.local.claims import Claims
 from sft_operator.local.lock import Locked, locked
 from sftjob.failure import ExitCode
 from sftjob.inspection import InspectionTask
@@ -65,7 +67,7 @@ def train(
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the trained model goes.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's.", show_default="the file's, or of --output")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the job and what a step consists of.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the job, its steps and its memory.")] = False,
     work_dir: WorkDir = None,
     claim: ClaimFolders = None,
     **given: str | None,
@@ -83,7 +85,9 @@ def train(
     manifest = parse_manifest(document)
     if dry_run:
         typer.echo(yaml_text(manifest.to_json_dict()), nl=False)
-        typer.echo(f"# {arithmetic(manifest.spec)}")
+        claims = Claims(Path("claims"), dict(_claim_folder(option) for option in claim or []))
+        for line in (arithmetic(manifest.spec), *memory_lines(manifest.spec, claims)):
+            typer.echo(f"# {line}")
         return
     folder = WorkFolder(work_dir or Path("runs") / manifest.metadata.name)
     _run(manifest, folder, claim, again=shlex.join(["sft", *sys.argv[1:]]))

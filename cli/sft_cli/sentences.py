@@ -16,7 +16,8 @@ def arithmetic(spec: SFTJobSpec) -> str:
     ranks, processes = _counted(compute.world_size, "rank"), compute.processes_per_node
     return (
         f"{ranks} = {_counted(compute.nodes, 'node')} x {_counted(processes, 'process', 'processes')}; "
-        f"global batch {_counted(batch, 'pack')} = {ranks} x {batch // compute.world_size}"
+        f"global batch {_counted(batch, 'pack')} = {ranks} x "
+        f"{_counted(batch // compute.world_size, 'accumulation step')} of 1 pack"
     )
 
 
@@ -52,6 +53,7 @@ def training_figures(progress: Progress) -> str:
         f"loss {progress.loss:.3f}" if progress.loss is not None else None,
         f"evaluation loss {progress.eval_loss:.3f}" if progress.eval_loss is not None else None,
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second is not None else None,
+        f"MFU {progress.mfu:.0%}" if progress.mfu is not None else None,
         f"{duration_in_words(progress.eta_seconds)} left" if progress.eta_seconds is not None else None,
         f"saved step {progress.saved_step}" if progress.saved_step is not None else None,
     ]

@@ -28,7 +28,10 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
         "--data", "hf://datasets/me/chats/train.jsonl",
     )  # fmt: skip
     assert (dry.returncode, dry.stderr) == (0, "")
-    assert dry.stdout.splitlines()[-1] == "# 2 ranks = 2 nodes x 1 process; global batch 8 packs = 2 ranks x 4"
+    assert dry.stdout.splitlines()[-2:] == [
+        "# 2 ranks = 2 nodes x 1 process; global batch 8 packs = 2 ranks x 4 accumulation steps of 1 pack",
+        f"# memory: not told, for file://{user.folder}/models/base is not on this machine",
+    ]
     manifest = parse_manifest(yaml.safe_load(dry.stdout))
     spec, here = manifest.spec, f"file://{user.folder}"
     assert manifest.metadata.name == "first"

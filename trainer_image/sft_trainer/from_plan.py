@@ -6,13 +6,21 @@ from typing import Any
 from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, EvaluationConfig
 from sft_trainer.hub.sources import local_path
-from sft_trainer.model import get_model_config_from_hf
+from sft_trainer.model import FolderConfig, ModelConfig, get_model_config_from_hf
 from sft_trainer.run import Export, RunOptions, RunPlace
 from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
 from sftjob.plan import LaunchPlan
 from sftjob.presets import PRESETS
-from sftjob.spec import DatasetSpec
+from sftjob.spec import DatasetSpec, ModelSpec
+
+
+def model_config(model: ModelSpec, *, folder: str | None) -> ModelConfig | FolderConfig:
+    """`folder`: where `loadFrom` lies. Raises JobFailure(MODEL_UNREADABLE) where its config.json is needed."""
+    if model.preset:
+        return PRESETS[model.preset](**model.overrides.model_dump(exclude_none=True))
+    assert folder is not None, "without a preset there is a folder"
+    return get_model_config_from_hf(folder)
 
 
 def run_options(plan: LaunchPlan) -> RunOptions:
@@ -20,10 +28,6 @@ def run_options(plan: LaunchPlan) -> RunOptions:
     model, data, training = plan.spec.model, plan.spec.data, plan.spec.training
     load_from = local_path(plan, model.load_from) if model.load_from else None
     tokenizer = model.tokenizer or model.load_from
-    if model.preset:
-        model_cfg = PRESETS[model.preset](**model.overrides.model_dump(exclude_none=True))
-    else:
-        model_cfg = get_model_config_from_hf(load_from)
     tokenize = OpenaiTokenizeFunctionConfig(chat_template=data.chat_template, max_length=data.packing.max_length)
 
     def entries(datasets: list[DatasetSpec]) -> list[dict[str, Any]]:
@@ -41,7 +45,7 @@ def run_options(plan: LaunchPlan) -> RunOptions:
         ]
 
     return RunOptions(
-        model_cfg=model_cfg,
+        model_cfg=model_config(model, folder=load_from),
         load_from=load_from,
         tokenizer_path=local_path(plan, tokenizer),
         dataloader_cfg=DataloaderConfig(

@@ -1,6 +1,6 @@
 """The one shape in which text reaches the model.
 
-T tokens of a pack, B documents in it.
+T tokens of a pack, B documents in it, N trained positions.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,23 @@ class PackedBatch:
     """[1, T] int64, the token to predict *at* each position (already shifted within its document), else -100"""
     cu_seqlens: torch.Tensor
     """[B + 1] int32: where documents begin, and T"""
+    trained_rows: torch.Tensor
+    """[N] int64: the positions whose labels count. Made with the batch: a GPU asked for them would stop its host."""
     epoch: int | None = None
     """That it belongs to, from 1; None where it is pads, or no sample of a dataset."""
     pieces: tuple[tuple[int, int], ...] = ()
     """[B without pads]: the document's sample, and its first token in it. For the ledger; `to` leaves them behind."""
 
     def to(self, device: torch.device) -> "PackedBatch":
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            if device.type == "cuda" and tensor.device.type == "cpu":
+                tensor = tensor.pin_memory()  # or the copy waits for what the GPU has still to do
+            return tensor.to(device, non_blocking=True)
+
         return PackedBatch(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            input_ids=moved(self.input_ids),
+            position_ids=moved(self.position_ids),
+            labels=moved(self.labels),
+            cu_seqlens=moved(self.cu_seqlens),
+            trained_rows=moved(self.trained_rows),
         )

@@ -72,6 +72,23 @@ def test_never_more_logits_than_those_of_one_chunk_exist() -> None:
     assert largest.numbers <= max(V * D, 400 * D)
 
 
+def test_of_a_chunks_logits_no_second_tensor_is_made() -> None:
+    class Made(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits: dict[int, torch.Tensor] = {}  # held, or memory that is free again would be met twice
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape == (N, V):
+                self.logits[result.untyped_storage().data_ptr()] = result
+            return result
+
+    with Made() as made:
+        _loss(_inputs(), chunk_size=N).backward()
+    assert len(made.logits) == 1
+
+
 def test_without_gradients_no_gradient_is_computed() -> None:
     inputs = _inputs()
     with torch.no_grad():

@@ -128,10 +128,13 @@ def next_tokens(document: torch.Tensor) -> torch.Tensor:
 def pack(texts: list[torch.Tensor], *, trained: bool = True) -> PackedBatch:
     lengths = torch.tensor([0, *map(len, texts)])
     labels = torch.cat([next_tokens(text) for text in texts])
+    if not trained:
+        labels = torch.full_like(labels, -100)
     return PackedBatch(
         input_ids=torch.cat(texts).unsqueeze(0),
         position_ids=torch.cat([torch.arange(len(text)) for text in texts]).unsqueeze(0),
-        labels=(labels if trained else torch.full_like(labels, -100)).unsqueeze(0),
+        labels=labels.unsqueeze(0),
+        trained_rows=(labels != -100).nonzero()[:, 0],
         cu_seqlens=lengths.cumsum(0).to(torch.int32),
     )
 

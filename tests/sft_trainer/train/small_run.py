@@ -72,6 +72,7 @@ class SmallRun:
     chat_template: str | None = None
     load_from: Path | None = None
     lora: LoRAConfig | None = None
+    scratch: Path | None = None
     attempts: int = field(default=0)
 
     @property
@@ -106,7 +107,7 @@ class SmallRun:
             keep_last=self.keep_last,
             save_mode=self.save_mode,
             grace_seconds=self.grace_seconds,
-            scratch=None,
+            scratch=self.scratch,
         )
         self.state = RunState()
         train(options, place, data, world=world, stop=StopSignal(), state=self.state)

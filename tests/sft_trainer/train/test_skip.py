@@ -7,7 +7,7 @@ import torch
 from small_run import SmallRun
 
 from sft_trainer.train import loop
-from sft_trainer.train.skip import Verdict, judge_gradient
+from sft_trainer.train.skip import Verdict, judge_gradient, skips
 from sftjob.failure import JobFailure, Reason
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -73,6 +73,18 @@ def test_the_third_gradient_in_a_row_that_is_not_finite_ends_the_job_across_a_re
     assert caught.value.reason is Reason.NON_FINITE_GRADIENT
 
 
+def test_where_numbers_are_read_a_step_later_the_same_step_ends_the_job_one_step_later(
+    tmp_path: Path, norms, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "steps_ahead", lambda _: 1)  # as on a GPU
+    norms(1.0, NAN, NAN, INFINITE, 1.0)
+    run = SmallRun(tmp_path / "run", interval=None, total_steps=9)
+    with pytest.raises(JobFailure, match="step 4: the gradient norm is inf, as in the 2 steps before"):
+        run.go()
+    assert [(line["step"], line["skipped_steps"]) for line in run.lines()] == [(1, 0), (2, 1), (3, 2)]
+    assert run.checkpoints() == []
+
+
 def test_a_real_overflow_is_skipped_and_ends_as_nothing_finite_follows(tmp_path: Path) -> None:
     run = SmallRun(tmp_path / "run", lr=1e38, total_steps=9)
     with pytest.raises(JobFailure, match=r"lower spec\.training\.optimizer\.lr"):
@@ -82,10 +94,16 @@ def test_a_real_overflow_is_skipped_and_ends_as_nothing_finite_follows(tmp_path:
 
 
 def test_a_norm_is_judged_by_threshold_and_history() -> None:
-    assert judge_gradient(5.0, threshold=5.0, non_finite_before=2) == Verdict(None, 0)
-    assert judge_gradient(1e30, threshold=None, non_finite_before=0) == Verdict(None, 0)
-    skipped = judge_gradient(5.5, threshold=5.0, non_finite_before=1)
-    assert skipped == Verdict("its gradient norm 5.5 is above skipGradNormThreshold 5", 0)
-    assert not skipped.is_fatal
-    assert not judge_gradient(NAN, threshold=None, non_finite_before=1).is_fatal
-    assert judge_gradient(INFINITE, threshold=5.0, non_finite_before=2).is_fatal
+    def judged(norm: float, threshold: float | None, non_finite_before: int) -> Verdict:
+        skipped = bool(skips(torch.tensor(norm), threshold=threshold))
+        return judge_gradient(norm, skipped=skipped, threshold=threshold, non_finite_before=non_finite_before)
+
+    assert judged(5.0, 5.0, 2) == Verdict(None, 0)
+    assert judged(1e30, None, 0) == Verdict(None, 0)
+    above = judged(5.5, 5.0, 1)
+    assert above == Verdict("its gradient norm 5.5 is above skipGradNormThreshold 5", 0)
+    assert not above.is_fatal
+    assert not judged(NAN, None, 1).is_fatal
+    assert judged(INFINITE, 5.0, 2).is_fatal
+    # 0.1 in fp32 is above 0.1.
+    assert judged(0.1, 0.1, 0).skips

@@ -71,6 +71,10 @@ class BatchStream:
         """Over all ranks, pads not counted."""
         return int(self._data.stored.tokens[self._packs_of(step)].sum())
 
+    def document_lengths(self, step: int) -> list[int]:
+        """Tokens of each, over all ranks, pads not counted."""
+        return [length for pack in self._packs_of(step) for _, _, length in self._data.packs.pieces(pack)]
+
     def sample_ids(self, step: int) -> list[int]:
         """Over all ranks, in the order of the stream."""
         return [int(sample) for pack in self._packs_of(step) for sample in self._data.packs[pack]]
@@ -121,11 +125,13 @@ class BatchStream:
             pads = np.full(wanted - length, _PAD_ID, dtype=np.int64)
             documents.append((pads, np.full(len(pads), IGNORED, dtype=np.int64)))
         lengths = [len(ids) for ids, _ in documents]
+        labels = _row([labels for _, labels in documents])
         return PackedBatch(
             input_ids=_row([ids for ids, _ in documents]),
             position_ids=_row([np.arange(length) for length in lengths]),
-            labels=_row([labels for _, labels in documents]),
+            labels=labels,
             cu_seqlens=torch.tensor(np.concatenate(([0], np.cumsum(lengths))), dtype=torch.int32),
+            trained_rows=(labels[0] != IGNORED).nonzero()[:, 0],
             epoch=None if position is None else 1 + position // self._packs,
             pieces=tuple((sample, begin) for sample, begin, _ in pieces),
         )

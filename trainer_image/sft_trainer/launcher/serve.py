@@ -22,6 +22,7 @@ _GAUGES = {
     "eval_loss": "Mean loss per trained token of the evaluation data, at the last evaluation",
     "best_eval_loss": "The lowest evaluation loss so far",
     "tokens_per_second": "Tokens trained on per second, over all ranks",
+    "mfu": "Share of the devices' dense bf16 limit that the last step reached",
     "eta_seconds": "Estimated seconds until training ends",
     "saved_step": "Newest published checkpoint",
     "attempt": "Number of the attempt",

@@ -32,6 +32,11 @@ class HeadArithmetic:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether `pull_back` looks at them."""
+        return self.softcap is not None
+
     def pull_back(self, grad_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
         """The gradient before `apply`, from the gradient after it and what it returned."""
         if self.softcap is not None:
@@ -90,12 +95,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 labels_C1 = labels_N[start : start + chunk_size, None]
                 logits_CV = F.linear(hidden_CD, head_VD, None if bias_V is None else bias_V.to(dtype)).float()
                 logits_CV = arithmetic.apply(logits_CV)
-                log_sum_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
-                loss += (log_sum_C1 - logits_CV.gather(-1, labels_C1)).sum()
+                max_C1 = logits_CV.amax(dim=-1, keepdim=True)
+                label_logits_C1 = logits_CV.gather(-1, labels_C1)
+                # In place, for nothing on the way is larger: logits, then exponentials, then their gradient.
+                shifted_CV = logits_CV - max_C1 if arithmetic.needs_logits else logits_CV.sub_(max_C1)
+                grad_CV = shifted_CV.exp_()
+                sum_C1 = grad_CV.sum(dim=-1, keepdim=True)
+                loss += (sum_C1.log() + max_C1 - label_logits_C1).sum()
                 if not with_gradients:
                     continue
-                grad_CV = (logits_CV - log_sum_C1).exp_()
-                grad_CV.scatter_add_(-1, labels_C1, torch.full_like(log_sum_C1, -1.0))
+                grad_CV.div_(sum_C1)
+                grad_CV.scatter_add_(-1, labels_C1, torch.full_like(sum_C1, -1.0))
                 grad_CV = arithmetic.pull_back(grad_CV, logits_CV)
                 if grad_bias_V is not None:
                     grad_bias_V += grad_CV.sum(dim=0)

@@ -4,7 +4,7 @@ Called once on every rank by the Trainer, and collectively by nothing in here.
 """
 
 import types
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -15,7 +15,7 @@ from sft_trainer.model import attention, lora, scratch, transformers_private, we
 from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
 from sftjob.failure import JobFailure, Reason
-from sftjob.options import CELossConfig, FSDPConfig, LoRAConfig
+from sftjob.options import CELossConfig, FSDPConfig, LoRAConfig, Precision
 from sftjob.presets import ModelConfig
 
 
@@ -38,13 +38,8 @@ def build_model(
     bf16 where they came in bf16 and are computed with in bf16. `seed` is that of weights which `load_from` has not:
     they are the same on any number of ranks. Raises JobFailure: INVALID_CONFIGURATION or MODEL_UNREADABLE.
     """
-    fields = trained_config(model_cfg, load_from=load_from)
-    model = _on_meta(fields, said_by=f"{load_from}/config.json" if load_from else "model")
+    model = model_on_meta(model_cfg, load_from=load_from, precision=precision, lora_cfg=lora_cfg)
     _replace_forward(model, loss_cfg=loss_cfg, autocast=precision == "bf16" and mesh is None, device=device)
-    if lora_cfg is not None:
-        lora.inject(model, lora_cfg)
-        if precision == "bf16" and "bfloat16" in (fields.get("dtype"), fields.get("torch_dtype")):
-            _hold_frozen_matrices_in_bf16(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = list(transformers_private.decoder_layers(model).values())
     for index in recomputed_layers(len(layers), ratio=fsdp_cfg.recompute_ratio):
@@ -73,7 +68,30 @@ def recomputed_layers(count: int, *, ratio: float) -> list[int]:
     return [index for index in range(count) if (index + 1) * chosen // count > index * chosen // count]
 
 
-def _on_meta(fields: dict, *, said_by: str) -> PreTrainedModel:
+def chosen_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def model_on_meta(
+    model_cfg: ModelConfig | FolderConfig,
+    *,
+    load_from: str | None,
+    precision: Literal["fp32", "bf16"],
+    lora_cfg: LoRAConfig | None,
+) -> PreTrainedModel:
+    """Its modules, shapes and what of it is trained, in no memory. Raises as `build_model` does."""
+    fields = trained_config(model_cfg, load_from=load_from)
+    model = _of_transformers(fields, said_by=f"{load_from}/config.json" if load_from else "model")
+    if lora_cfg is not None:
+        lora.inject(model, lora_cfg)
+        if precision == "bf16" and "bfloat16" in (fields.get("dtype"), fields.get("torch_dtype")):
+            _hold_frozen_matrices_in_bf16(model)
+    return model
+
+
+def _of_transformers(fields: dict[str, Any], *, said_by: str) -> PreTrainedModel:
     attention.register()
     config = transformers_config(fields, said_by=said_by)
     try:

@@ -15,8 +15,6 @@ from sft_trainer.loss.cross_entropy import HeadArithmetic, summed_cross_entropy
 from sft_trainer.packed import PackedBatch
 from sftjob.options import CELossConfig
 
-IGNORED_LABEL = -100
-
 Output = Literal["loss", "logits", "own_logits"]
 
 
@@ -50,14 +48,12 @@ class PackForward:
             head = model.get_output_embeddings()
             if output == "logits":
                 return self._arithmetic.apply(head(hidden_1TD))
-            labels_T = batch.labels[0]
-            trained_T = labels_T != IGNORED_LABEL
             # Where nothing is trained this is empty and still part of the graph: every rank reduces every gradient.
             return summed_cross_entropy(
-                hidden_1TD[0][trained_T],
+                hidden_1TD[0].index_select(0, batch.trained_rows),
                 weight_VD=head.weight,
                 bias_V=head.bias,
-                labels_N=labels_T[trained_T],
+                labels_N=batch.labels[0].index_select(0, batch.trained_rows),
                 config=self._loss_cfg,
                 arithmetic=self._arithmetic,
             )

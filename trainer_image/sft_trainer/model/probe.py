@@ -72,6 +72,7 @@ def _packed(documents: torch.Tensor, *, device: torch.device) -> PackedBatch:
         input_ids=documents.reshape(1, -1),
         position_ids=torch.arange(length).repeat(rows).unsqueeze(0),
         labels=labels.reshape(1, -1),
+        trained_rows=(labels.flatten() != -100).nonzero()[:, 0],
         cu_seqlens=torch.arange(0, rows * length + 1, length, dtype=torch.int32),
     ).to(device)
 
@@ -79,7 +80,9 @@ def _packed(documents: torch.Tensor, *, device: torch.device) -> PackedBatch:
 def _as_rows(documents: torch.Tensor, *, device: torch.device) -> PackedBatch:
     """For the model's own forward, which takes the first field only."""
     nothing = torch.empty(0)
-    return PackedBatch(input_ids=documents, position_ids=nothing, labels=nothing, cu_seqlens=nothing).to(device)
+    return PackedBatch(
+        input_ids=documents, position_ids=nothing, labels=nothing, cu_seqlens=nothing, trained_rows=nothing
+    ).to(device)
 
 
 def _close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> bool:

@@ -5,13 +5,14 @@ Called on every rank by `sft_trainer.rank` (under the launcher) and by `Trainer.
 
 import logging
 import time
+from collections import deque
 from typing import Any
 
 import torch
 
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
-from sft_trainer.model.build import build_model
+from sft_trainer.model.build import build_model, chosen_precision
 from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.model.probe import probe
 from sft_trainer.progress import ProgressReporter
@@ -21,13 +22,15 @@ from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_
 from sft_trainer.train.card import write_card
 from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
+from sft_trainer.train.flops import count_flops, peak_flops, speed_reached
 from sft_trainer.train.ledger import Ledger, epoch_content
-from sft_trainer.train.memory import estimate_memory
+from sft_trainer.train.memory import estimate_memory, memory_line, peak_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none
-from sft_trainer.train.optimizer import build_optimizer, clip_gradients
+from sft_trainer.train.optimizer import build_optimizer, clip_gradients, update
+from sft_trainer.train.queued import LateNumbers, QueuedStep, steps_ahead
 from sft_trainer.train.saver import CheckpointSaver
 from sft_trainer.train.schedule import learning_rate
-from sft_trainer.train.skip import judge_gradient
+from sft_trainer.train.skip import judge_gradient, skips
 from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits, seconds_left
 from sft_trainer.train.vocabulary import refuse_unknown_tokens
 from sft_trainer.train.world import World
@@ -63,7 +66,7 @@ class _Run:
     ) -> None:
         self.options, self.place, self.data = options, place, data
         self.world, self.stop, self.state = world, stop, state
-        self.precision = _precision(options, world.device)
+        self.precision = chosen_precision(options.precision, world.device)
         compiled = options.fsdp_cfg.torch_compile
         if compiled is None:
             compiled = world.device.type == "cuda"
@@ -85,6 +88,8 @@ class _Run:
         self.reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
         self.metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
         self.save_stall_seconds = 0.0
+        self.unread: deque[QueuedStep] = deque()
+        self.read_at = 0.0
 
     def to_the_end(self) -> None:
         try:
@@ -127,6 +132,7 @@ class _Run:
         rows = self.model.get_input_embeddings().weight.shape[0]
         world.from_first(lambda: refuse_unknown_tokens(self.data, rows=rows, tokenizer_path=options.tokenizer_path))
         probe(self.model, vocab_size=rows)
+        self.flops, self.peak = count_flops(self.model), peak_flops(world.device, precision=self.precision)
         self.optimizer = build_optimizer(self.model, options.optim_cfg)
         create_optimizer_state(self.model, self.optimizer)
         resumed = world.from_first(self._choose_checkpoint)
@@ -166,13 +172,15 @@ class _Run:
         log.info("global batch %d packs = %d ranks x %d accumulation steps of 1 pack", batch, ranks, batch // ranks)
         log.info(
             "%s",
-            estimate_memory(
-                self.model,
-                pack_tokens=options.dataloader_cfg.pack_max_length,
-                precision=self.precision,
-                loss_cfg=options.loss_cfg,
-                fsdp_cfg=options.fsdp_cfg,
-                optim_cfg=options.optim_cfg,
+            memory_line(
+                estimate_memory(
+                    self.model,
+                    pack_tokens=options.dataloader_cfg.pack_max_length,
+                    precision=self.precision,
+                    loss_cfg=options.loss_cfg,
+                    fsdp_cfg=options.fsdp_cfg,
+                    optim_cfg=options.optim_cfg,
+                )
             ),
         )
         log.info(
@@ -246,7 +254,9 @@ class _Run:
         # One denominator for the whole step, known to every rank from the plan of packs.
         trained_tokens = self.stream.trained_tokens(step)
         loss_sum = torch.zeros((), device=self.world.device)
-        for batch in self.stream.micro_batches(step):
+        batches = self.stream.micro_batches(step)
+        data_seconds = time.perf_counter() - began
+        for batch in batches:
             loss = self.model(batch.to(self.world.device))
             (loss / max(1, trained_tokens)).backward()
             loss_sum += loss.detach()
@@ -254,15 +264,38 @@ class _Run:
             self._stop_if_agreed()
         grad_norm = clip_gradients(self.model, max_norm=self.options.optim_cfg.max_grad_norm)
         # The norm is of all ranks' gradients: each decides alike.
+        skipped = skips(grad_norm, threshold=self.options.optim_cfg.skip_grad_norm_threshold)
+        update(self.optimizer, skipped=skipped)
+        self.optimizer.zero_grad(set_to_none=True)
+        numbers = LateNumbers(torch.stack([loss_sum, grad_norm, skipped]))
+        self.unread.append(QueuedStep(step, rate, trained_tokens, began, data_seconds, numbers))
+        self._read_steps(but=steps_ahead(self.world.device))
+        self.random_state = get_random_state(self.world.device)
+        self.state.last_step = step
+        self.ledger.close_step(step)
+
+    def _read_steps(self, *, but: int = 0) -> None:
+        """What the device has computed of the queued steps, save the newest `but`. Called by all ranks alike."""
+        while len(self.unread) > but:
+            queued = self.unread.popleft()
+            loss_sum, grad_norm, skipped = queued.numbers.read()
+            self._count_skip(queued.step, grad_norm, skipped=bool(skipped))
+            mean_loss = self.world.sum(loss_sum) / max(1, queued.trained_tokens)
+            self.state.loss = finite_or_none(mean_loss)
+            began, self.read_at = max(queued.began, self.read_at), time.perf_counter()
+            self._tell_step(queued, mean_loss, grad_norm, self.read_at - began)
+
+    def _count_skip(self, step: int, grad_norm: float, *, skipped: bool) -> None:
         verdict = judge_gradient(
-            grad_norm.item(),
+            grad_norm,
+            skipped=skipped,
             threshold=self.options.optim_cfg.skip_grad_norm_threshold,
             non_finite_before=self.state.non_finite_steps,
         )
         if verdict.is_fatal:
             raise JobFailure(
                 Reason.NON_FINITE_GRADIENT,
-                f"step {step}: the gradient norm is {grad_norm.item()}, as in the {verdict.non_finite_steps - 1} steps "
+                f"step {step}: the gradient norm is {grad_norm}, as in the {verdict.non_finite_steps - 1} steps "
                 f"before, which were skipped (samples {self.stream.sample_ids(step)}); lower "
                 "spec.training.optimizer.lr, or look at these samples",
             )
@@ -270,22 +303,17 @@ class _Run:
         if verdict.skips:
             self.state.skipped_steps += 1
             log.warning("step %d is skipped: %s", step, verdict.why)
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.random_state = get_random_state(self.world.device)
-        mean_loss = self.world.sum(loss_sum.item()) / max(1, trained_tokens)
-        self.state.last_step, self.state.loss = step, finite_or_none(mean_loss)
-        self.ledger.close_step(step)
-        self._tell_step(step, mean_loss, grad_norm.item(), rate, trained_tokens, time.perf_counter() - began)
 
-    def _tell_step(
-        self, step: int, loss: float, grad_norm: float, rate: float, trained_tokens: int, seconds: float
-    ) -> None:
+    def _tell_step(self, queued: QueuedStep, loss: float, grad_norm: float, seconds: float) -> None:
         if not self.metrics:
             return
+        step, rate, trained_tokens = queued.step, queued.rate, queued.trained_tokens
         tokens, epoch = self.stream.tokens(step), self.stream.epoch(step)
         speed = tokens / seconds
+        reached = {}
+        if self.flops:
+            needed = self.flops.of_documents(self.stream.document_lengths(step), trained_tokens=trained_tokens)
+            reached = speed_reached(needed / seconds / self.world.size, peak=self.peak)
         remaining = round((self.total_steps - step) * seconds)
         self.metrics.write(
             {
@@ -301,18 +329,22 @@ class _Run:
                 "step_seconds": round(seconds, 4),
                 # For the saves since the line before.
                 "save_stall_seconds": round(self.save_stall_seconds, 4),
+                "data_seconds": round(queued.data_seconds, 4),
+                "memory_bytes": peak_memory(self.world.device),
+                **reached,
                 "samples": self.stream.sample_ids(step),
             }
         )
         self.save_stall_seconds = 0.0
         log.info(
-            "step %d/%d loss %.4f lr %.2e grad norm %.3f %.0f tokens/s",
+            "step %d/%d loss %.4f lr %.2e grad norm %.3f %.0f tokens/s%s",
             step,
             self.total_steps,
             loss,
             rate,
             grad_norm,
             speed,
+            f" MFU {reached['mfu']:.1%}" if "mfu" in reached else "",
         )
         self._report(
             stage=Stage.TRAINING,
@@ -324,6 +356,7 @@ class _Run:
             grad_norm=finite_or_none(round(grad_norm, 6)),
             skipped_steps=self.state.skipped_steps,
             tokens_per_second=round(speed, 1),
+            mfu=reached.get("mfu"),
             eta_seconds=remaining,
         )
 
@@ -332,6 +365,7 @@ class _Run:
         step, record = self.state.last_step, self.state.evaluation
         if not self.evaluation or not self.evaluation.is_due(step, total_steps=self.total_steps, record=record):
             return False
+        self._read_steps()
         self._report(stage=Stage.EVALUATING, detail=None)
         loss = self.evaluation.mean_loss(self.model, between_batches=self._stop_if_agreed)
         record = self.state.evaluation = following(record, step=step, loss=loss)
@@ -363,6 +397,7 @@ class _Run:
         seconds_ago = agreed_seconds_ago(self.stop, self.world)
         if seconds_ago is None:
             return
+        self._read_steps()
         state, grace_seconds = self.state, self.place.grace_seconds
         began = time.perf_counter()
         settled = self._settle_save(wait_seconds=seconds_left(seconds_ago=seconds_ago, grace_seconds=grace_seconds))
@@ -377,6 +412,7 @@ class _Run:
 
     def _save(self, *, beside: bool) -> None:
         """After the last step. `beside`: training goes on when the state is copied, not when it is published."""
+        self._read_steps()
         began = time.perf_counter()
         self._settle_save()
         step = self.state.last_step
@@ -447,9 +483,3 @@ class _Run:
     def _report(self, **changes: Any) -> None:
         if self.reporter:
             self.reporter.report(**changes)
-
-
-def _precision(options: RunOptions, device: torch.device) -> str:
-    if options.precision != "auto":
-        return options.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

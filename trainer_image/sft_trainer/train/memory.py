@@ -5,65 +5,76 @@ others are what plain kernels keep, and compiled layers keep less. The allocator
 FSDP2 gathers for a moment come on top.
 """
 
-from dataclasses import asdict, dataclass
+import math
+import resource
+from typing import Literal
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from sftjob.memory import MemoryEstimate
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
 
 _FP32, _BF16 = 4, 2
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes of one rank."""
-
-    weights: int
-    gradients: int
-    moments: int
-    activations: int | None
-    """What the forward of one full pack keeps for its backward; None where the layers are not of a known form."""
-    logits: int
-    """Of the loss: logits and their gradient, and the head's gradient that is summed over chunks."""
-
-    def __str__(self) -> str:
-        kinds = asdict(self)
-        told = [f"{kind} {'unknown' if size is None else f'{size / 1e9:.2f}'}" for kind, size in kinds.items()]
-        return f"memory a rank, in GB: {', '.join(told)}; together {sum(filter(None, kinds.values())) / 1e9:.2f}"
 
 
 def estimate_memory(
     model: PreTrainedModel,
     *,
     pack_tokens: int,
-    precision: str,
+    precision: Literal["fp32", "bf16"],
     loss_cfg: CELossConfig,
     fsdp_cfg: FSDPConfig,
     optim_cfg: AdamWConfig,
+    ranks: int = 1,
 ) -> MemoryEstimate:
-    """`pack_tokens`: of the longest pack. Parameters count as this rank holds them, frozen ones as weights alone."""
+    """`pack_tokens`: of the longest pack. Parameters count as this rank holds them, frozen ones as weights alone.
+
+    `ranks`: over how many a model that is not sharded yet will be; the first of them holds the most.
+    """
     parameters = list(model.parameters())
-    trained = sum(_local_bytes(parameter) for parameter in parameters if parameter.requires_grad)
+    trained = sum(_local_bytes(parameter, ranks) for parameter in parameters if parameter.requires_grad)
     head = model.get_output_embeddings().weight
-    rows = pack_tokens if loss_cfg.mode == "eager" else min(pack_tokens, loss_cfg.chunk_size)
-    summed = head.numel() * _FP32 if loss_cfg.mode == "chunk" and head.requires_grad else 0
+    element = _BF16 if precision == "bf16" else _FP32
+    if loss_cfg.mode == "chunk":
+        # Their gradient takes the logits' place; of bf16 products both forms are there for a moment.
+        logits = min(pack_tokens, loss_cfg.chunk_size) * head.shape[0] * (_FP32 + (_BF16 if element == _BF16 else 0))
+        logits += head.numel() * _FP32 if head.requires_grad else 0
+    else:
+        logits = 2 * pack_tokens * head.shape[0] * _FP32
     return MemoryEstimate(
-        weights=sum(_local_bytes(parameter) for parameter in parameters),
+        precision=precision,
+        pack_tokens=pack_tokens,
+        weights=sum(_local_bytes(parameter, ranks) for parameter in parameters),
         gradients=trained,
-        # Weights are kept in fp32.
+        # Weights that are trained are kept in fp32.
         moments=2 * trained if optim_cfg.moments == "fp32" else trained,
-        activations=_activations(model, pack_tokens=pack_tokens, precision=precision, ratio=fsdp_cfg.recompute_ratio),
-        logits=2 * rows * head.shape[0] * _FP32 + summed,
+        activations=_activations(model, pack_tokens=pack_tokens, element=element, ratio=fsdp_cfg.recompute_ratio),
+        logits=logits,
     )
 
 
-def _local_bytes(parameter: torch.nn.Parameter) -> int:
-    return parameter.to_local().nbytes if isinstance(parameter, DTensor) else parameter.nbytes
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: of tensors on a GPU, else of this whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _activations(model: PreTrainedModel, *, pack_tokens: int, precision: str, ratio: float) -> int | None:
+def memory_line(estimate: MemoryEstimate) -> str:
+    told = [f"{kind} {'unknown' if size is None else f'{size / 1e9:.2f}'}" for kind, size in estimate.kinds.items()]
+    return f"memory a rank, in GB: {', '.join(told)}; together {estimate.together / 1e9:.2f}"
+
+
+def _local_bytes(parameter: torch.nn.Parameter, ranks: int) -> int:
+    if isinstance(parameter, DTensor):
+        return parameter.to_local().nbytes
+    # FSDP2 gives each rank as many rows, rounded up, as long as there are any.
+    return parameter.nbytes // len(parameter) * math.ceil(len(parameter) / ranks)
+
+
+def _activations(model: PreTrainedModel, *, pack_tokens: int, element: int, ratio: float) -> int | None:
     config = model.config.get_text_config()
     modules = [name.rpartition(".")[2] for name, _ in model.named_modules()]
     if any(parameter.ndim == 3 for parameter in model.parameters()) or not {"q_proj", "gate_proj"} <= set(modules):
@@ -84,4 +95,4 @@ def _activations(model: PreTrainedModel, *, pack_tokens: int, precision: str, ra
     recomputed = round(ratio * layers)
     # A recomputed layer keeps its input; one of them at a time is whole again in the backward.
     elements = (layers - recomputed) * layer + recomputed * hidden + (layer if recomputed else 0)
-    return pack_tokens * elements * (_BF16 if precision == "bf16" else _FP32)
+    return pack_tokens * elements * element

@@ -23,6 +23,15 @@ def build_optimizer(model: torch.nn.Module, config: AdamWConfig) -> torch.optim.
     )
 
 
+def update(optimizer: torch.optim.AdamW, *, skipped: torch.Tensor) -> None:
+    """One step. Where `skipped` (a scalar on the device) is 1, weights, moments and the count of updates stay.
+
+    The fused kernel decides it, so the host need not know: this is how torch.amp.GradScaler tells it of an overflow.
+    """
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()
+
+
 def clip_gradients(model: torch.nn.Module, *, max_norm: float) -> torch.Tensor:
     """Scales gradients to a global L2 norm of at most `max_norm`; returns the norm before, a scalar."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)

@@ -1,0 +1,40 @@
+"""`sft train --dry-run`: what each rank will hold, by the trainer's estimate. Started as a process of its own."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from sft_operator.local.claims import Claims
+from sftjob.memory import MemoryEstimate, MemoryTask
+from sftjob.spec import SFTJobSpec
+
+
+def memory_lines(spec: SFTJobSpec, claims: Claims) -> Iterator[str]:
+    """A table, or in one line why there is none: a job may be written where its model is not."""
+    uri = spec.model.load_from.uri if spec.model.load_from else None
+    folder = claims.path_of(uri) if uri and uri.startswith(("file://", "pvc://")) else None
+    if folder and not Path(folder).is_dir():
+        folder = None
+    if folder is None and spec.model.preset is None:
+        yield f"memory: not told, for {uri} is not on this machine"
+        return
+    if importlib.util.find_spec("torch") is None:
+        yield "memory: not told, for the trainer is not installed; pip install 'sftjob[trainer]'"
+        return
+    # -P: see inspect_data.
+    task = MemoryTask(spec=spec, folder=folder).to_json()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sft_trainer.estimate_memory", task], capture_output=True, text=True
+    )
+    if done.returncode:
+        yield f"memory: not told, for this job would fail: {' '.join(done.stderr.split())}"
+        return
+    estimate = MemoryEstimate.from_json(done.stdout)
+    yield (
+        f"memory of each rank, {estimate.precision} activations, a pack of {estimate.pack_tokens} tokens; the "
+        "allocator's overhead comes on top:"
+    )
+    for kind, size in (estimate.kinds | {"together": estimate.together}).items():
+        yield f"  {kind:12}" + (f"{size / 1e9:9.3f} GB" if size is not None else "  unknown")

@@ -1,0 +1,48 @@
+"""The memory table of `sft train --dry-run`, with the trainer that it starts, against tensors that are really there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from sft_trainer.train.optimizer import build_optimizer
+from sftjob.options import AdamWConfig
+from tests.sft_trainer.model import tiny_models as tiny
+
+
+def dry_run(folder: Path, *options: str) -> list[str]:
+    arguments = ["train", "--model", "model", "--data", "x.jsonl", "--output", "out", "--dry-run", *options]
+    command = [sys.executable, "-c", "from sft_cli.main import app; app()", *arguments]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert yaml.safe_load(said.stdout)["kind"] == "SFTJob"
+    return said.stdout.splitlines()
+
+
+def test_the_table_tells_the_bytes_of_the_tensors_of_a_rank(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 4001, "hidden_size": 256, "intermediate_size": 500}
+    model = tiny.built(tiny.save_random_model(tmp_path / "model", "llama", **sizes))
+    optimizer = build_optimizer(model, AdamWConfig())
+    model(tiny.pack(tiny.documents([9]))).backward()
+    optimizer.step()
+    parts = [parameter.detach().chunk(2)[0] for parameter in model.parameters()]  # rows are shared out by `chunk`
+    weights = sum(part.nbytes for part in parts)
+    assert weights < sum(parameter.nbytes for parameter in model.parameters()) / 1.9
+    moments = [state[name].chunk(2)[0] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    lines = dry_run(tmp_path, "--processes-per-node", "2", "--max-length", "64", "--precision", "fp32")
+    assert lines[-7].startswith("# memory of each rank, fp32 activations, a pack of 64 tokens")
+    table = {line.split()[1]: float(line.split()[2]) for line in lines[-6:]}
+    assert table["weights"] == table["gradients"] == round(weights / 1e9, 3)
+    assert table["moments"] == round(sum(moment.nbytes for moment in moments) / 1e9, 3)
+    # 64 rows of 4,001 logits, and the head's gradient of 4,001 x 256, in fp32.
+    assert table["logits"] == round((64 * 4001 + 4001 * 256) * 4 / 1e9, 3)
+    assert table["together"] >= round(4 * weights / 1e9, 3) > 0.01
+
+
+def test_a_model_that_a_job_would_refuse_is_told_and_the_job_is_printed_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert dry_run(tmp_path)[-1] == (
+        f"# memory: not told, for this job would fail: {tmp_path}/model/config.json: missing; "
+        "name a Hugging Face model folder, which has one"
+    )

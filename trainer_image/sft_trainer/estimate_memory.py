@@ -1,0 +1,47 @@
+"""What a job's ranks will hold, without running it: `python -m sft_trainer.estimate_memory TASK`.
+
+In: a `MemoryTask` as the only argument. Out: a `MemoryEstimate` on stdout, or on stderr why the model can't be trained,
+with the exit code that a job would have. Called by `sft train --dry-run`. Reads the model's configuration, no weights.
+"""
+
+import sys
+
+import torch
+
+from sft_trainer.from_plan import model_config
+from sft_trainer.model.build import chosen_precision, model_on_meta
+from sft_trainer.train.memory import estimate_memory
+from sftjob.failure import JobFailure, exit_code
+from sftjob.memory import MemoryEstimate, MemoryTask
+
+
+def estimate(task: MemoryTask) -> MemoryEstimate:
+    """Raises JobFailure. Precision `auto` is that of GPUs where the job asks for some, else that of this machine."""
+    spec = task.spec
+    precision = spec.training.precision
+    if precision == "auto" and any(name.endswith("/gpu") for name in spec.compute.resources.limits):
+        precision = "bf16"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = chosen_precision(precision, device)
+    return estimate_memory(
+        model_on_meta(
+            model_config(spec.model, folder=task.folder),
+            load_from=task.folder,
+            precision=chosen,
+            lora_cfg=spec.training.lora,
+        ),
+        pack_tokens=spec.data.packing.max_length,
+        precision=chosen,
+        loss_cfg=spec.training.loss,
+        fsdp_cfg=spec.training.fsdp,
+        optim_cfg=spec.training.optimizer,
+        ranks=spec.compute.world_size,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        print(estimate(MemoryTask.from_json(sys.argv[1])).to_json())
+    except JobFailure as failure:
+        print(failure.message, file=sys.stderr)
+        sys.exit(exit_code(failure.reason))
