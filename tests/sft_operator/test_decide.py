@@ -3,7 +3,20 @@
 from typing import Any
 
 import pytest
-from jobs import NOW, a_job, a_success, an_outcome, at, observing, seen, some_progress
+from jobs import (
+    NOW,
+    a_job,
+    a_success,
+    after,
+    an_outcome,
+    at,
+    failed,
+    in_attempt,
+    observing,
+    seen,
+    some_progress,
+    summary,
+)
 
 from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
 from sft_operator.lifecycle.observation import NodeState
@@ -15,36 +28,10 @@ from sftjob.status import AttemptRecord, AttemptsStatus, Columns, Condition, Pha
 RUNNING, PENDING, MISSING = NodeState.RUNNING, NodeState.PENDING, NodeState.MISSING
 
 
-def in_attempt(number: int, phase: Phase = Phase.RUNNING, **attempts: Any) -> SFTJobStatus:
-    """A status in the middle of attempt N, all before it recorded."""
-    history = [
-        AttemptRecord(number=n, reason=Reason.PREEMPTED, saved_step=10, ended_at=at(-100)) for n in range(1, number)
-    ]
-    return SFTJobStatus(
-        phase=phase,
-        attempts=AttemptsStatus(current=number, started_at=at(-60), history=history[::-1], **attempts),
-    )
-
-
-def after(number: int, phase: Phase = Phase.RESTARTING, **attempts: Any) -> SFTJobStatus:
-    """A status between attempts: N is recorded, N+1 not announced."""
-    status = in_attempt(number + 1, phase, **attempts)
-    return status.model_copy(update={"attempts": status.attempts.model_copy(update={"current": number})})
-
-
-def summary(decision: Decision) -> tuple[Phase, int, Any, float | None]:
-    return decision.status.phase, decision.status.attempts.current, decision.action, decision.requeue_after
-
-
 def condition(type_: Any, status: Any, reason: str, message: str) -> Condition:
     return Condition(
         type=type_, status=status, reason=reason, message=message, observed_generation=1, last_transition_time=NOW
     )
-
-
-def failed(decision: Decision) -> tuple[str, str]:
-    condition = next(c for c in decision.status.conditions if c.type == "Failed" and c.status == "True")
-    return condition.reason, condition.message
 
 
 def test_a_new_job_announces_attempt_1_and_creates_it() -> None:

@@ -4,10 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation
+from sft_operator.lifecycle.silence import Silence
 from sft_operator.local.files import replace_file
 from sft_operator.local.node import LocalNode
 from sftjob import names
@@ -22,6 +24,7 @@ class LocalBackend:
         self._attempts = work_folder / names.ATTEMPTS
         self._command = command
         self._children: list[subprocess.Popen[bytes]] = []
+        self._silence = Silence()
 
     async def observe(self, job: SFTJob) -> Observation:
         self._reap()
@@ -31,7 +34,11 @@ class LocalBackend:
             if (attempt := self._observe_attempt(job, number))
             and (attempt.is_live or number == job.status.attempts.current)
         )
-        return Observation(attempts, self.node(job.status.attempts.current, 0).progress())
+        current = job.status.attempts.current
+        running = next((attempt for attempt in attempts if attempt.number == current), None)
+        progress, now = self.node(current, 0).progress(), time.monotonic()
+        silent = self._silence.seconds(job.metadata.uid, running, progress, heard_at=now, now=now)
+        return Observation(attempts, progress, silent_seconds=silent)
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         outputs = [plan.storage, *(plan.path(output.uri) for output in plan.spec.output)]

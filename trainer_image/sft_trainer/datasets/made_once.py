@@ -4,6 +4,7 @@ Called by the two caches, of tokens and of packs, on every rank, before any proc
 `meta.json` is written last and has every file's size: what it describes is whole.
 """
 
+import errno
 import fcntl
 import shutil
 import time
@@ -41,7 +42,7 @@ def made_once(
         return _made_once(folder, opened, make, on_wait)
     except OSError as error:
         raise JobFailure(
-            Reason.STORAGE_UNAVAILABLE,
+            Reason.STORAGE_FULL if error.errno == errno.ENOSPC else Reason.STORAGE_UNAVAILABLE,
             f"{error.filename or folder.parent}: {error.strerror}; "
             "name a cache folder that can be written and has room",
         ) from error
