@@ -65,7 +65,7 @@ def test_a_failed_job_is_tried_again_by_the_same_command_with_fresh_budgets(user
     assert again.returncode == 0
     said = again.stdout.splitlines()
     assert said[0] == "runs/tiny: this run has failed; trying again"
-    assert "attempt 3 resumes at step 21" in said
+    assert "attempt 3 resumes at step 11" in said
     attempts = user.status()["attempts"]
     assert isinstance(attempts, dict)
     assert [record["number"] for record in attempts["history"]] == [3, 2, 1]

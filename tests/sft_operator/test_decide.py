@@ -19,9 +19,9 @@ from jobs import (
 )
 
 from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
-from sft_operator.lifecycle.observation import NodeState
+from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob.failure import NEVER_RETRIED, Reason
-from sftjob.outcome import Artifact, DataReceipt
+from sftjob.outcome import Artifact, DataReceipt, Outcome
 from sftjob.progress import Resolved
 from sftjob.status import AttemptRecord, AttemptsStatus, Columns, Condition, Phase, SFTJobStatus
 
@@ -379,3 +379,59 @@ def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
 def test_the_history_is_bounded_and_newest_first() -> None:
     decision = decide(a_job(status=in_attempt(12, saved_step=10)), observing(seen(12, None)), now=NOW)
     assert [record.number for record in decision.status.attempts.history] == [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        an_outcome(
+            Reason.RANK_FAILED, message="torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+        ),
+        an_outcome(
+            Reason.RANK_KILLED,
+            signal=6,
+            log_tail="CUDA error: uncorrectable NVLink error detected during the execution\nterminate called",
+        ),
+    ],
+)
+def test_a_node_whose_gpu_is_broken_is_avoided_and_costs_a_disruption(outcome: Outcome) -> None:
+    status = in_attempt(1, avoided_nodes=["node-7"])
+    broken = NodeObservation(0, NodeState.ENDED, outcome, pod="tiny-a1-worker-0", node="node-3")
+    lost_its_peer = an_outcome(Reason.RANK_FAILED, node_rank=1, ended=-30)
+    other = NodeObservation(1, NodeState.ENDED, lost_its_peer, pod="tiny-a1-worker-1", node="node-4")
+    decision = decide(a_job(nodes=2, status=status), observing(AttemptObservation(1, (broken, other))), now=NOW)
+    attempts = decision.status.attempts
+    assert (attempts.history[0].reason, attempts.history[0].node) == (Reason.GPU_FAULT, "node-3")
+    assert (attempts.failures, attempts.disruptions) == (0, 1)
+    assert attempts.avoided_nodes == ["node-3", "node-7"]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        an_outcome(Reason.RANK_FAILED, message="CUDA error: device-side assert triggered"),
+        an_outcome(Reason.RANK_FAILED, message="CUDA error: an illegal memory access was encountered"),
+        an_outcome(Reason.RANK_KILLED, signal=7, message="rank 0 was ended by SIGBUS"),
+        an_outcome(Reason.INVALID_DATA, message="line 3: uncorrectable ECC error encountered"),
+    ],
+)
+def test_what_a_program_can_bring_about_too_is_no_fault_of_a_gpu(outcome: Outcome) -> None:
+    ended = NodeObservation(0, NodeState.ENDED, outcome, node="node-3")
+    decision = decide(a_job(status=in_attempt(1)), observing(AttemptObservation(1, (ended,))), now=NOW)
+    assert decision.status.attempts.history[0].reason is outcome.reason
+    assert decision.status.attempts.avoided_nodes == []
+
+
+def test_the_avoided_nodes_are_bounded_and_a_suspension_forgets_them() -> None:
+    known = [f"node-{n}" for n in range(8)]
+    status = in_attempt(1, avoided_nodes=known)
+    fault = an_outcome(Reason.RANK_FAILED, message="uncorrectable ECC error encountered")
+
+    def avoided_after(node: str) -> list[str]:
+        ended = AttemptObservation(1, (NodeObservation(0, NodeState.ENDED, fault, node=node),))
+        return decide(a_job(status=status), observing(ended), now=NOW).status.attempts.avoided_nodes
+
+    assert avoided_after("node-9") == ["node-9", *known[:7]]
+    assert avoided_after("node-5") == ["node-5", *(node for node in known if node != "node-5")]
+    suspended = a_job(status=after(1, avoided_nodes=known), suspend=True)
+    assert decide(suspended, observing(), now=NOW).status.attempts.avoided_nodes == []
