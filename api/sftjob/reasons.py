@@ -139,8 +139,8 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
 
 _HEADER = f"""# Reasons
 
-Generated from `api/sftjob` by `make generate`. These are all that a status gives. A job that has failed goes on from its
-last checkpoint, with fresh budgets, once the annotation `{RETRY_ANNOTATION}` gets a new value
+Generated from `api/sftjob` by `make generate`. These are all that a status gives. A job that has failed goes on from
+its last checkpoint, with fresh budgets, once the annotation `{RETRY_ANNOTATION}` gets a new value
 (`kubectl annotate --overwrite sftjob NAME {RETRY_ANNOTATION}=1`); with `sft run`, by the same command again.
 
 ## Why an attempt ended
