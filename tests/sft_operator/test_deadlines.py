@@ -60,6 +60,9 @@ def test_the_time_to_start_counts_from_when_the_attempt_was_made_and_ends_when_a
     job = a_job(nodes=2, status=in_attempt(1, Phase.STARTING), startDeadlineSeconds=10)
     made = seen(1, PENDING, PENDING, created_at=at(-3))
     assert summary(decide(job, observing(made), now=NOW)) == (Phase.STARTING, 1, None, 7.0)
+    behind = seen(1, PENDING, PENDING, created_at=at(-3600))
+    announced = a_job(nodes=2, status=in_attempt(1, Phase.STARTING), startDeadlineSeconds=61)
+    assert summary(decide(announced, observing(behind), now=NOW)) == (Phase.STARTING, 1, None, 1.0)
     assert decide(job, observing(seen(1, RUNNING, RUNNING)), now=NOW).action is None
     assert decide(job, observing(seen(1, RUNNING, a_success())), now=NOW).action is None
     # What was never made holds nothing.

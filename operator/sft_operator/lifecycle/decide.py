@@ -210,9 +210,8 @@ def _between_attempts(job: SFTJob, status: SFTJobStatus, now: datetime) -> Decis
     if status.phase.is_final:
         return Decision(status)
     if job.spec.run_policy.suspend:
-        forgotten = {"avoided_nodes": [], "recovery": None}
-        status = status.model_copy(update={"attempts": attempts.model_copy(update=forgotten)})
-        return Decision(_in_phase(status, Phase.SUSPENDED))
+        attempts = attempts.model_copy(update={"avoided_nodes": [], "recovery": None})
+        return Decision(status.model_copy(update={"phase": Phase.SUSPENDED, "attempts": attempts}))
     if attempts.next_at is not None and attempts.next_at > now:
         return Decision(_in_phase(status, Phase.RESTARTING), requeue_after=(attempts.next_at - now).total_seconds())
     number = attempts.current + 1

@@ -45,14 +45,19 @@ class LocalBackend:
         for path in outputs:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         port = self._master_port(plan.attempt)
+        if not self._grace_file(plan.attempt).exists():
+            grace_seconds = plan.spec.run_policy.termination_grace_period_seconds
+            replace_file(self._grace_file(plan.attempt), str(grace_seconds))
         for node in self._nodes(job, plan.attempt):
             if node.observe().state is NodeState.MISSING:
                 command = [*self._command, "--plan", plan.to_json()]
                 self._children.append(node.start(command, self._environment(job, plan, node, port=port)))
 
     async def delete(self, job: SFTJob, attempt: int) -> None:
+        # What its launchers were told, though the job's policy may have changed since.
+        grace_seconds = int(self._grace_file(attempt).read_text())
         for node in self._nodes(job, attempt):
-            node.terminate(grace_seconds=job.spec.run_policy.termination_grace_period_seconds)
+            node.terminate(grace_seconds=grace_seconds)
 
     def kill(self, job: SFTJob) -> None:
         """Ends every launcher at once and unsaved; what it started dies with it."""
@@ -104,6 +109,9 @@ class LocalBackend:
                 listener.bind(("127.0.0.1", 0))
                 replace_file(file, str(listener.getsockname()[1]))
         return int(file.read_text())
+
+    def _grace_file(self, attempt: int) -> Path:
+        return self._attempts / str(attempt) / "grace-seconds"
 
     def _reap(self) -> None:
         self._children = [child for child in self._children if child.poll() is None]
