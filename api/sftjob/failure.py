@@ -1,5 +1,6 @@
 """Why a launcher, a trainer or a user's file stopped a job: one exception, one list of reasons, their exit codes."""
 
+import errno
 from enum import IntEnum, StrEnum
 
 
@@ -113,6 +114,11 @@ DISRUPTIONS = frozenset(
 
 def exit_code(reason: Reason) -> ExitCode:
     return _EXIT_CODES.get(reason, ExitCode.SOFTWARE)
+
+
+def storage_reason(error: OSError) -> Reason:
+    """Of what could not be written: no room, or a quota that is used up, is told apart."""
+    return Reason.STORAGE_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else Reason.STORAGE_UNAVAILABLE
 
 
 class JobFailure(Exception):

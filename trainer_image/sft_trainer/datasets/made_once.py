@@ -4,7 +4,6 @@ Called by the two caches, of tokens and of packs, on every rank, before any proc
 `meta.json` is written last and has every file's size: what it describes is whole.
 """
 
-import errno
 import fcntl
 import shutil
 import time
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record
-from sftjob.failure import JobFailure, Reason
+from sftjob.failure import JobFailure, storage_reason
 
 META = "meta.json"
 
@@ -42,7 +41,7 @@ def made_once(
         return _made_once(folder, opened, make, on_wait)
     except OSError as error:
         raise JobFailure(
-            Reason.STORAGE_FULL if error.errno == errno.ENOSPC else Reason.STORAGE_UNAVAILABLE,
+            storage_reason(error),
             f"{error.filename or folder.parent}: {error.strerror}; "
             "name a cache folder that can be written and has room",
         ) from error

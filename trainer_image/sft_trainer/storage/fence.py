@@ -3,7 +3,6 @@
 A launcher enters once, at its start; whoever publishes or deletes calls `check` again just before.
 """
 
-import errno
 import os
 import time
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from sft_trainer.storage.folders import sync_path, write_atomically
 from sftjob import names
 from sftjob.base import Record
-from sftjob.failure import JobFailure, Reason
+from sftjob.failure import JobFailure, Reason, storage_reason
 from sftjob.manifest import ExportManifest
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan, RunRecord
@@ -68,7 +67,7 @@ def enter(plan: LaunchPlan, *, node_rank: int, pod_uid: str | None) -> Fence:
             _own(plan)
     except OSError as error:
         raise JobFailure(
-            Reason.STORAGE_FULL if error.errno == errno.ENOSPC else Reason.STORAGE_UNAVAILABLE,
+            storage_reason(error),
             f"spec.checkpoint.storage: {storage} can't be written ({error.strerror}); "
             "give the pod's user write access to it, or name another folder",
         ) from None
