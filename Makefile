@@ -67,11 +67,13 @@ lint: $(INSTALLED) ## Format, style, types, room directions, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(BIN)/python -m sftjob.reference | diff - docs/sftjob.md || { echo "docs/sftjob.md is old: run make generate"; exit 1; }
+	@$(BIN)/python -m sftjob.reasons | diff - docs/reasons.md || { echo "docs/reasons.md is old: run make generate"; exit 1; }
 	@$(BIN)/python -m sftjob.crd | diff - $(CRD) || { echo "$(CRD) is old: run make generate"; exit 1; }
 	@diff $(CRD) $(CHART_CRD) || { echo "$(CHART_CRD) is old: run make generate"; exit 1; }
 
-generate: $(INSTALLED) ## Write generated files anew: docs/sftjob.md, the CRD
+generate: $(INSTALLED) ## Write generated files anew: docs/sftjob.md, docs/reasons.md, the CRD
 	$(BIN)/python -m sftjob.reference > docs/sftjob.md
+	$(BIN)/python -m sftjob.reasons > docs/reasons.md
 	$(BIN)/python -m sftjob.crd > $(CRD)
 	cp $(CRD) $(CHART_CRD)
 

@@ -1,5 +1,6 @@
 """Why a launcher, a trainer or a user's file stopped a job: one exception, one list of reasons, their exit codes."""
 
+import errno
 from enum import IntEnum, StrEnum
 
 
@@ -26,15 +27,50 @@ class Reason(StrEnum):
     HUB_UNREACHABLE = "HubUnreachable"
     STORAGE_REFUSED = "StorageRefused"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
+    STORAGE_FULL = "StorageFull"
+    STORAGE_NOT_SHARED = "StorageNotShared"
     PREEMPTED = "Preempted"
     SUPERSEDED = "Superseded"
     NON_FINITE_GRADIENT = "NonFiniteGradient"
     OUT_OF_MEMORY = "OutOfMemory"
+    GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
+    GPU_FAULT = "GPUFault"
+    HANG = "Hang"
     RANK_KILLED = "RankKilled"
     RANK_FAILED = "RankFailed"
     TORCHRUN_LOST = "TorchrunLost"
+    NODE_LOST = "NodeLost"
     LAUNCHER_LOST = "LauncherLost"
     LAUNCHER_FAILED = "LauncherFailed"
+    NOT_STARTED = "NotStarted"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+
+
+class Verdict(StrEnum):
+    """Why no further attempt follows, where the last one's own reason doesn't say it."""
+
+    RETRIES_EXHAUSTED = "RetriesExhausted"
+    DISRUPTION_RETRIES_EXHAUSTED = "DisruptionRetriesExhausted"
+    NO_PROGRESS = "NoProgress"
+
+
+class Obstacle(StrEnum):
+    """What keeps an attempt from starting, as the condition Stalled names it."""
+
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CLAIM_MISSING = "ClaimMissing"
+    CLAIM_NOT_SHARED = "ClaimNotShared"
+    VOLUME_NOT_MOUNTED = "VolumeNotMounted"
+    CONFIG_MAP_MISSING = "ConfigMapMissing"
+    SECRET_MISSING = "SecretMissing"
+    CONTAINER_REFUSED = "ContainerRefused"
+    POD_REFUSED = "PodRefused"
+    ATTEMPT_REFUSED = "AttemptRefused"
+    NAME_CONFLICT = "NameConflict"
+    CONTROLLER_SILENT = "ControllerSilent"
+    PYTORCH_JOBS_MISSING = "PyTorchJobsMissing"
+    INVALID_SPEC = "InvalidSpec"
 
 
 _EXIT_CODES = {
@@ -44,7 +80,10 @@ _EXIT_CODES = {
     Reason.MODEL_UNREADABLE: ExitCode.MODEL,
     Reason.STORAGE_REFUSED: ExitCode.STORAGE,
     Reason.STORAGE_UNAVAILABLE: ExitCode.STORAGE,
+    Reason.STORAGE_FULL: ExitCode.STORAGE,
+    Reason.STORAGE_NOT_SHARED: ExitCode.STORAGE,
     Reason.PREEMPTED: ExitCode.PREEMPTED,
+    Reason.DEADLINE_EXCEEDED: ExitCode.PREEMPTED,
     Reason.SUPERSEDED: ExitCode.SUPERSEDED,
 }
 
@@ -55,16 +94,31 @@ NEVER_RETRIED = frozenset(
         Reason.MODEL_UNREADABLE,
         Reason.STORAGE_REFUSED,
         Reason.NON_FINITE_GRADIENT,
+        Reason.DEADLINE_EXCEEDED,
     }
 )
-"""Another attempt would end the same way: the run is deterministic, so is a refused file."""
+"""Another attempt would end the same way: the run is deterministic, so is a refused file, and time only passes."""
 
-DISRUPTIONS = frozenset({Reason.PREEMPTED, Reason.SUPERSEDED, Reason.LAUNCHER_LOST})
+DISRUPTIONS = frozenset(
+    {
+        Reason.PREEMPTED,
+        Reason.SUPERSEDED,
+        Reason.NODE_LOST,
+        Reason.LAUNCHER_LOST,
+        Reason.GPU_FAULT,
+        Reason.NOT_STARTED,
+    }
+)
 """Not the job's own fault: they use `disruptionRetries`, not `retries`."""
 
 
 def exit_code(reason: Reason) -> ExitCode:
     return _EXIT_CODES.get(reason, ExitCode.SOFTWARE)
+
+
+def storage_reason(error: OSError) -> Reason:
+    """Of what could not be written: no room, or a quota that is used up, is told apart."""
+    return Reason.STORAGE_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else Reason.STORAGE_UNAVAILABLE
 
 
 class JobFailure(Exception):

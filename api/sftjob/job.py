@@ -33,6 +33,7 @@ class ObjectMeta(Record):
     uid: str
     generation: int = 1
     resource_version: str = ""
+    annotations: dict[str, str] = {}
 
 
 class SFTJob(Record):

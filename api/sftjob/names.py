@@ -27,6 +27,8 @@ JOB_LABEL = f"{GROUP}/job-name"
 JOB_UID_LABEL = f"{GROUP}/job-uid"
 ATTEMPT_LABEL = f"{GROUP}/attempt"
 PLAN_ANNOTATION = f"{GROUP}/plan-digest"
+RETRY_ANNOTATION = f"{GROUP}/retry"
+"""On a job that has failed: any new value lets it go on."""
 
 # In a pod.
 SERVE_PORT = 8080

@@ -389,8 +389,37 @@ class RunPolicySpec(Declared):
     disruption_retries: int = Field(
         default=100, ge=0, le=10_000, description="Attempts after a preemption or a lost node."
     )
+    start_deadline_seconds: int | None = Field(
+        default=None,
+        ge=10,
+        le=604_800,
+        description="From an attempt's creation until all its pods run; then it lets go of what it holds, which uses "
+        "one of `disruptionRetries`. Absent: it waits.",
+    )
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=31_536_000,
+        description="Running time of all attempts together; then the job saves, stops and fails. Absent: no limit.",
+    )
+    progress_deadline_seconds: int | None = Field(
+        default=None,
+        ge=10,
+        le=604_800,
+        description="Time that a running attempt may show no new step, stage or detail of it: more than the longest "
+        "export takes. Then it ends as `Hang`. Absent: no limit.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=31_536_000,
+        description="Then the object is deleted; storage stays. Absent: it stays. Without effect in `sft run`.",
+    )
     termination_grace_period_seconds: int = Field(
-        default=120, ge=10, le=3600, description="From the signal to save until everything is killed."
+        default=120,
+        ge=10,
+        le=3600,
+        description="From the signal to save until everything is killed; a change counts from the next attempt on.",
     )
 
 

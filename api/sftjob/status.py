@@ -48,6 +48,26 @@ class Condition(Record):
     """When `status` changed last."""
 
 
+class Recovery(Record):
+    """How long it took to train again after the attempt before had failed, part by part, by the operator's clock.
+
+    Reports are read every few seconds: the last two are as late. What wasn't reached, or not seen, is absent.
+    """
+
+    detect_seconds: int | None = None
+    """From the end of the launcher that caused it until the operator knew."""
+    clean_up_seconds: int | None = None
+    """Until the last launcher of that attempt had ended."""
+    start_seconds: int | None = None
+    """Until a launcher of this attempt ran; the wait before it counts."""
+    load_seconds: int | None = None
+    """Until training began: data, processes, model and checkpoint."""
+    first_step_seconds: int | None = None
+    """Until its first step was finished."""
+    since: datetime | None = None
+    """When the first part that is not known yet began."""
+
+
 class AttemptRecord(Record):
     """An attempt that has ended, and why."""
 
@@ -78,8 +98,10 @@ class AttemptRecord(Record):
     """Newer checkpoints that did not verify when it resumed, each with what was wrong."""
     log_tail: str = ""
     """The last lines of the rank that caused the end."""
+    recovery: Recovery | None = None
     started_at: datetime | None = None
     ended_at: datetime
+    """When the launcher that caused the end ended, or when the operator decided on it."""
 
 
 class AttemptsStatus(Record):
@@ -97,8 +119,18 @@ class AttemptsStatus(Record):
     """The newest checkpoint that an attempt which has ended left behind."""
     started_at: datetime | None = None
     """When the current attempt was announced."""
+    running_since: datetime | None = None
+    """When a launcher of the current attempt was first seen to run."""
+    running_seconds: int = 0
+    """Running time of the attempts that have ended, for `activeDeadlineSeconds`."""
+    recovery: Recovery | None = None
+    """Of the current attempt so far, or of the one that is awaited."""
     ending: AttemptRecord | None = None
     """Why the current attempt ends, as far as is known, while some of its nodes still save."""
+    noticed_at: datetime | None = None
+    """When that was known first."""
+    avoided_nodes: list[str] = []
+    """Nodes on which a GPU failed, newest first, bounded; a suspension and a retry by hand forget them."""
     next_at: datetime | None = None
     """When the next attempt starts, while one waits."""
     history: list[AttemptRecord] = []
@@ -107,6 +139,16 @@ class AttemptsStatus(Record):
     @property
     def current_has_ended(self) -> bool:
         return self.current == 0 or (bool(self.history) and self.history[0].number == self.current)
+
+
+class Usage(Record):
+    """GPU time of the attempts that have ended: the GPUs of `resources.limits`, from the first running pod on."""
+
+    gpu_seconds: int = 0
+    """In all."""
+    lost_gpu_seconds: int = 0
+    """Of these what left nothing behind: an attempt's time by the share of its steps that are in no checkpoint; all of
+    one that finished none. An estimate: its steps count as equally long."""
 
 
 class Columns(Record):
@@ -140,6 +182,10 @@ class SFTJobStatus(Record):
     data: DataReceipt | None = None
     artifacts: list[Artifact] = []
     """What the job has written, once it succeeded."""
+    usage: Usage | None = None
+    """Absent where no GPUs are asked for."""
+    retry_handled: str | None = None
+    """The value of the annotation `sftjob.dev/retry` that was acted on last, its first 64 characters."""
     columns: Columns = Columns()
 
     @property

@@ -30,6 +30,7 @@ from sftjob.job import Manifest, parse_manifest
 from sftjob.names import API_VERSION
 from sftjob.options import Overlong, RowFormat
 from sftjob.problems import SpecError, problems_of
+from sftjob.status import Phase
 from sftjob.yaml_text import yaml_text
 
 commands = typer.Typer(
@@ -103,9 +104,11 @@ def _run(manifest: Manifest, folder: WorkFolder, claim: list[str] | None, *, aga
     try:
         with locked(folder.run_lock):
             job = folder.open(manifest, claim_folders=dict(_claim_folder(option) for option in claim or []))
-            if job.status.phase.is_final:
+            if job.status.phase is Phase.SUCCEEDED:
                 console.print(f"{folder.path}: this run has ended already", markup=False, highlight=False)
                 raise typer.Exit(tell_result(folder, console))
+            if job.status.phase is Phase.FAILED:
+                console.print(f"{folder.path}: this run has failed; trying again", markup=False, highlight=False)
             raise typer.Exit(asyncio.run(run_job(folder, console, again=again)))
     except Locked:
         raise Refusal(f"{folder.path}: another `sft` is at work in this folder; wait for it or stop it") from None

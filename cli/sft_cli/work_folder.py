@@ -21,6 +21,7 @@ from sft_operator.local.files import replace_file
 from sft_operator.local.store import FileStore
 from sftjob.job import Manifest, ObjectMeta, SFTJob
 from sftjob.spec import SFTJobSpec
+from sftjob.status import Phase
 
 
 class WorkFolder:
@@ -50,7 +51,10 @@ class WorkFolder:
         return Path(self.claims().path_of(self.job().spec.storage_uri))
 
     def open(self, manifest: Manifest, *, claim_folders: Mapping[str, Path]) -> SFTJob:
-        """The job to go on with, or a new one. Raises Refusal where it isn't the same job any more."""
+        """The job to go on with, or a new one; one that has failed is asked to try again.
+
+        Raises Refusal where it isn't the same job any more.
+        """
         _refuse_what_needs_a_cluster(manifest.spec)
         self._settle_claims(manifest.spec, claim_folders)
         wanted = _unsuspended(manifest.spec)
@@ -66,9 +70,11 @@ class WorkFolder:
                 f"{self.path} holds a run of another version of this job; changed: {', '.join(changed)}. "
                 "Undo the change to go on with that run, or start a new one with another --work-dir or metadata.name"
             )
-        if job.status.phase.is_final or job.spec == wanted:
+        if job.status.phase is Phase.SUCCEEDED:
             return job
-        return self.store.write_spec(job, wanted)
+        if job.spec != wanted:
+            job = self.store.write_spec(job, wanted)
+        return self.store.write_retry(job) if job.status.phase is Phase.FAILED else job
 
     def _settle_claims(self, spec: SFTJobSpec, given: Mapping[str, Path]) -> None:
         """Every start of a run finds the same folders, from wherever it is called."""

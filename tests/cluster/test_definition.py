@@ -106,9 +106,18 @@ def test_only_the_run_policy_may_change(api: Cluster) -> None:
             "create another job with another name and storage"
         )
         assert refusal(api, LEAST | {"spec": LEAST["spec"] | {section: changed}}) == [said]
-    policy = {"suspend": True, "retries": 7}
+    policy = {
+        "suspend": True,
+        "retries": 7,
+        "disruptionRetries": 8,
+        "startDeadlineSeconds": 60,
+        "activeDeadlineSeconds": 3600,
+        "progressDeadlineSeconds": 600,
+        "ttlSecondsAfterFinished": 0,
+        "terminationGracePeriodSeconds": 60,
+    }
     found = accepted(api, LEAST | {"spec": LEAST["spec"] | {"runPolicy": policy}}, stored=True)
-    assert (found["spec"]["runPolicy"]["suspend"], found["spec"]["runPolicy"]["retries"]) == (True, 7)
+    assert found["spec"]["runPolicy"] == policy
     assert found["metadata"]["generation"] == 2
 
 

@@ -308,6 +308,26 @@ def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
     assert own.condition("Stalled")["reason"] == "InvalidData"
 
 
+def test_a_failed_job_goes_on_by_annotation_and_is_deleted_once_its_time_is_over(own: Room) -> None:
+    data = own.claim_folder("inputs") / "chats.jsonl"
+    whole = data.read_text()
+    data.write_text("not JSON\n")
+    own.start_operator()
+    own.apply(small_job())
+    assert reasons(own.until_phase("Failed")) == ["InvalidData"]
+    data.write_text(whole)
+    own.kubectl("annotate", "sftjob", "small", "sftjob.dev/retry=1")
+    own.until(lambda: own.status()["phase"] != "Failed")
+    status = own.until_phase("Succeeded")
+    assert reasons(status) == ["InvalidData", "Succeeded"]
+    assert status["retryHandled"] == "1"
+    assert own.condition("Failed") == {}
+
+    policy = {"spec": {"runPolicy": {"ttlSecondsAfterFinished": 0}}}
+    own.kubectl("patch", "sftjob", "small", "--type=merge", f"--patch={json.dumps(policy)}")
+    own.until(lambda: not own.items("sftjobs") and not own.items("pytorchjobs"))
+
+
 @needs_root_on_linux
 def test_training_goes_on_while_the_api_server_is_away_and_the_status_is_right_after_it(own: Room) -> None:
     manifest = small_job(training={"totalStep": 100_000, "globalBatchSize": 4}, checkpoint={"everySteps": 50_000})

@@ -54,9 +54,22 @@ def test_what_would_fail_again_ends_the_run_with_its_message_and_code(user: User
         "tiny failed: InvalidData: data.jsonl:3: not JSON; correct this line",
         "log: runs/tiny/attempts/1/node-0/launcher.log",
     ]
+
+
+def test_a_failed_job_is_tried_again_by_the_same_command_with_fresh_budgets(user: User) -> None:
+    user.file.write_text(user.file.read_text() + "  runPolicy: {retries: 0}\n")
+    user.faults = {"1": "RankKilled", "2": "RankKilled"}
+    assert user.sft("run", "job.yaml").returncode == 70
+    assert user.sft("run", "job.yaml").returncode == 70
     again = user.sft("run", "job.yaml")
-    assert again.returncode == 65
-    assert again.stdout.splitlines()[-2:] == run.stdout.splitlines()[-2:]
+    assert again.returncode == 0
+    said = again.stdout.splitlines()
+    assert said[0] == "runs/tiny: this run has failed; trying again"
+    assert "attempt 3 resumes at step 11" in said
+    attempts = user.status()["attempts"]
+    assert isinstance(attempts, dict)
+    assert [record["number"] for record in attempts["history"]] == [3, 2, 1]
+    assert attempts["failures"] == 0
 
 
 def test_a_job_out_of_retries_says_so_and_ends_with_the_last_causes_code(user: User) -> None:

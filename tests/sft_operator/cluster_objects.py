@@ -14,6 +14,7 @@ def pytorch_job(attempt: int, *, uid: str = UID, deleting: bool = False, finishe
             "namespace": "default",
             "uid": f"job-{attempt}",
             "resourceVersion": "1",
+            "creationTimestamp": "2026-01-01T11:58:00Z",
             "labels": labels(attempt),
             "ownerReferences": [{"kind": "SFTJob", "name": "tiny", "uid": uid, "controller": True}],
         },

@@ -3,13 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState, Observation
+from sft_operator.lifecycle.decide import Decision
+from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState, Observation, Trouble
 from sftjob.failure import Reason, exit_code
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.outcome import Outcome
 from sftjob.progress import Progress, Stage
 from sftjob.spec import SFTJobSpec
-from sftjob.status import SFTJobStatus
+from sftjob.status import AttemptRecord, AttemptsStatus, Phase, SFTJobStatus
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -18,17 +19,21 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def a_job(*, nodes: int = 1, status: SFTJobStatus | None = None, **policy: Any) -> SFTJob:
+def a_job(
+    *, nodes: int = 1, status: SFTJobStatus | None = None, gpus: int = 0, retry: str | None = None, **policy: Any
+) -> SFTJob:
+    """`gpus` a node; `retry` is the value of its annotation."""
     spec = SFTJobSpec.model_validate(
         {
             "model": {"loadFrom": {"uri": "pvc://models/base"}},
             "data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"}]},
             "output": [{"uri": "pvc://models/tuned"}],
-            "compute": {"nodes": nodes},
+            "compute": {"nodes": nodes, "resources": {"limits": {"nvidia.com/gpu": gpus} if gpus else {}}},
             "runPolicy": policy,
         }
     )
-    metadata = ObjectMeta(name="tiny", namespace="default", uid="uid-1", resource_version="1")
+    annotations = {} if retry is None else {"sftjob.dev/retry": retry}
+    metadata = ObjectMeta(name="tiny", namespace="default", uid="uid-1", resource_version="1", annotations=annotations)
     return SFTJob(metadata=metadata, spec=spec, status=status or SFTJobStatus())
 
 
@@ -52,14 +57,47 @@ def some_progress(*, attempt: int = 1, step: int = 0, seconds: float = 0, **fiel
     return Progress(attempt=attempt, stage=Stage.TRAINING, step=step, reported_at=at(seconds), **fields)
 
 
-def seen(number: int, *nodes: NodeState | Outcome | None, is_deleting: bool = False) -> AttemptObservation:
+def seen(
+    number: int, *nodes: NodeState | Outcome | None, is_deleting: bool = False, created_at: datetime | None = None
+) -> AttemptObservation:
     """Each node in the order of ranks: its state, its outcome if it has ended, None if it ended without one."""
     observed = [
         NodeObservation(rank, node) if isinstance(node, NodeState) else NodeObservation(rank, NodeState.ENDED, node)
         for rank, node in enumerate(nodes)
     ]
-    return AttemptObservation(number, tuple(observed), is_deleting=is_deleting)
+    return AttemptObservation(number, tuple(observed), is_deleting, created_at)
 
 
-def observing(*attempts: AttemptObservation, progress: Progress | None = None) -> Observation:
-    return Observation(attempts, progress)
+def observing(
+    *attempts: AttemptObservation,
+    progress: Progress | None = None,
+    trouble: Trouble | None = None,
+    silent_seconds: float = 0.0,
+) -> Observation:
+    return Observation(attempts, progress, trouble, silent_seconds)
+
+
+def in_attempt(number: int, phase: Phase = Phase.RUNNING, **attempts: Any) -> SFTJobStatus:
+    """A status in the middle of attempt N, all before it recorded."""
+    history = [
+        AttemptRecord(number=n, reason=Reason.PREEMPTED, saved_step=10, ended_at=at(-100)) for n in range(1, number)
+    ]
+    return SFTJobStatus(
+        phase=phase,
+        attempts=AttemptsStatus(current=number, started_at=at(-60), history=history[::-1], **attempts),
+    )
+
+
+def after(number: int, phase: Phase = Phase.RESTARTING, **attempts: Any) -> SFTJobStatus:
+    """A status between attempts: N is recorded, N+1 not announced."""
+    status = in_attempt(number + 1, phase, **attempts)
+    return status.model_copy(update={"attempts": status.attempts.model_copy(update={"current": number})})
+
+
+def summary(decision: Decision) -> tuple[Phase, int, Any, float | None]:
+    return decision.status.phase, decision.status.attempts.current, decision.action, decision.requeue_after
+
+
+def failed(decision: Decision) -> tuple[str, str]:
+    condition = next(c for c in decision.status.conditions if c.type == "Failed" and c.status == "True")
+    return condition.reason, condition.message

@@ -3,12 +3,25 @@
 from typing import Any
 
 import pytest
-from jobs import NOW, a_job, a_success, an_outcome, at, observing, seen, some_progress
+from jobs import (
+    NOW,
+    a_job,
+    a_success,
+    after,
+    an_outcome,
+    at,
+    failed,
+    in_attempt,
+    observing,
+    seen,
+    some_progress,
+    summary,
+)
 
 from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
-from sft_operator.lifecycle.observation import NodeState
+from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob.failure import NEVER_RETRIED, Reason
-from sftjob.outcome import Artifact
+from sftjob.outcome import Artifact, Outcome
 from sftjob.progress import Resolved
 from sftjob.receipt import DataReceipt
 from sftjob.status import AttemptRecord, AttemptsStatus, Columns, Condition, Phase, SFTJobStatus
@@ -16,36 +29,10 @@ from sftjob.status import AttemptRecord, AttemptsStatus, Columns, Condition, Pha
 RUNNING, PENDING, MISSING = NodeState.RUNNING, NodeState.PENDING, NodeState.MISSING
 
 
-def in_attempt(number: int, phase: Phase = Phase.RUNNING, **attempts: Any) -> SFTJobStatus:
-    """A status in the middle of attempt N, all before it recorded."""
-    history = [
-        AttemptRecord(number=n, reason=Reason.PREEMPTED, saved_step=10, ended_at=at(-100)) for n in range(1, number)
-    ]
-    return SFTJobStatus(
-        phase=phase,
-        attempts=AttemptsStatus(current=number, started_at=at(-60), history=history[::-1], **attempts),
-    )
-
-
-def after(number: int, phase: Phase = Phase.RESTARTING, **attempts: Any) -> SFTJobStatus:
-    """A status between attempts: N is recorded, N+1 not announced."""
-    status = in_attempt(number + 1, phase, **attempts)
-    return status.model_copy(update={"attempts": status.attempts.model_copy(update={"current": number})})
-
-
-def summary(decision: Decision) -> tuple[Phase, int, Any, float | None]:
-    return decision.status.phase, decision.status.attempts.current, decision.action, decision.requeue_after
-
-
 def condition(type_: Any, status: Any, reason: str, message: str) -> Condition:
     return Condition(
         type=type_, status=status, reason=reason, message=message, observed_generation=1, last_transition_time=NOW
     )
-
-
-def failed(decision: Decision) -> tuple[str, str]:
-    condition = next(c for c in decision.status.conditions if c.type == "Failed" and c.status == "True")
-    return condition.reason, condition.message
 
 
 def test_a_new_job_announces_attempt_1_and_creates_it() -> None:
@@ -409,3 +396,59 @@ def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
 def test_the_history_is_bounded_and_newest_first() -> None:
     decision = decide(a_job(status=in_attempt(12, saved_step=10)), observing(seen(12, None)), now=NOW)
     assert [record.number for record in decision.status.attempts.history] == [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        an_outcome(
+            Reason.RANK_FAILED, message="torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+        ),
+        an_outcome(
+            Reason.RANK_KILLED,
+            signal=6,
+            log_tail="CUDA error: uncorrectable NVLink error detected during the execution\nterminate called",
+        ),
+    ],
+)
+def test_a_node_whose_gpu_is_broken_is_avoided_and_costs_a_disruption(outcome: Outcome) -> None:
+    status = in_attempt(1, avoided_nodes=["node-7"])
+    broken = NodeObservation(0, NodeState.ENDED, outcome, pod="tiny-a1-worker-0", node="node-3")
+    lost_its_peer = an_outcome(Reason.RANK_FAILED, node_rank=1, ended=-30)
+    other = NodeObservation(1, NodeState.ENDED, lost_its_peer, pod="tiny-a1-worker-1", node="node-4")
+    decision = decide(a_job(nodes=2, status=status), observing(AttemptObservation(1, (broken, other))), now=NOW)
+    attempts = decision.status.attempts
+    assert (attempts.history[0].reason, attempts.history[0].node) == (Reason.GPU_FAULT, "node-3")
+    assert (attempts.failures, attempts.disruptions) == (0, 1)
+    assert attempts.avoided_nodes == ["node-3", "node-7"]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        an_outcome(Reason.RANK_FAILED, message="CUDA error: device-side assert triggered"),
+        an_outcome(Reason.RANK_FAILED, message="CUDA error: an illegal memory access was encountered"),
+        an_outcome(Reason.RANK_KILLED, signal=7, message="rank 0 was ended by SIGBUS"),
+        an_outcome(Reason.INVALID_DATA, message="line 3: uncorrectable ECC error encountered"),
+    ],
+)
+def test_what_a_program_can_bring_about_too_is_no_fault_of_a_gpu(outcome: Outcome) -> None:
+    ended = NodeObservation(0, NodeState.ENDED, outcome, node="node-3")
+    decision = decide(a_job(status=in_attempt(1)), observing(AttemptObservation(1, (ended,))), now=NOW)
+    assert decision.status.attempts.history[0].reason is outcome.reason
+    assert decision.status.attempts.avoided_nodes == []
+
+
+def test_the_avoided_nodes_are_bounded_and_a_suspension_forgets_them() -> None:
+    known = [f"node-{n}" for n in range(8)]
+    status = in_attempt(1, avoided_nodes=known)
+    fault = an_outcome(Reason.RANK_FAILED, message="uncorrectable ECC error encountered")
+
+    def avoided_after(node: str) -> list[str]:
+        ended = AttemptObservation(1, (NodeObservation(0, NodeState.ENDED, fault, node=node),))
+        return decide(a_job(status=status), observing(ended), now=NOW).status.attempts.avoided_nodes
+
+    assert avoided_after("node-9") == ["node-9", *known[:7]]
+    assert avoided_after("node-5") == ["node-5", *(node for node in known if node != "node-5")]
+    suspended = a_job(status=after(1, avoided_nodes=known), suspend=True)
+    assert decide(suspended, observing(), now=NOW).status.attempts.avoided_nodes == []

@@ -4,7 +4,7 @@ The world below is a backend and a store in memory; its checks stand where the o
 """
 
 from collections.abc import Callable, Coroutine
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import settings
@@ -37,6 +37,10 @@ class World:
         self.attempts: dict[int, list[NodeState | Outcome | None]] = {}
         self.deleting: set[int] = set()
         self.progress: Progress | None = None
+        self.silent_seconds = 0.0
+        self.is_deleted = False
+        self.now = NOW
+        self.finished_at = NOW
         self.newest_created = 0
         self.seen_running: set[int] = set()
         self.calls_until_crash: int | None = None
@@ -46,20 +50,36 @@ class World:
 
     async def read(self, key: JobKey) -> SFTJob | None:
         assert key == KEY
-        return self.job
+        return None if self.is_deleted else self.job
 
     async def write_status(self, job: SFTJob) -> SFTJob:
         self._may_crash()
         if job.metadata.resource_version != self.job.metadata.resource_version:
             raise Conflict
         assert job.spec == self.job.spec
+        assert not self.is_deleted
         assert job.status != self.job.status, "a write that changes nothing"
         assert job.status.attempts.current >= self.job.status.attempts.current
+        if job.status.phase.is_final and not self.job.status.phase.is_final:
+            self.finished_at = self.now
         self.replace(job)
         if job.status.phase is Phase.RUNNING:
             self.seen_running.add(job.status.attempts.current)
         self._may_crash()
         return self.job
+
+    async def delete_job(self, job: SFTJob) -> None:
+        self._may_crash()
+        assert job.status == self.job.status
+        assert job.status.phase.is_final, "the object is gone before its end"
+        assert not self.live(), "the object is gone before its attempt"
+        limit = self.job.spec.run_policy.ttl_seconds_after_finished
+        assert limit is not None
+        assert self.now - self.finished_at >= timedelta(seconds=limit), "the object is gone before its time"
+        if job.metadata.resource_version != self.job.metadata.resource_version:
+            raise Conflict
+        self.is_deleted = True
+        self._may_crash()
 
     def replace(self, job: SFTJob) -> None:
         version = str(int(self.job.metadata.resource_version) + 1)
@@ -76,7 +96,7 @@ class World:
         if self.between_read_and_write:
             self.between_read_and_write()
             self.between_read_and_write = None
-        return Observation(attempts, self.progress)
+        return Observation(attempts, self.progress, silent_seconds=self.silent_seconds)
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         number, stored = plan.attempt, self.job.status.attempts
@@ -130,21 +150,46 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits")
 
 
+class Stored:
+    """The world's store: both it and the backend have a `delete`."""
+
+    def __init__(self, world: World) -> None:
+        self.read, self.write_status, self.delete = world.read, world.write_status, world.delete_job
+
+
+def _is_over(time: timedelta, limit: int | None) -> bool:
+    return limit is not None and time >= timedelta(seconds=limit)
+
+
 class LifeOfAJob(RuleBasedStateMachine):
     world: World
-    now: datetime = NOW
     final_status: Any = None
+    retries_by_hand = 0
 
     @initialize(
-        nodes=st.integers(1, 2), retries=st.sampled_from([0, 1, 9]), disruption_retries=st.sampled_from([0, 1, 9])
+        nodes=st.integers(1, 2),
+        retries=st.sampled_from([0, 1, 9]),
+        disruption_retries=st.sampled_from([0, 1, 9]),
+        limits=st.fixed_dictionaries(
+            {
+                "startDeadlineSeconds": st.sampled_from([None, 10, 100]),
+                "activeDeadlineSeconds": st.sampled_from([None, 1, 400]),
+                "progressDeadlineSeconds": st.sampled_from([None, 60]),
+            }
+        ),
     )
-    def begin(self, nodes: int, retries: int, disruption_retries: int) -> None:
-        self.world = World(a_job(nodes=nodes, retries=retries, disruptionRetries=disruption_retries))
+    def begin(self, nodes: int, retries: int, disruption_retries: int, limits: dict[str, int | None]) -> None:
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        self.world = World(a_job(nodes=nodes, retries=retries, disruptionRetries=disruption_retries, gpus=2, **given))
 
     def one_pass(self) -> float | None:
         return drive(
             reconcile(
-                KEY, backend=self.world, store=self.world, path_of=lambda uri: f"/mnt/{uri}", clock=lambda: self.now
+                KEY,
+                backend=self.world,
+                store=Stored(self.world),
+                path_of=lambda uri: f"/mnt/{uri}",
+                clock=lambda: self.world.now,
             )
         )
 
@@ -153,15 +198,40 @@ class LifeOfAJob(RuleBasedStateMachine):
         self.settled_pass()
 
     def settled_pass(self) -> None:
+        overdue = self.overdue_attempt()
         due = self.one_pass()
         status = self.world.job.status
+        if overdue is not None:
+            assert overdue in self.world.deleting, "its time is over and nobody ends it"
         waits_for = {
+            "nothing any more": self.world.is_deleted,
             "its end": status.phase.is_final,
             "a suspension": status.phase is Phase.SUSPENDED and self.world.job.spec.run_policy.suspend,
             "a live attempt": bool(self.world.live()),
             "a time": due is not None,
         }
         assert any(waits_for.values()), "it waits for nothing"
+
+    def overdue_attempt(self) -> int | None:
+        """Told from the world: the current attempt, if it lives past one of its deadlines."""
+        status, policy = self.world.job.status, self.world.job.spec.run_policy
+        attempts, number = status.attempts, status.attempts.current
+        if self.world.is_deleted or attempts.current_has_ended or number not in self.world.live():
+            return None
+        nodes, age = self.world.attempts[number], timedelta()
+        if attempts.started_at is not None:
+            age = self.world.now - attempts.started_at
+        ran = timedelta(seconds=attempts.running_seconds)
+        if attempts.running_since is not None:
+            ran += self.world.now - attempts.running_since
+        waits = NodeState.PENDING in nodes or NodeState.MISSING in nodes
+        is_silent = all(node is NodeState.RUNNING for node in nodes)
+        over = [
+            waits and _is_over(age, policy.start_deadline_seconds),
+            attempts.running_since is not None and _is_over(ran, policy.active_deadline_seconds),
+            is_silent and _is_over(timedelta(seconds=self.world.silent_seconds), policy.progress_deadline_seconds),
+        ]
+        return number if any(over) else None
 
     @rule(calls=st.integers(0, 5))
     def reconcile_and_crash(self, calls: int) -> None:
@@ -180,13 +250,57 @@ class LifeOfAJob(RuleBasedStateMachine):
 
     @rule()
     def toggle_suspend(self) -> None:
+        self.edit_policy(suspend=not self.world.job.spec.run_policy.suspend)
+
+    def edit_policy(self, **update: Any) -> None:
         job = self.world.job
-        policy = job.spec.run_policy.model_copy(update={"suspend": not job.spec.run_policy.suspend})
+        policy = job.spec.run_policy.model_copy(update=update)
         self.world.replace(job.model_copy(update={"spec": job.spec.model_copy(update={"run_policy": policy})}))
 
     @rule(seconds=st.sampled_from([1, 10, 300]))
     def time_passes(self, seconds: int) -> None:
-        self.now += timedelta(seconds=seconds)
+        self.world.now += timedelta(seconds=seconds)
+
+    @precondition(lambda self: self.world.live())
+    @rule(seconds=st.sampled_from([0, 59, 60, 9999]))
+    def nothing_new_is_heard(self, seconds: int) -> None:
+        self.world.silent_seconds = seconds
+        self.settled_pass()
+        self.world.silent_seconds = 0
+
+    @rule(
+        limits=st.dictionaries(
+            st.sampled_from(
+                [
+                    "start_deadline_seconds",
+                    "active_deadline_seconds",
+                    "progress_deadline_seconds",
+                    "ttl_seconds_after_finished",
+                ]
+            ),
+            st.sampled_from([None, 60]),
+        )
+    )
+    def the_user_edits_the_deadlines(self, limits: dict[str, int | None]) -> None:
+        self.edit_policy(**limits)
+
+    @rule()
+    def the_user_asks_for_a_retry(self) -> None:
+        self.retry()
+
+    def retry(self) -> None:
+        """A new value: it counts where the job has failed."""
+        self.retries_by_hand += 1
+        job = self.world.job
+        annotations = {"sftjob.dev/retry": str(self.retries_by_hand)}
+        self.world.replace(
+            job.model_copy(update={"metadata": job.metadata.model_copy(update={"annotations": annotations})})
+        )
+        if job.status.phase is Phase.FAILED and not self.world.is_deleted:
+            self.final_status = None
+            self.settled_pass()
+            if not self.world.is_deleted:
+                assert self.world.job.status.phase is not Phase.FAILED, "it was not tried again"
 
     @precondition(lambda self: self.world.live())
     @rule(data=st.data())
@@ -224,12 +338,14 @@ class LifeOfAJob(RuleBasedStateMachine):
                 for rank in range(self.world.job.spec.compute.nodes)
             ]
         self.settled_pass()
-        self.now += timedelta(seconds=300)
+        self.world.now += timedelta(seconds=300)
 
     @precondition(lambda self: self.world.attempts)
     @rule(data=st.data())
     def an_attempt_vanishes(self, data: st.DataObject) -> None:
-        del self.world.attempts[data.draw(st.sampled_from(sorted(self.world.attempts)))]
+        number = data.draw(st.sampled_from(sorted(self.world.attempts)))
+        del self.world.attempts[number]
+        self.world.deleting.discard(number)
 
     @precondition(lambda self: self.world.job.status.attempts.current > 1)
     @rule(data=st.data())
@@ -239,7 +355,7 @@ class LifeOfAJob(RuleBasedStateMachine):
 
     @rule(attempt=st.integers(1, 6), step=st.integers(0, 50), saved=st.none() | st.integers(1, 50))
     def a_report_arrives(self, attempt: int, step: int, saved: int | None) -> None:
-        seconds = (self.now - NOW).total_seconds()
+        seconds = (self.world.now - NOW).total_seconds()
         self.world.progress = some_progress(attempt=attempt, step=step, saved_step=saved, seconds=seconds)
 
     @invariant()
@@ -262,6 +378,21 @@ class LifeOfAJob(RuleBasedStateMachine):
             self.final_status = status
 
     @invariant()
+    def numbers_rise_and_history_is_kept(self) -> None:
+        attempts = self.world.job.status.attempts
+        ended = range(1, attempts.current + attempts.current_has_ended)
+        assert [record.number for record in attempts.history] == list(reversed(ended))[:10]
+
+    @invariant()
+    def no_more_time_was_used_than_has_passed(self) -> None:
+        status = self.world.job.status
+        passed = (self.world.now - NOW).total_seconds()
+        assert status.attempts.running_seconds <= passed
+        if status.usage is not None:
+            gpus = 2 * self.world.job.spec.compute.nodes
+            assert 0 <= status.usage.lost_gpu_seconds <= status.usage.gpu_seconds <= gpus * passed
+
+    @invariant()
     def a_success_was_proven(self) -> None:
         if self.world.job.status.phase is Phase.SUCCEEDED:
             assert self.world.job.status.attempts.history[0].reason is Reason.SUCCEEDED
@@ -277,9 +408,9 @@ class LifeOfAJob(RuleBasedStateMachine):
             self.budgets_are_respected()
             for number in self.world.live():
                 self.world.attempts[number] = [None] * self.world.job.spec.compute.nodes
-            self.now += timedelta(seconds=300)
+            self.world.now += timedelta(seconds=300)
         assert self.world.job.status.phase.is_final
-        assert not self.world.live()
+        assert self.world.is_deleted or not self.world.live()
 
 
 LifeOfAJob.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -218,6 +218,18 @@ def test_what_ignores_the_signal_is_killed_after_its_grace_by_whoever_asks_then(
     assert one.reasons() == [None]
 
 
+def test_a_grace_that_is_edited_meanwhile_is_for_the_next_attempt(attempt: Callable[..., Attempt]) -> None:
+    one = attempt("ignores SIGTERM", grace_seconds=3600)
+    one.create()
+    one.wait_until_ready()
+    policy = one.job.spec.run_policy.model_copy(update={"termination_grace_period_seconds": 0})
+    one.job = one.job.model_copy(update={"spec": one.job.spec.model_copy(update={"run_policy": policy})})
+    one.delete()
+    one.delete()
+    time.sleep(0.1)
+    assert one.state() is AttemptState.ENDING
+
+
 def test_deleting_never_waits(attempt: Callable[..., Attempt]) -> None:
     one = attempt("ignores SIGTERM")
     one.create()

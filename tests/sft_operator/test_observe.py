@@ -27,24 +27,26 @@ def node(rank: int, state: NodeState, outcome: Any = None) -> NodeObservation:
 
 def test_a_pytorchjob_without_pods_waits_for_them() -> None:
     assert observed(jobs=(pytorch_job(2),), nodes=2) == (
-        AttemptObservation(2, (NodeObservation(0, PENDING), NodeObservation(1, PENDING))),
+        AttemptObservation(2, (NodeObservation(0, PENDING), NodeObservation(1, PENDING)), created_at=at(-120)),
     )
 
 
 def test_pods_tell_the_state_of_nodes_and_not_their_pytorchjob() -> None:
     found = observed(pod(2, 0), pod(2, 1, "Pending"), jobs=(pytorch_job(2, finished=True),), nodes=2)
-    assert found == (AttemptObservation(2, (node(0, RUNNING), node(1, PENDING))),)
+    assert found == (AttemptObservation(2, (node(0, RUNNING), node(1, PENDING)), created_at=at(-120)),)
 
 
 def test_the_last_words_are_those_of_the_termination_message() -> None:
     outcome = an_outcome(Reason.RANK_KILLED, attempt=2, rank=0, signal=9)
     ended = pod(2, 0, "Failed", terminated=terminated(70, message=outcome.to_json()))
-    assert observed(ended, jobs=(pytorch_job(2),)) == (AttemptObservation(2, (node(0, ENDED, outcome),)),)
+    (found,) = observed(ended, jobs=(pytorch_job(2),))
+    assert found == AttemptObservation(2, (node(0, ENDED, outcome),), created_at=at(-120))
 
 
 def test_a_pod_that_is_being_deleted_still_saves_and_its_attempt_ends() -> None:
     (found,) = observed(pod(2, 0, deleted="2026-01-01T12:01:00Z"), pod(2, 1), jobs=(pytorch_job(2),), nodes=2)
-    assert found == AttemptObservation(2, (node(0, RUNNING), node(1, RUNNING)), is_deleting=True)
+    nodes = (node(0, RUNNING), node(1, RUNNING))
+    assert found == AttemptObservation(2, nodes, is_deleting=True, created_at=at(-120))
 
 
 def test_the_last_words_of_a_deleted_pod_count_when_nothing_is_left() -> None:
@@ -77,7 +79,9 @@ def test_a_pod_long_past_its_grace_is_gone_with_its_node() -> None:
     assert found.is_live
     job = a_job(status=SFTJobStatus(attempts=AttemptsStatus(current=2)))
     (found,) = attempts(job, pytorch_jobs=[pytorch_job(2, deleting=True)], pods=[held], gone_pods=[], now=at(2))
-    assert found == AttemptObservation(2, (node(0, ENDED),), is_deleting=True)
+    lost = an_outcome(Reason.NODE_LOST, attempt=2, ended=-59, message="node-0 is lost: it did not end its pod")
+    lost = lost.model_copy(update={"exit_code": 0})
+    assert found == AttemptObservation(2, (node(0, ENDED, lost),), is_deleting=True, created_at=at(-120))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +133,21 @@ def test_what_only_looks_like_ours_is_not_seen(foreign: dict[str, Any]) -> None:
             terminated(143),
             Reason.PREEMPTED,
             "PreemptionByScheduler: preempted to make room",
+        ),
+        (
+            {
+                "conditions": [
+                    {
+                        "type": "DisruptionTarget",
+                        "status": "True",
+                        "reason": "DeletionByPodGC",
+                        "message": "PodGC: node no longer exists",
+                    }
+                ]
+            },
+            None,
+            Reason.NODE_LOST,
+            "node-0 is lost: it did not end its pod; DeletionByPodGC: PodGC: node no longer exists",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from sft_operator.lifecycle.plan import launch_plan
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.plan import LaunchPlan
 from sftjob.spec import SFTJobSpec
+from sftjob.status import AttemptsStatus, SFTJobStatus
 
 
 def a_job(**sections: Any) -> SFTJob:
@@ -188,6 +189,18 @@ def test_what_a_job_asks_of_its_pods_stands_in_them() -> None:
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
     ]
     assert "$$(5)" in container["command"][-1]
+
+
+def test_an_attempt_stays_away_from_nodes_whose_gpu_is_broken() -> None:
+    """One name a requirement: the API server refuses two, and all of a term must hold."""
+    status = SFTJobStatus(attempts=AttemptsStatus(avoided_nodes=["node-3", "node-7"]))
+    _, body = built(a_job().model_copy(update={"status": status}))
+    away = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in ("node-3", "node-7")]
+    assert body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["affinity"] == {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": away}]}
+        }
+    }
 
 
 def test_one_node_needs_no_name_of_a_master() -> None:

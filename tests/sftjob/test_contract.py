@@ -129,6 +129,6 @@ def test_an_outcome_always_fits_a_termination_message() -> None:
 
 def test_exit_codes_are_those_that_a_retry_policy_reads() -> None:
     codes = {reason.value: int(exit_code(reason)) for reason in Reason}
-    assert {codes[reason] for reason in NEVER_RETRIED} == {64, 65, 66, 70, 73}
+    assert {codes[reason] for reason in NEVER_RETRIED} == {64, 65, 66, 70, 73, 75}
     assert codes["Succeeded"] == 0
     assert (codes["Preempted"], codes["Superseded"], codes["RankKilled"]) == (75, 76, 70)

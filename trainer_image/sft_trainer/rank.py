@@ -67,7 +67,7 @@ def _run(plan: LaunchPlan, scratch: Path, stop: StopSignal, state: RunState) -> 
         return Report(reason=failure.reason, message=failure.message)
     except torch.OutOfMemoryError as error:
         message = f"{error}; lower spec.data.packing.maxLength, or use more ranks"
-        return Report(reason=Reason.OUT_OF_MEMORY, message=message)
+        return Report(reason=Reason.GPU_OUT_OF_MEMORY, message=message)
     except Exception as error:
         if stop.received:  # another rank ended while this one waited for it
             saved = state.last_step == (state.saved_step or 0)

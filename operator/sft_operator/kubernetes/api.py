@@ -73,6 +73,12 @@ class ClusterApi:
         ]
         return await self._call("PATCH", f"{_job_path(key)}/status", body=patch, kind="application/json-patch+json")
 
+    async def delete_job(self, key: JobKey, *, uid: str, resource_version: str) -> None:
+        """Raises ApiException 409 where it is another object by now, or not at this version any more."""
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        options = {"propagationPolicy": "Background", "preconditions": preconditions}
+        await self._call("DELETE", _job_path(key), body=options)
+
     async def list_pytorch_jobs(self) -> Listing:
         return await self._list(f"/apis/{PYTORCH_JOBS_API}", "pytorchjobs", labels=names.JOB_UID_LABEL)
 

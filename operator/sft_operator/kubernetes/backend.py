@@ -15,6 +15,7 @@ from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours, pytorch_job
 from sft_operator.lifecycle.backend import JobKey, NotNow
 from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation, Trouble
+from sft_operator.lifecycle.silence import Silence
 from sftjob import names
 from sftjob.base import utc_now
 from sftjob.job import SFTJob
@@ -43,6 +44,7 @@ class PyTorchJobBackend:
         self._refused: dict[str, Trouble] = {}
         """Of an attempt that could not be created, by the job's uid."""
         self._by_events: dict[str, _Told] = {}
+        self._silence = Silence()
 
     async def observe(self, job: SFTJob) -> Observation:
         uid, now, recorded = job.metadata.uid, utc_now(), job.status.attempts
@@ -53,7 +55,9 @@ class PyTorchJobBackend:
             attempts = self._attempts(job, now)
         current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
         trouble_now = await self._trouble(job, current, now)
-        return Observation(attempts, self._poller.last(uid), trouble_now)
+        progress, heard_at = self._poller.last(uid), self._poller.heard_at(uid)
+        silent = self._silence.seconds(uid, current, progress, heard_at=heard_at, now=time.monotonic())
+        return Observation(attempts, progress, trouble_now, silent)
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         """Raises NotNow where the attempt must wait, or its PyTorchJob can't be made."""
@@ -100,6 +104,7 @@ class PyTorchJobBackend:
             for uid in known.keys() - uids:
                 del known[uid]
         self._poller.keep_only(uids)
+        self._silence.keep_only(uids)
 
     def _attempts(self, job: SFTJob, now: datetime) -> tuple[AttemptObservation, ...]:
         uid = job.metadata.uid

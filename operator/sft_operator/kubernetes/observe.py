@@ -110,6 +110,7 @@ def _attempt(
             for rank in range(nodes)
         ),
         is_deleting=is_deleting,
+        created_at=datetime.fromisoformat(pytorch_job["metadata"]["creationTimestamp"]) if pytorch_job else None,
     )
 
 
@@ -126,7 +127,9 @@ def _node(
     if not ended:
         return NodeObservation(rank, NodeState.PENDING if may_get_pod else NodeState.ENDED)
     pod = ended[0]
-    outcome = outcome_of(pod, attempt=attempt, rank=rank)
+    # One that is still here without an end is past its grace: nobody is left on its node to end it.
+    is_held = pod in here and pod["status"].get("phase") not in ("Succeeded", "Failed")
+    outcome = outcome_of(pod, attempt=attempt, rank=rank, is_held=is_held)
     return NodeObservation(
         rank, NodeState.ENDED, outcome, pod=pod["metadata"]["name"], node=pod["spec"].get("nodeName")
     )

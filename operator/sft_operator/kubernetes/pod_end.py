@@ -17,11 +17,18 @@ _EVICTIONS = ("Evicted", "Preempting", "NodeShutdown", "Terminated")
 """Reasons in a pod's status where the kubelet ended it for its node's sake."""
 
 
-def outcome_of(pod: Object, *, attempt: int, rank: int) -> Outcome | None:
-    """None where the cluster knows no end of its container: it never ran, or was lost with its node."""
+def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -> Outcome | None:
+    """None where the cluster knows no end of its container.
+
+    `is_held`: long past its grace, and nobody has ended it.
+    """
     terminated = _terminated(pod)
     eviction = _eviction(pod)
     if terminated is None:
+        if is_held or _lost_its_node(pod):
+            node = pod["spec"].get("nodeName", "its node")
+            sentence = f"{node} is lost: it did not end its pod" + (f"; {eviction}" if eviction else "")
+            return _told_by_cluster(Reason.NODE_LOST, sentence, attempt, rank, pod, {})
         return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, {}) if eviction else None
     message, code = terminated.get("message", ""), terminated["exitCode"]
     try:
@@ -50,6 +57,14 @@ def _terminated(pod: Object) -> Object | None:
             state: Object | None = container["state"].get("terminated")
             return state
     return None
+
+
+def _lost_its_node(pod: Object) -> bool:
+    """The pod garbage collector took it away because there is no such node any more."""
+    return any(
+        condition["type"] == "DisruptionTarget" and condition.get("reason") == "DeletionByPodGC"
+        for condition in pod["status"].get("conditions", [])
+    )
 
 
 def _eviction(pod: Object) -> str | None:

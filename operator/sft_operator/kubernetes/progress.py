@@ -6,6 +6,7 @@ word and the answer names pod and attempt, so that a pod can only speak for itse
 
 import asyncio
 import logging
+import time
 
 import aiohttp
 from kubernetes.aio.client import ApiException
@@ -29,15 +30,20 @@ class ProgressPoller:
         self._api = api
         self._session = session
         self._last: dict[str, Progress] = {}
+        self._heard: dict[str, float] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     def last(self, uid: str) -> Progress | None:
         """Of a job, by its uid: the newest answer of whichever attempt."""
         return self._last.get(uid)
 
+    def heard_at(self, uid: str) -> float:
+        """When a job's launcher answered last, new or not, in monotonic seconds; 0 before the first answer."""
+        return self._heard.get(uid, 0.0)
+
     def keep_only(self, uids: set[str]) -> None:
         for uid in self._last.keys() - uids:
-            del self._last[uid]
+            del self._last[uid], self._heard[uid]
 
     async def ask(self, uid: str, pod: Object) -> bool:
         """Whether there is something new."""
@@ -51,6 +57,7 @@ class ProgressPoller:
         if progress.pod_uid != pod["metadata"]["uid"] or progress.attempt != attempt_of(pod):
             log.warning("%s speaks for another pod; not believed", pod["metadata"]["name"])
             return False
+        self._heard[uid] = time.monotonic()
         before = self._last.get(uid)
         if before == progress:
             return False

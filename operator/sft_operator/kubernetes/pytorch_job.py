@@ -142,9 +142,17 @@ def _pod_spec(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Objec
         spec["nodeSelector"] = dict(compute.node_selector)
     if compute.tolerations:
         spec["tolerations"] = [toleration.to_json_dict() for toleration in compute.tolerations]
+    if job.status.attempts.avoided_nodes:
+        spec["affinity"] = {"nodeAffinity": _away_from(job.status.attempts.avoided_nodes)}
     if compute.priority_class_name:
         spec["priorityClassName"] = compute.priority_class_name
     return spec
+
+
+def _away_from(nodes: list[str]) -> Object:
+    """By the node's own name, not by a label that may differ; the API server takes one name a requirement."""
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": fields}]}}
 
 
 def _environment(job: SFTJob, plan: LaunchPlan) -> list[Object]:

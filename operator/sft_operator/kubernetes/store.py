@@ -11,6 +11,7 @@ from sft_operator.kubernetes.cache import Cache
 from sft_operator.kubernetes.story import story
 from sft_operator.lifecycle.backend import Conflict, JobKey, NotNow
 from sftjob.base import utc_now
+from sftjob.failure import Obstacle
 from sftjob.job import SFTJob
 from sftjob.problems import problems_of
 from sftjob.status import SFTJobStatus
@@ -42,7 +43,13 @@ class ObjectStore:
         before = found.get("status", {})
         now = utc_now().isoformat().replace("+00:00", "Z")
         refused = [
-            {"type": type_, "status": status, "reason": "InvalidSpec", "message": message, "lastTransitionTime": now}
+            {
+                "type": type_,
+                "status": status,
+                "reason": Obstacle.INVALID_SPEC,
+                "message": message,
+                "lastTransitionTime": now,
+            }
             for type_, status in (("Accepted", "False"), ("Stalled", "True"))
         ]
         told = [condition.get("message") for condition in before.get("conditions", [])]
@@ -61,6 +68,16 @@ class ObjectStore:
         for event in story(job, before=SFTJobStatus.model_validate(before.get("status") or {}, extra="ignore")):
             await self._tell(event)
         return SFTJob.model_validate(written, extra="ignore")
+
+    async def delete(self, job: SFTJob) -> None:
+        key, metadata = JobKey(job.metadata.namespace, job.metadata.name), job.metadata
+        try:
+            await self._api.delete_job(key, uid=metadata.uid, resource_version=metadata.resource_version)
+        except ApiException as error:
+            if error.status not in (404, 409):
+                raise
+            await self._refresh(key)
+            raise Conflict(message_of(error)) from None
 
     async def _write(self, key: JobKey, version: str, status: Object) -> Object:
         try:

@@ -11,6 +11,7 @@ from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.mounts import claim_of, config_maps
 from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults
 from sft_operator.lifecycle.observation import Trouble
+from sftjob.failure import Obstacle
 from sftjob.job import SFTJob
 
 RECENT = timedelta(minutes=5)
@@ -38,7 +39,7 @@ def of_events(job: SFTJob, events: Iterable[Object], *, now: datetime) -> Troubl
         message = event.get("message", "")
         match event.get("reason"):
             case "FailedCreatePod":
-                return Trouble("PodRefused", f"{_refusal_remedy(job, message)}: {message}")
+                return Trouble(Obstacle.POD_REFUSED, f"{_refusal_remedy(job, message)}: {message}")
             case "FailedMount" | "FailedAttachVolume":
                 return _of_volume(job, message)
     return None
@@ -49,7 +50,7 @@ def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Tro
     if any(True for _ in pods) or any(found.get("status", {}).get("conditions") for found in pytorch_jobs):
         return None
     return Trouble(
-        "ControllerSilent",
+        Obstacle.CONTROLLER_SILENT,
         "nobody takes up the attempt's PyTorchJob; look whether Kubeflow's training-operator runs: "
         "kubectl get pods --namespace kubeflow",
     )
@@ -57,21 +58,21 @@ def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Tro
 
 def name_conflict(name: str) -> Trouble:
     return Trouble(
-        "NameConflict",
+        Obstacle.NAME_CONFLICT,
         f"the PyTorchJob {name} exists and is not this job's; delete it, or name this job differently",
     )
 
 
 def pytorch_jobs_missing() -> Trouble:
     return Trouble(
-        "PyTorchJobsMissing",
+        Obstacle.PYTORCH_JOBS_MISSING,
         "this cluster has no PyTorchJobs (pytorchjobs.kubeflow.org); install Kubeflow's training-operator, v1.9 or "
         "later: the job starts by itself then",
     )
 
 
 def refused(message: str) -> Trouble:
-    return Trouble("AttemptRefused", f"the API server refused the attempt's PyTorchJob: {message}")
+    return Trouble(Obstacle.ATTEMPT_REFUSED, f"the API server refused the attempt's PyTorchJob: {message}")
 
 
 def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:
@@ -85,8 +86,11 @@ def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:
                 return _not_shared(job, message)
             if condition.get("reason") == "Unschedulable":
                 fields = "spec.compute (nodes, resources, nodeSelector, tolerations)"
+                avoided = ", ".join(job.status.attempts.avoided_nodes)
+                away = f" (the job avoids {avoided}; suspending it once forgets that)" if avoided else ""
                 return Trouble(
-                    "Unschedulable", f"{fields}: no node takes the pod; ask for what the cluster has: {message}"
+                    Obstacle.UNSCHEDULABLE,
+                    f"{fields}: no node takes the pod; ask for what the cluster has{away}: {message}",
                 )
     return None
 
@@ -102,18 +106,18 @@ def _waiting(job: SFTJob, pod: Object, defaults: TrainerDefaults) -> Trouble | N
             if image is None:
                 image, path = defaults.image, "the operator's --trainer-image"
             remedy = "name an image that the nodes can pull, or its secret in spec.compute.imagePullSecrets"
-            return Trouble("ImagePullFailed", f"{path}: {image} can't be pulled; {remedy}: {message}")
+            return Trouble(Obstacle.IMAGE_PULL_FAILED, f"{path}: {image} can't be pulled; {remedy}: {message}")
         if reason == "CreateContainerConfigError":
-            return _missing_secret(job, message) or Trouble("ContainerRefused", f"spec.compute: {message}")
+            return _missing_secret(job, message) or Trouble(Obstacle.CONTAINER_REFUSED, f"spec.compute: {message}")
         if reason in ("CreateContainerError", "RunContainerError"):
-            return Trouble("ContainerRefused", f"the container can't be started: {message}")
+            return Trouble(Obstacle.CONTAINER_REFUSED, f"the container can't be started: {message}")
     return None
 
 
 def _missing_claim(job: SFTJob, claim: str) -> Trouble:
     namespace = job.metadata.namespace
     return Trouble(
-        "ClaimMissing",
+        Obstacle.CLAIM_MISSING,
         f"{_paths(job, claim)}: there is no PersistentVolumeClaim {claim} in namespace {namespace}; create it, "
         "and the job starts by itself",
     )
@@ -124,7 +128,7 @@ def _not_shared(job: SFTJob, message: str) -> Trouble:
     named = next((claim for claim in sorted(claims) if claim in message), None)
     where = _paths(job, named) if named else "spec (claims " + ", ".join(sorted(claims)) + ")"
     return Trouble(
-        "ClaimNotShared",
+        Obstacle.CLAIM_NOT_SHARED,
         f"{where}: a claim serves one node or pod at a time and {job.spec.compute.nodes} need it; use a claim with "
         f"access mode ReadWriteMany, or spec.compute.nodes: 1: {message}",
     )
@@ -140,7 +144,7 @@ def _missing_secret(job: SFTJob, message: str) -> Trouble | None:
         ):
             key = source.secret_key_ref
             return Trouble(
-                "SecretMissing",
+                Obstacle.SECRET_MISSING,
                 f"spec.compute.env[{index}].valueFrom.secretKeyRef: namespace {job.metadata.namespace} has no Secret "
                 f"{key.name} with the key {key.key}; create it, and the job starts by itself",
             )
@@ -153,11 +157,13 @@ def _of_volume(job: SFTJob, message: str) -> Trouble:
     if _NO_CONFIG_MAP.search(message) or "references non-existent config key" in message:
         wanted = ", ".join(f"{name} with the keys {', '.join(keys)}" for name, keys in config_maps(job.spec).items())
         return Trouble(
-            "ConfigMapMissing",
+            Obstacle.CONFIG_MAP_MISSING,
             f"{_config_map_paths(job)}: create the ConfigMap {wanted} in namespace {job.metadata.namespace}, and the "
             f"job starts by itself: {message}",
         )
-    return Trouble("VolumeNotMounted", f"a volume can't be mounted; look at its claim and its storage: {message}")
+    return Trouble(
+        Obstacle.VOLUME_NOT_MOUNTED, f"a volume can't be mounted; look at its claim and its storage: {message}"
+    )
 
 
 def _refusal_remedy(job: SFTJob, message: str) -> str:

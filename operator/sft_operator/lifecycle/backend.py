@@ -43,3 +43,6 @@ class Store(Protocol):
 
     async def write_status(self, job: SFTJob) -> SFTJob:
         """The job with its new resource version. Raises Conflict where `job` isn't the newest."""
+
+    async def delete(self, job: SFTJob) -> None:
+        """The object and no other of its name. Raises Conflict where `job` isn't the newest."""

@@ -5,13 +5,16 @@ Called by `decide` once for each attempt, when its end is recorded.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 
-from sftjob.failure import DISRUPTIONS, NEVER_RETRIED, Reason
+from sftjob.failure import DISRUPTIONS, NEVER_RETRIED, Reason, Verdict
 from sftjob.spec import RunPolicySpec
 from sftjob.status import HISTORY_LIMIT, AttemptRecord, AttemptsStatus
 
 NO_PROGRESS_LIMIT = 3
 """Attempts in a row without a newer checkpoint that end a job."""
+AVOIDED_LIMIT = 8
+"""Nodes that a job stays away from at once."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +25,32 @@ class Failure:
     message: str
 
 
-def account(attempts: AttemptsStatus, record: AttemptRecord, *, is_requested: bool) -> AttemptsStatus:
-    """The counters after this end. A requested suspension costs nothing."""
+def account(
+    attempts: AttemptsStatus, record: AttemptRecord, *, is_requested: bool, running_seconds: int
+) -> AttemptsStatus:
+    """The counters after this end, of an attempt that ran for that long. A requested suspension costs nothing.
+
+    An attempt that never ran as a whole could save nothing: it says nothing about progress.
+    """
     is_newer = record.saved_step is not None and record.saved_step > (attempts.saved_step or 0)
     is_success = record.reason is Reason.SUCCEEDED
-    is_counted = not is_requested and not is_success
+    is_counted = not is_requested and not is_success and record.reason is not Reason.DEADLINE_EXCEEDED
     is_disruption = record.reason in DISRUPTIONS
+    is_idle = is_counted and record.reason is not Reason.NOT_STARTED
+    avoided = attempts.avoided_nodes
+    if record.reason is Reason.GPU_FAULT and record.node is not None:
+        avoided = [record.node, *(node for node in avoided if node != record.node)][:AVOIDED_LIMIT]
     return attempts.model_copy(
         update={
             "failures": attempts.failures + (is_counted and not is_disruption),
             "disruptions": attempts.disruptions + (is_counted and is_disruption),
-            "without_progress": 0 if is_newer or is_success else attempts.without_progress + is_counted,
+            "without_progress": 0 if is_newer or is_success else attempts.without_progress + is_idle,
             "saved_step": record.saved_step if is_newer else attempts.saved_step,
+            "running_since": None,
+            "running_seconds": attempts.running_seconds + running_seconds,
+            "avoided_nodes": avoided,
             "ending": None,
+            "noticed_at": None,
             "history": [record, *attempts.history][:HISTORY_LIMIT],
         }
     )
@@ -47,18 +63,46 @@ def failure_of(attempts: AttemptsStatus, policy: RunPolicySpec) -> Failure | Non
     if last.reason in NEVER_RETRIED:
         return Failure(last.reason.value, last.message)
     if attempts.failures > policy.retries:
-        return Failure("RetriesExhausted", f"{attempts.failures} failures, {policy.retries} retries allowed; {cause}")
+        return Failure(
+            Verdict.RETRIES_EXHAUSTED, f"{attempts.failures} failures, {policy.retries} retries allowed; {cause}"
+        )
     if attempts.disruptions > policy.disruption_retries:
         return Failure(
-            "DisruptionRetriesExhausted",
+            Verdict.DISRUPTION_RETRIES_EXHAUSTED,
             f"{attempts.disruptions} disruptions, {policy.disruption_retries} retries allowed; {cause}",
         )
+    limit = policy.active_deadline_seconds
+    if limit is not None and attempts.running_seconds >= limit:
+        return Failure(
+            Reason.DEADLINE_EXCEEDED,
+            f"spec.runPolicy.activeDeadlineSeconds: {limit} s of running time are over; {cause}",
+        )
     if attempts.without_progress >= NO_PROGRESS_LIMIT:
-        return Failure("NoProgress", f"{NO_PROGRESS_LIMIT} attempts in a row without a newer checkpoint; {cause}")
+        return Failure(
+            Verdict.NO_PROGRESS, f"{NO_PROGRESS_LIMIT} attempts in a row without a newer checkpoint; {cause}"
+        )
     return None
 
 
 def next_attempt_at(attempts: AttemptsStatus, now: datetime) -> datetime:
-    """A second after progress or the first loss, else 10, 20, 40... seconds, 300 at most."""
-    in_a_row = attempts.without_progress
+    """A second after progress or the first loss, else 10, 20, 40... seconds, 300 at most.
+
+    Whoever let go of what it held waits 10 s from the first time on, so that others may take it.
+    """
+    unstarted = list(takewhile(lambda record: record.reason is Reason.NOT_STARTED, attempts.history))
+    in_a_row = max(attempts.without_progress, 1 + len(unstarted))
     return now + timedelta(seconds=1 if in_a_row <= 1 else min(300, 10 * 2 ** (in_a_row - 2)))
+
+
+def renewed(attempts: AttemptsStatus) -> AttemptsStatus:
+    """The counters of a job that was asked by hand to try again: what was used is forgotten, what happened is not."""
+    return attempts.model_copy(
+        update={
+            "failures": 0,
+            "disruptions": 0,
+            "without_progress": 0,
+            "running_seconds": 0,
+            "avoided_nodes": [],
+            "next_at": None,
+        }
+    )

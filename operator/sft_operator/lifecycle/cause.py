@@ -5,8 +5,15 @@ from datetime import datetime
 
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob.failure import NEVER_RETRIED, Reason
+from sftjob.outcome import Outcome
 from sftjob.progress import Progress
 from sftjob.status import AttemptRecord, AttemptsStatus
+
+GPU_FAULT_SIGNS = ("uncorrectable ECC error encountered", "uncorrectable NVLink error detected during the execution")
+"""In the words of a rank: how CUDA names errors 214 and 220, the two that only broken hardware brings about."""
+
+_BY_OPERATOR = (Reason.HANG, Reason.NOT_STARTED)
+"""Decided here: what the attempt's nodes say afterwards is how they were ended."""
 
 _BY_OTHERS = (Reason.SUPERSEDED, Reason.LAUNCHER_LOST, Reason.RANK_FAILED, Reason.PREEMPTED, Reason.SUCCEEDED)
 """What another node's end can bring about, or what says little of the cause; the more telling first.
@@ -31,16 +38,12 @@ def end_record(
     What is known already of nodes that are gone is weighed with them. `progress` is the attempt's last report: what a
     lost launcher can't tell any more.
     """
-    lost = AttemptRecord(
-        number=attempts.current,
-        reason=Reason.LAUNCHER_LOST,
-        message="the attempt disappeared without an outcome",
-        resumed_from=progress.resumed_from if progress else None,
-        skipped_checkpoints=progress.skipped_checkpoints if progress else [],
-        last_step=progress.step if progress else None,
-        saved_step=progress.saved_step if progress else None,
-        started_at=attempts.started_at,
-        ended_at=now,
+    lost = untold_record(
+        Reason.LAUNCHER_LOST,
+        "the attempt disappeared without an outcome",
+        attempts=attempts,
+        progress=progress,
+        now=now,
     )
     ended = [node for node in attempt.nodes if node.state is NodeState.ENDED] if attempt else []
     records = ([attempts.ending] if attempts.ending else []) + [_node_record(node, lost) for node in ended]
@@ -56,6 +59,29 @@ def end_record(
     return record.model_copy(update={"last_step": last, "saved_step": saved})
 
 
+def untold_record(
+    reason: Reason, message: str, *, attempts: AttemptsStatus, progress: Progress | None, now: datetime
+) -> AttemptRecord:
+    """Of an end that no launcher tells of: `progress` is the attempt's last report."""
+    return AttemptRecord(
+        number=attempts.current,
+        reason=reason,
+        message=message,
+        resumed_from=progress.resumed_from if progress else None,
+        skipped_checkpoints=progress.skipped_checkpoints if progress else [],
+        last_step=progress.step if progress else None,
+        saved_step=progress.saved_step if progress else None,
+        started_at=attempts.started_at,
+        ended_at=now,
+    )
+
+
+def last_end(attempt: AttemptObservation | None, *, now: datetime) -> datetime:
+    """When the last launcher of an attempt that has ended did so, as far as they tell; never after `now`."""
+    ended = [node.outcome.ended_at if node.outcome else now for node in attempt.nodes] if attempt else [now]
+    return min(max(ended), now)
+
+
 def unstarted_attempt_record(number: int, *, now: datetime) -> AttemptRecord:
     return AttemptRecord(number=number, reason=Reason.PREEMPTED, message="suspended before it started", ended_at=now)
 
@@ -67,7 +93,7 @@ def _node_record(node: NodeObservation, lost: AttemptRecord) -> AttemptRecord:
         message = f"the launcher of node {node.rank} ended without a word"
         return lost.model_copy(update=place | {"message": message})
     told = {
-        "reason": outcome.reason,
+        "reason": Reason.GPU_FAULT if _is_gpu_fault(outcome) else outcome.reason,
         "exit_code": outcome.exit_code,
         "rank": outcome.rank,
         "signal": outcome.signal,
@@ -83,10 +109,21 @@ def _node_record(node: NodeObservation, lost: AttemptRecord) -> AttemptRecord:
     return lost.model_copy(update=place | told)
 
 
+def _is_gpu_fault(outcome: Outcome) -> bool:
+    if outcome.reason not in (Reason.RANK_FAILED, Reason.RANK_KILLED):
+        return False
+    return any(sign in text for sign in GPU_FAULT_SIGNS for text in (outcome.message, outcome.log_tail))
+
+
 def _explains_most(record: AttemptRecord) -> tuple[int, datetime]:
     """Sort key: the kind of cause, then who ended first; the first of equals is the node of the lowest rank."""
     reason = record.reason
-    kind = 0 if reason in NEVER_RETRIED else 1 + (1 + _BY_OTHERS.index(reason) if reason in _BY_OTHERS else 0)
+    if reason in NEVER_RETRIED:
+        kind = 0
+    elif reason in _BY_OPERATOR:
+        kind = 1
+    else:
+        kind = 3 + _BY_OTHERS.index(reason) if reason in _BY_OTHERS else 2
     return kind, record.ended_at
 
 

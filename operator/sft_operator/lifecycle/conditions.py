@@ -44,7 +44,7 @@ def _facts(
 
     yield "Suspended", phase is Phase.SUSPENDED, phase.value, attempt if phase is Phase.SUSPENDED else ""
     yield "Complete", phase is Phase.SUCCEEDED, "Succeeded", attempt
-    yield "Failed", failure is not None, failure.reason if failure else "", failure.message if failure else ""
+    yield "Failed", failure is not None, failure.reason if failure else phase.value, failure.message if failure else ""
 
     # What kstatus reads: at work, or stopped until somebody changes something.
     obstacle = failure or trouble

@@ -7,17 +7,25 @@ Pure. Called by `reconcile`, which writes the status before it acts. An attempt'
 from dataclasses import dataclass
 from datetime import datetime
 
-from sft_operator.lifecycle.budgets import Failure, account, failure_of, next_attempt_at
-from sft_operator.lifecycle.cause import end_record, unstarted_attempt_record
+from sft_operator.lifecycle.budgets import Failure, account, failure_of, next_attempt_at, renewed
+from sft_operator.lifecycle.cause import end_record, last_end, unstarted_attempt_record, untold_record
 from sft_operator.lifecycle.columns import columns
 from sft_operator.lifecycle.conditions import conditions
+from sft_operator.lifecycle.deadlines import Deadline, nearest_deadline, seconds_run
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, Observation
+from sft_operator.lifecycle.recovery import recovered_so_far, recovery_after
 from sft_operator.lifecycle.report import progress_of_current, with_last_words, with_progress
+from sft_operator.lifecycle.usage import used
+from sftjob import names
 from sftjob.failure import Reason
 from sftjob.job import SFTJob
-from sftjob.status import Phase, SFTJobStatus
+from sftjob.status import AttemptRecord, Phase, SFTJobStatus
 
 DELETE_AGAIN_SECONDS = 1.0
+SHORTEST_WAIT_SECONDS = 1.0
+"""Before a deadline is looked at again: a silence is known as of the last answer only."""
+HANDLED_LIMIT = 64
+"""Characters of a retry's value that count."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,12 @@ class DeleteAttempt:
     number: int
 
 
-Action = CreateAttempt | DeleteAttempt
+@dataclass(frozen=True)
+class DeleteJob:
+    """The object; what it owns goes with it, its storage stays."""
+
+
+Action = CreateAttempt | DeleteAttempt | DeleteJob
 
 
 @dataclass(frozen=True)
@@ -42,27 +55,60 @@ class Decision:
 
 
 def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
-    status = job.status
+    status = _with_retry(job)
     if status.phase.is_final:
-        status = status.model_copy(update={"observed_generation": job.metadata.generation})
-        leftover = next(iter(observation.live()), None)
-        return _deleting(status, leftover) if leftover else Decision(status)
+        return _of_finished(job, status, observation, now)
 
     status = with_progress(status, observation.progress)
-    failure = None
+    failure = deadline = None
     attempt = observation.attempt(status.attempts.current)
     if not status.attempts.current_has_ended:
         if _has_ended(job, status, attempt):
             status, failure = _record_end(job, status, attempt, now)
-        elif attempt is not None and attempt.has_failed:
-            status = _note_ending(status, attempt, now)
+        elif attempt is not None:
+            status = _with_life(status, attempt, now)
+            deadline = nearest_deadline(job, status, attempt, observation, now=now)
+            if attempt.has_failed:
+                status = _note_ending(status, attempt, now)
+            elif deadline is not None and deadline.seconds_left <= 0:
+                status = _note_deadline(status, deadline, now)
 
     decision = _next_step(job, status, observation, now)
     generation = job.metadata.generation
     status = decision.status.model_copy(update={"observed_generation": generation})
+    attempts = status.attempts.model_copy(update={"recovery": recovered_so_far(status, now)})
     facts = conditions(status, generation=generation, failure=failure, trouble=observation.trouble, now=now)
-    status = status.model_copy(update={"conditions": facts, "columns": columns(status)})
-    return Decision(status, decision.action, decision.requeue_after)
+    status = status.model_copy(update={"attempts": attempts, "conditions": facts, "columns": columns(status)})
+    requeue_after = decision.requeue_after
+    if requeue_after is None and deadline is not None:
+        requeue_after = max(SHORTEST_WAIT_SECONDS, deadline.seconds_left)
+    return Decision(status, decision.action, requeue_after)
+
+
+def _with_retry(job: SFTJob) -> SFTJobStatus:
+    """A value that is new on a job that has failed starts it anew; one that comes earlier asks for nothing."""
+    status = job.status
+    wanted = job.metadata.annotations.get(names.RETRY_ANNOTATION, "")[:HANDLED_LIMIT] or None
+    if wanted is None or wanted == status.retry_handled or status.phase is Phase.SUCCEEDED:
+        return status
+    status = status.model_copy(update={"retry_handled": wanted})
+    if status.phase is not Phase.FAILED:
+        return status
+    return status.model_copy(update={"phase": Phase.RESTARTING, "attempts": renewed(status.attempts)})
+
+
+def _of_finished(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
+    status = status.model_copy(update={"observed_generation": job.metadata.generation})
+    leftover = next(iter(observation.live()), None)
+    if leftover is not None:
+        return _deleting(status, leftover)
+    limit = job.spec.run_policy.ttl_seconds_after_finished
+    if limit is None:
+        return Decision(status)
+    is_end = {Phase.SUCCEEDED: "Complete", Phase.FAILED: "Failed"}[status.phase]
+    ended_at = next(c.last_transition_time for c in status.conditions if c.type == is_end)
+    left = limit - (now - ended_at).total_seconds()
+    return Decision(status, requeue_after=left) if left > 0 else Decision(status, DeleteJob())
 
 
 def _has_ended(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | None) -> bool:
@@ -86,21 +132,45 @@ def _record_end(
             status = with_last_words(status, next(node for node in attempt.nodes if node.rank == 0).outcome)
         record = end_record(attempt, attempts=attempts, progress=progress_of_current(status), now=now)
 
-    attempts = account(attempts, record, is_requested=is_requested)
-    if record.reason is Reason.SUCCEEDED:
-        return status.model_copy(update={"phase": Phase.SUCCEEDED, "attempts": attempts}), None
-    failure = failure_of(attempts, job.spec.run_policy)
-    if failure is not None:
-        return status.model_copy(update={"phase": Phase.FAILED, "attempts": attempts}), failure
+    ran = seconds_run(attempts, until=last_end(attempt, now=now))
+    if attempts.recovery is not None:
+        record = record.model_copy(update={"recovery": attempts.recovery.model_copy(update={"since": None})})
+    noticed_at = attempts.noticed_at
+    attempts = account(attempts, record, is_requested=is_requested, running_seconds=ran)
+    usage = used(status.usage, record, job.spec.compute, running_seconds=ran)
+    status = status.model_copy(update={"usage": usage})
+    failure = None if record.reason is Reason.SUCCEEDED else failure_of(attempts, job.spec.run_policy)
+    if record.reason is Reason.SUCCEEDED or failure is not None:
+        phase = Phase.FAILED if failure else Phase.SUCCEEDED
+        attempts = attempts.model_copy(update={"recovery": None})
+        return status.model_copy(update={"phase": phase, "attempts": attempts}), failure
+    recovery = None if is_requested else recovery_after(record, noticed_at=noticed_at, now=now)
     next_at = None if is_requested else next_attempt_at(attempts, now)
-    attempts = attempts.model_copy(update={"next_at": next_at})
+    attempts = attempts.model_copy(update={"next_at": next_at, "recovery": recovery})
     return status.model_copy(update={"phase": Phase.RESTARTING, "attempts": attempts}), None
+
+
+def _with_life(status: SFTJobStatus, attempt: AttemptObservation, now: datetime) -> SFTJobStatus:
+    if attempt.state is not AttemptState.RUNNING or status.attempts.running_since is not None:
+        return status
+    return status.model_copy(update={"attempts": status.attempts.model_copy(update={"running_since": now})})
 
 
 def _note_ending(status: SFTJobStatus, attempt: AttemptObservation, now: datetime) -> SFTJobStatus:
     """Written before the attempt is deleted: whoever waits for its other nodes may be a process that never saw this."""
     ending = end_record(attempt, attempts=status.attempts, progress=progress_of_current(status), now=now)
-    return status.model_copy(update={"attempts": status.attempts.model_copy(update={"ending": ending})})
+    return _ending(status, ending, now)
+
+
+def _note_deadline(status: SFTJobStatus, deadline: Deadline, now: datetime) -> SFTJobStatus:
+    progress = progress_of_current(status)
+    ending = untold_record(deadline.reason, deadline.message, attempts=status.attempts, progress=progress, now=now)
+    return _ending(status, ending, now)
+
+
+def _ending(status: SFTJobStatus, record: AttemptRecord, now: datetime) -> SFTJobStatus:
+    update = {"ending": record, "noticed_at": status.attempts.noticed_at or now}
+    return status.model_copy(update={"attempts": status.attempts.model_copy(update=update)})
 
 
 def _next_step(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
@@ -127,8 +197,8 @@ def _of_current(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation |
         return _deleting(_in_phase(status, Phase.SUSPENDING), attempt)
     if attempt.state is AttemptState.RUNNING:
         status = _in_phase(status, Phase.RUNNING)
-    if attempt.is_deleting or attempt.has_failed:
-        # The others can't go on without the one that failed; some would wait for it for ever.
+    if attempt.is_deleting or attempt.has_failed or status.attempts.ending is not None:
+        # A deadline has passed; or the others can't go on without one that failed, and some would wait for it for ever.
         return _deleting(status, attempt)
     if attempt.is_incomplete:
         return Decision(status, CreateAttempt(attempt.number))
@@ -140,7 +210,8 @@ def _between_attempts(job: SFTJob, status: SFTJobStatus, now: datetime) -> Decis
     if status.phase.is_final:
         return Decision(status)
     if job.spec.run_policy.suspend:
-        return Decision(_in_phase(status, Phase.SUSPENDED))
+        attempts = attempts.model_copy(update={"avoided_nodes": [], "recovery": None})
+        return Decision(status.model_copy(update={"phase": Phase.SUSPENDED, "attempts": attempts}))
     if attempts.next_at is not None and attempts.next_at > now:
         return Decision(_in_phase(status, Phase.RESTARTING), requeue_after=(attempts.next_at - now).total_seconds())
     number = attempts.current + 1

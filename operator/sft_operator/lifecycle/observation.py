@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
-from sftjob.failure import Reason
+from sftjob.failure import Obstacle, Reason
 from sftjob.outcome import Outcome
 from sftjob.progress import Progress
 
@@ -52,6 +53,8 @@ class AttemptObservation:
     number: int
     nodes: tuple[NodeObservation, ...]
     is_deleting: bool = False
+    created_at: datetime | None = None
+    """None where the moment of its announcement has to do."""
 
     @property
     def state(self) -> AttemptState:
@@ -81,7 +84,7 @@ class AttemptObservation:
 class Trouble:
     """What keeps an attempt from starting until somebody changes something: reason and message of Stalled."""
 
-    reason: str
+    reason: Obstacle
     message: str
     """With the path of the spec, or the object, and the remedy."""
 
@@ -93,6 +96,8 @@ class Observation:
     progress: Progress | None = None
     """Advisory: the last report that was found, of whichever attempt."""
     trouble: Trouble | None = None
+    silent_seconds: float = 0.0
+    """For how long the current attempt, which runs as a whole, has shown nothing new; see `silence`."""
 
     def attempt(self, number: int) -> AttemptObservation | None:
         return next((attempt for attempt in self.attempts if attempt.number == number), None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from sft_operator.lifecycle.backend import Backend, Conflict, JobKey, Store
-from sft_operator.lifecycle.decide import CreateAttempt, DeleteAttempt, decide
+from sft_operator.lifecycle.decide import CreateAttempt, DeleteAttempt, DeleteJob, decide
 from sft_operator.lifecycle.plan import launch_plan
 
 
@@ -35,4 +35,9 @@ async def reconcile(
             await backend.create(job, launch_plan(job, number, path_of=path_of))
         case DeleteAttempt(number):
             await backend.delete(job, number)
+        case DeleteJob():
+            try:
+                await store.delete(job)
+            except Conflict:
+                return 0.0
     return decision.requeue_after

@@ -54,7 +54,15 @@ def _is_acceptable(status: SFTJobStatus, progress: Progress) -> bool:
 
 def _tells_more(before: Progress, after: Progress) -> bool:
     def shape(report: Progress) -> tuple[object, ...]:
-        return report.attempt, report.stage, report.saved_step, report.resumed_from, report.skipped_checkpoints
+        has_trained = report.step > (report.resumed_from or 0)
+        return (
+            report.attempt,
+            report.stage,
+            has_trained,
+            report.saved_step,
+            report.resumed_from,
+            report.skipped_checkpoints,
+        )
 
     age = (after.reported_at - before.reported_at).total_seconds()
     return shape(after) != shape(before) or age >= COALESCE_SECONDS

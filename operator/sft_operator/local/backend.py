@@ -4,10 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation
+from sft_operator.lifecycle.silence import Silence
 from sft_operator.local.files import replace_file
 from sft_operator.local.node import LocalNode
 from sftjob import names
@@ -22,6 +24,7 @@ class LocalBackend:
         self._attempts = work_folder / names.ATTEMPTS
         self._command = command
         self._children: list[subprocess.Popen[bytes]] = []
+        self._silence = Silence()
 
     async def observe(self, job: SFTJob) -> Observation:
         self._reap()
@@ -31,21 +34,30 @@ class LocalBackend:
             if (attempt := self._observe_attempt(job, number))
             and (attempt.is_live or number == job.status.attempts.current)
         )
-        return Observation(attempts, self.node(job.status.attempts.current, 0).progress())
+        current = job.status.attempts.current
+        running = next((attempt for attempt in attempts if attempt.number == current), None)
+        progress, now = self.node(current, 0).progress(), time.monotonic()
+        silent = self._silence.seconds(job.metadata.uid, running, progress, heard_at=now, now=now)
+        return Observation(attempts, progress, silent_seconds=silent)
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         outputs = [plan.storage, *(plan.path(output.uri) for output in plan.spec.output)]
         for path in outputs:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         port = self._master_port(plan.attempt)
+        if not self._grace_file(plan.attempt).exists():
+            grace_seconds = plan.spec.run_policy.termination_grace_period_seconds
+            replace_file(self._grace_file(plan.attempt), str(grace_seconds))
         for node in self._nodes(job, plan.attempt):
             if node.observe().state is NodeState.MISSING:
                 command = [*self._command, "--plan", plan.to_json()]
                 self._children.append(node.start(command, self._environment(job, plan, node, port=port)))
 
     async def delete(self, job: SFTJob, attempt: int) -> None:
+        # What its launchers were told, though the job's policy may have changed since.
+        grace_seconds = int(self._grace_file(attempt).read_text())
         for node in self._nodes(job, attempt):
-            node.terminate(grace_seconds=job.spec.run_policy.termination_grace_period_seconds)
+            node.terminate(grace_seconds=grace_seconds)
 
     def kill(self, job: SFTJob) -> None:
         """Ends every launcher at once and unsaved; what it started dies with it."""
@@ -97,6 +109,9 @@ class LocalBackend:
                 listener.bind(("127.0.0.1", 0))
                 replace_file(file, str(listener.getsockname()[1]))
         return int(file.read_text())
+
+    def _grace_file(self, attempt: int) -> Path:
+        return self._attempts / str(attempt) / "grace-seconds"
 
     def _reap(self) -> None:
         self._children = [child for child in self._children if child.poll() is None]

@@ -5,6 +5,7 @@ from pathlib import Path
 from sft_operator.lifecycle.backend import Conflict, JobKey
 from sft_operator.local.files import replace_file
 from sft_operator.local.lock import locked
+from sftjob import names
 from sftjob.job import SFTJob
 from sftjob.spec import SFTJobSpec
 
@@ -19,6 +20,9 @@ class FileStore:
 
     async def write_status(self, job: SFTJob) -> SFTJob:
         return self._replace(job)
+
+    async def delete(self, job: SFTJob) -> None:
+        """Never: what a run left is its user's, who has no other record of it."""
 
     def load(self) -> SFTJob | None:
         """None where the folder has no job yet."""
@@ -35,6 +39,13 @@ class FileStore:
         """A new generation, as the API server counts them. Raises Conflict where `job` isn't the newest."""
         metadata = job.metadata.model_copy(update={"generation": job.metadata.generation + 1})
         return self._replace(job.model_copy(update={"spec": spec, "metadata": metadata}))
+
+    def write_retry(self, job: SFTJob) -> SFTJob:
+        """Lets a job that has failed go on. Raises Conflict where `job` isn't the newest."""
+        # Each retry has another attempt for its last one.
+        annotations = job.metadata.annotations | {names.RETRY_ANNOTATION: str(job.status.attempts.current)}
+        metadata = job.metadata.model_copy(update={"annotations": annotations})
+        return self._replace(job.model_copy(update={"metadata": metadata}))
 
     def _replace(self, job: SFTJob) -> SFTJob:
         """Only over the version that the caller read."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record
-from sftjob.failure import JobFailure, Reason
+from sftjob.failure import JobFailure, storage_reason
 
 META = "meta.json"
 
@@ -41,7 +41,7 @@ def made_once(
         return _made_once(folder, opened, make, on_wait)
     except OSError as error:
         raise JobFailure(
-            Reason.STORAGE_UNAVAILABLE,
+            storage_reason(error),
             f"{error.filename or folder.parent}: {error.strerror}; "
             "name a cache folder that can be written and has room",
         ) from error

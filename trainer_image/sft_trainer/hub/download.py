@@ -25,7 +25,7 @@ from sft_trainer.hub.refusals import REFUSALS, refusal
 from sft_trainer.hub.sources import HubSource
 from sft_trainer.hub.wanted import TEMPLATES, data_files, small_files, weight_files
 from sft_trainer.storage.folders import sync_path
-from sftjob.failure import JobFailure, Reason
+from sftjob.failure import JobFailure, Reason, storage_reason
 
 _CONNECTIONS = 8
 _REQUEST_SECONDS = 30.0
@@ -68,7 +68,7 @@ def download(source: HubSource, commit: str, *, on_detail: Callable[[str], None]
         raise refusal(source, error) from error
     except OSError as error:
         raise JobFailure(
-            Reason.STORAGE_UNAVAILABLE,
+            storage_reason(error),
             f"spec.checkpoint.storage: {error.filename or source.folder}: {error.strerror}; "
             f"{source.uri} is downloaded there: make room, or give the pod's user write access",
         ) from error

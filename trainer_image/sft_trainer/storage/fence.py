@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sft_trainer.storage.folders import sync_path, write_atomically
 from sftjob import names
 from sftjob.base import Record
-from sftjob.failure import JobFailure, Reason
+from sftjob.failure import JobFailure, Reason, storage_reason
 from sftjob.manifest import ExportManifest
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan, RunRecord
@@ -51,7 +51,7 @@ def enter(plan: LaunchPlan, *, node_rank: int, pod_uid: str | None) -> Fence:
     """Claims this attempt for this launcher.
 
     Raises JobFailure: SUPERSEDED where the attempt, or a later one, was claimed before; STORAGE_REFUSED where
-    storage or an output belongs to another job; STORAGE_UNAVAILABLE where it can't be written.
+    storage or an output belongs to another job; STORAGE_UNAVAILABLE or STORAGE_FULL where it can't be written.
     """
     storage = Path(plan.storage)
     fence = Fence(storage, plan.job.uid, plan.attempt)
@@ -67,7 +67,7 @@ def enter(plan: LaunchPlan, *, node_rank: int, pod_uid: str | None) -> Fence:
             _own(plan)
     except OSError as error:
         raise JobFailure(
-            Reason.STORAGE_UNAVAILABLE,
+            storage_reason(error),
             f"spec.checkpoint.storage: {storage} can't be written ({error.strerror}); "
             "give the pod's user write access to it, or name another folder",
         ) from None
@@ -150,14 +150,14 @@ def record_resolved(plan: LaunchPlan, resolved: Resolved) -> None:
 def wait_for_node_zero(plan: LaunchPlan) -> None:
     """Storage is shared if the claim of node 0, which runs by now, shows up here.
 
-    Raises JobFailure(STORAGE_UNAVAILABLE) where it doesn't.
+    Raises JobFailure(STORAGE_NOT_SHARED) where it doesn't.
     """
     claim = names.node_claim(Path(plan.storage), plan.attempt, 0)
     deadline = time.monotonic() + _SHARED_WITHIN_SECONDS
     while not claim.exists():
         if time.monotonic() > deadline:
             raise JobFailure(
-                Reason.STORAGE_UNAVAILABLE,
+                Reason.STORAGE_NOT_SHARED,
                 f"spec.checkpoint.storage: {plan.spec.storage_uri} is not shared: node 0's file {claim} did not appear "
                 f"here within {_SHARED_WITHIN_SECONDS} s; use a volume that all nodes mount (ReadWriteMany)",
             )

@@ -4,7 +4,6 @@ Shards are written with torch's distributed checkpointing (DCP), so that any num
 the folder a checkpoint is its manifest (`sft_trainer.storage.checkpoints`).
 """
 
-import errno
 import logging
 import shutil
 import warnings
@@ -24,7 +23,7 @@ from sft_trainer.storage.fence import Fence
 from sft_trainer.train.bf16_moments import Bf16MomentsAdamW
 from sft_trainer.train.world import World
 from sftjob import names
-from sftjob.failure import JobFailure, Reason
+from sftjob.failure import JobFailure, Reason, storage_reason
 from sftjob.manifest import CheckpointManifest
 
 log = logging.getLogger(__name__)
@@ -83,8 +82,8 @@ def write_checkpoint(
     """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go.
 
     Called by all ranks, each with its `state`, in a thread too: they meet in `group` only. Returns the manifest, on
-    rank 0 as published. Raises JobFailure: SUPERSEDED where a later attempt has entered, STORAGE_UNAVAILABLE where the
-    folder can't be written.
+    rank 0 as published. Raises JobFailure: SUPERSEDED where a later attempt has entered, STORAGE_UNAVAILABLE or
+    STORAGE_FULL where the folder can't be written.
     """
     folder = fence.storage / names.checkpoint_folder(manifest.step)
     temporary = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
@@ -157,9 +156,8 @@ def _failure(fence: Fence, temporary: Path, error: Exception) -> JobFailure:
     except JobFailure as superseded:
         return superseded
     causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [(error, None)]
-    full = any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause, _ in causes)
+    full = any(isinstance(cause, OSError) and storage_reason(cause) is Reason.STORAGE_FULL for cause, _ in causes)
     free = shutil.disk_usage(temporary.parent).free / 1e9
     remedy = f"{free:.1f} GB are free there; free some, or lower checkpoint.keepLast" if full else "check the volume"
-    return JobFailure(
-        Reason.STORAGE_UNAVAILABLE, f"spec.checkpoint.storage: writing {temporary} failed ({causes[0][0]}); {remedy}"
-    )
+    reason = Reason.STORAGE_FULL if full else Reason.STORAGE_UNAVAILABLE
+    return JobFailure(reason, f"spec.checkpoint.storage: writing {temporary} failed ({causes[0][0]}); {remedy}")

@@ -1,0 +1,31 @@
+"""GPU time that a job has used, and what of it was in vain. Called by `decide` when an attempt's end is recorded."""
+
+from sftjob.failure import Reason
+from sftjob.spec import ComputeSpec
+from sftjob.status import AttemptRecord, Usage
+
+
+def used(before: Usage | None, record: AttemptRecord, compute: ComputeSpec, *, running_seconds: int) -> Usage | None:
+    """With this attempt's time added; None where the job asks for no GPUs."""
+    amounts = [amount for name, amount in compute.resources.limits.items() if name.endswith("/gpu")]
+    # GPUs are whole; what is written in another way, as `1k`, is the API server's to understand.
+    gpus = compute.nodes * sum(int(amount) for amount in amounts if str(amount).isdecimal())
+    if not gpus:
+        return None
+    before = before or Usage()
+    return Usage(
+        gpu_seconds=before.gpu_seconds + gpus * running_seconds,
+        lost_gpu_seconds=before.lost_gpu_seconds + round(gpus * running_seconds * _lost_share(record)),
+    )
+
+
+def _lost_share(record: AttemptRecord) -> float:
+    """Of the attempt's steps those that no checkpoint has."""
+    if record.reason is Reason.SUCCEEDED:
+        return 0.0
+    first = record.resumed_from or 0
+    done = (record.last_step or 0) - first
+    if done <= 0:
+        return 1.0
+    kept = max(0, (record.saved_step or 0) - first)
+    return max(0, done - kept) / done

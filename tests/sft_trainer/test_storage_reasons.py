@@ -1,0 +1,55 @@
+"""What is wrong with storage is told apart: no room, not shared, or not to be written at all."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_trainer.storage import fence
+from sftjob.failure import JobFailure, Reason
+from sftjob.plan import JobReference, LaunchPlan, Mount
+from sftjob.spec import SFTJobSpec
+
+
+def a_plan(folder: Path) -> LaunchPlan:
+    spec = SFTJobSpec.model_validate(
+        {
+            "model": {"loadFrom": {"uri": "pvc://c/base"}},
+            "data": {"datasets": [{"name": "chats", "uri": "pvc://c/chats.jsonl"}]},
+            "output": [{"uri": "pvc://c/tuned"}],
+        }
+    )
+    mounts = [Mount(uri=uri, path=str(folder / uri.removeprefix("pvc://c/"))) for uri in spec.uris]
+    return LaunchPlan(job=JobReference(namespace="n", name="j", uid="u"), attempt=1, spec=spec, mounts=mounts)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, Reason.STORAGE_FULL),
+        (errno.EDQUOT, Reason.STORAGE_FULL),
+        (errno.EACCES, Reason.STORAGE_UNAVAILABLE),
+        (errno.EIO, Reason.STORAGE_UNAVAILABLE),
+    ],
+)
+def test_a_full_volume_or_quota_is_told_apart_from_one_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: Reason
+) -> None:
+    def refuse(path: Any, *_: Any, **__: Any) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(fence.os, "open", refuse)
+    with pytest.raises(JobFailure, match=r"tuned\.checkpoints can't be written") as failure:
+        fence.enter(a_plan(tmp_path), node_rank=0, pod_uid=None)
+    assert failure.value.reason is reason
+
+
+def test_storage_that_a_node_does_not_share_with_node_0_has_a_reason_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence, "_SHARED_WITHIN_SECONDS", 0)
+    with pytest.raises(JobFailure, match="is not shared") as failure:
+        fence.wait_for_node_zero(a_plan(tmp_path))
+    assert failure.value.reason is Reason.STORAGE_NOT_SHARED
