@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 
 URI_FORMS = "pvc://<claim>/<path> or file:///<absolute path>"
 DATA_URI_FORMS = "pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>"
+ARGUMENT_FORMS = "pvc://<claim>/<path> or configMap://<name>/<key>"
 
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 _WORD = "[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
@@ -16,10 +17,12 @@ _KEY = "[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 # Not `\s`, of which Rust and Go mean different characters.
 _SPACE = r"\x00-\x20"
 # No part of a path is `.` or `..`: a path on a claim stays on that claim.
-_PLACE = rf"(pvc://{_NAME}|file://)(/\.?[^/.{_SPACE}][^/{_SPACE}]*)+/?"
+_PATH = rf"(/\.?[^/.{_SPACE}][^/{_SPACE}]*)+/?"
+_PLACE = f"(pvc://{_NAME}|file://){_PATH}"
 
 PLACE = f"^{_PLACE}$"
 DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY})$"
+ARGUMENT_PLACE = f"^(pvc://{_NAME}{_PATH}|configMap://{_NAME}/{_KEY})$"
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 OBJECT_NAME = f"^{_NAME}$"
 QUALIFIED_NAME = f"^({_NAME}/)?{_WORD}$"

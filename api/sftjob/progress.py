@@ -11,6 +11,7 @@ class Stage(StrEnum):
     FENCING = "Fencing"
     PREPARING_DATA = "PreparingData"
     STARTING = "Starting"
+    RUNNING_SCRIPT = "RunningScript"
     LOADING_MODEL = "LoadingModel"
     LOADING_CHECKPOINT = "LoadingCheckpoint"
     COMPILING = "Compiling"

@@ -90,12 +90,10 @@ class WorkFolder:
 
 
 def _refuse_what_needs_a_cluster(spec: SFTJobSpec) -> None:
-    for path, dataset in spec.data.sources.items():
-        if dataset.uri.startswith("configMap://"):
-            raise Refusal(
-                f"{path}.uri: {dataset.uri} is in a cluster only; "
-                "write its content into a file, and name that as file:///<absolute path>"
-            )
+    for path, uri in spec.places.items():
+        if uri.startswith("configMap://"):
+            how = "its path" if ".args[" in path else "file:///<absolute path>"
+            raise Refusal(f"{path}: {uri} is in a cluster only; write its content into a file, and name that as {how}")
     for index, variable in enumerate(spec.compute.env):
         if variable.value is None and variable.name not in os.environ:
             raise Refusal(

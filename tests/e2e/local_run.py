@@ -157,7 +157,7 @@ class LocalRun:
         found = self.until(
             lambda: [
                 pid
-                for pid, environment in self.processes("sft_trainer.child rank").items()
+                for pid, environment in self.processes("sft_trainer.child").items()
                 if environment.get("RANK") == str(number)
             ]
         )

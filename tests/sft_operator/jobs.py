@@ -18,11 +18,16 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def a_job(*, nodes: int = 1, status: SFTJobStatus | None = None, **policy: Any) -> SFTJob:
+WITHOUT_SCRIPT = {
+    "model": {"loadFrom": {"uri": "pvc://models/base"}},
+    "data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"}]},
+}
+
+
+def a_job(*, nodes: int = 1, status: SFTJobStatus | None = None, script: str | None = None, **policy: Any) -> SFTJob:
     spec = SFTJobSpec.model_validate(
-        {
-            "model": {"loadFrom": {"uri": "pvc://models/base"}},
-            "data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"}]},
+        (WITHOUT_SCRIPT if script is None else {"script": {"uri": script}})
+        | {
             "output": [{"uri": "pvc://models/tuned"}],
             "compute": {"nodes": nodes},
             "runPolicy": policy,

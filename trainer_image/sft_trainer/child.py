@@ -1,4 +1,6 @@
-"""The launcher's children: `python -m sft_trainer.child prepare|rank <parent's pid> <scratch folder>`.
+"""The launcher's children: `python -m sft_trainer.child prepare|rank|script <parent's pid> <scratch folder>`.
+
+A script is followed by its path and its arguments.
 
 What must hold from the first moment comes before the imports that take seconds: no child outlives its parent, and a
 rank that is told to stop while it starts still hears it.
@@ -12,16 +14,22 @@ from sft_trainer.death import die_with_parent
 from sft_trainer.stop import StopSignal
 
 
-def main(stage: str, parent_pid: str, scratch: str) -> int:
+def main(stage: str, parent_pid: str, scratch: str, *script: str) -> int:
     die_with_parent(int(parent_pid))
     if stage == "prepare":
         from sft_trainer.prepare import prepare_stage
 
         return prepare_stage(Path(scratch))
-    stop = StopSignal()
-    from sft_trainer.rank import rank_stage
+    if stage == "script":
+        from sft_trainer.script import script_stage
 
-    code = rank_stage(Path(scratch), stop)
+        path, *arguments = script
+        code = script_stage(Path(scratch), path, arguments)
+    else:
+        stop = StopSignal()
+        from sft_trainer.rank import rank_stage
+
+        code = rank_stage(Path(scratch), stop)
     sys.stdout.flush()
     sys.stderr.flush()
     # All is written. Python's own exit now and then aborts a rank that has succeeded (seen: SIGABRT, "terminate called

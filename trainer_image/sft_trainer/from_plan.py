@@ -15,7 +15,7 @@ from sftjob.spec import DatasetSpec
 
 
 def run_options(plan: LaunchPlan) -> RunOptions:
-    """Raises JobFailure(MODEL_UNREADABLE) where no preset is named and config.json can't be read."""
+    """Of a job without a script. Raises JobFailure(MODEL_UNREADABLE) where neither preset nor config.json tells."""
     model, data, training = plan.spec.model, plan.spec.data, plan.spec.training
     load_from = plan.path(model.load_from.uri) if model.load_from else None
     tokenizer = model.tokenizer or model.load_from
@@ -72,7 +72,7 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
     return RunPlace(
         fence=Fence(Path(plan.storage), plan.job.uid, plan.attempt),
         resume=True,
-        export_folders=[export_folder(plan, output.uri, attempt=plan.attempt) for output in plan.spec.output],
+        export_folders=[export_folder(plan, output.uri, attempt=plan.attempt) for output in plan.spec.outputs],
         checkpoint_interval=plan.spec.checkpoint.every_steps,
         keep_last=plan.spec.checkpoint.keep_last,
         grace_seconds=plan.spec.run_policy.termination_grace_period_seconds,

@@ -89,7 +89,7 @@ def _record_end(
     attempts = account(attempts, record, is_requested=is_requested)
     if record.reason is Reason.SUCCEEDED:
         return status.model_copy(update={"phase": Phase.SUCCEEDED, "attempts": attempts}), None
-    failure = failure_of(attempts, job.spec.run_policy)
+    failure = failure_of(attempts, job.spec)
     if failure is not None:
         return status.model_copy(update={"phase": Phase.FAILED, "attempts": attempts}), failure
     next_at = None if is_requested else next_attempt_at(attempts, now)

@@ -34,7 +34,7 @@ class LocalBackend:
         return Observation(attempts, self.node(job.status.attempts.current, 0).progress())
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
-        outputs = [plan.storage, *(plan.path(output.uri) for output in plan.spec.output)]
+        outputs = [plan.storage, *(plan.path(output.uri) for output in plan.spec.outputs)]
         for path in outputs:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         port = self._master_port(plan.attempt)

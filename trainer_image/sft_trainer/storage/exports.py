@@ -1,14 +1,18 @@
 """Where an output lies until it is published, and what earlier attempts left there.
 
-Called by the ranks, which write, and by the launcher of node 0, which publishes.
+Called by the ranks, which write, and by the launcher of node 0, which publishes; what is no job's output, a `Trainer`
+publishes itself.
 """
 
 import shutil
 from pathlib import Path
 
 from sft_trainer.storage.fence import Fence
+from sft_trainer.storage.folders import publish
 from sftjob import names
 from sftjob.plan import LaunchPlan
+
+_OWN = "hf"
 
 
 def export_folder(plan: LaunchPlan, uri: str, *, attempt: int) -> Path:
@@ -20,8 +24,21 @@ def export_folder(plan: LaunchPlan, uri: str, *, attempt: int) -> Path:
 def remove_unpublished(plan: LaunchPlan, fence: Fence) -> None:
     """Deletes what earlier attempts exported and did not live to publish."""
     fence.check()
-    for output in plan.spec.output:
+    for output in plan.spec.outputs:
         for attempt in range(1, plan.attempt):
             folder = export_folder(plan, output.uri, attempt=attempt)
             if folder.exists():
                 shutil.rmtree(folder)
+
+
+def own_export(storage: Path, *, attempt: int | None = None) -> Path:
+    """The model of a run whose output nobody named: beside its checkpoints. With `attempt`, until it is published."""
+    return storage / (_OWN if attempt is None else names.temporary(_OWN, attempt=attempt))
+
+
+def publish_own_export(fence: Fence) -> None:
+    """On rank 0; an earlier attempt may have done it."""
+    fence.check()
+    temporary = own_export(fence.storage, attempt=fence.attempt)
+    if temporary.exists():
+        publish(temporary, own_export(fence.storage))

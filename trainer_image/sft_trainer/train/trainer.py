@@ -3,15 +3,15 @@
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.model import FolderConfig, ModelConfig
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
+from sft_trainer.storage.exports import own_export, publish_own_export
 from sft_trainer.storage.fence import Fence
-from sft_trainer.storage.folders import publish
+from sft_trainer.train.launched import fit_launched, this_launch
 from sft_trainer.train.loop import train
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import World, open_world, this_rank
@@ -22,6 +22,7 @@ from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LRConfig, Prec
 log = logging.getLogger("sft_trainer")
 
 _OWNER = "a script of its own"
+_KEEP_LAST = 2
 _GRACE_SECONDS = 30.0
 """What torchrun gives its ranks between SIGTERM and SIGKILL."""
 
@@ -31,6 +32,8 @@ class Trainer:
 
     Every rank constructs it with the same arguments and calls `fit`. A run's files go into `work_dir/<time>/`:
     checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, and the trained model in `hf/`.
+
+    In the script of an SFTJob, `work_dir` and `auto_resume` are the job's to say: its storage, and yes.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Trainer:
         total_step: int | None = None,
         work_dir: str | Path = "work_dir",
         checkpoint_interval: int = -1,
-        checkpoint_maxkeep: int = 2,
+        checkpoint_maxkeep: int | None = None,
         auto_resume: bool = False,
         precision: Precision = "auto",
         seed: int = 42,
@@ -59,8 +62,8 @@ class Trainer:
             load_from: a Hugging Face model folder; None trains from scratch.
             global_batch_size: packs a step over all ranks; None is one a rank.
             total_epoch, total_step: at most one of them; neither is one epoch.
-            checkpoint_interval: in steps; -1 saves at the end only.
-            checkpoint_maxkeep: older checkpoints are deleted; at least 2.
+            checkpoint_interval: in steps; -1 saves at the end only, or as the job says.
+            checkpoint_maxkeep: older checkpoints are deleted; at least 2. None is 2, or what the job says.
             auto_resume: go on with the newest run in `work_dir`, from its newest checkpoint that verifies.
 
         Raises:
@@ -78,7 +81,7 @@ class Trainer:
             problems.append(
                 f"checkpoint_interval: {checkpoint_interval} is not a number of steps; use 1 or more, or -1"
             )
-        if checkpoint_maxkeep < 2:
+        if checkpoint_maxkeep is not None and checkpoint_maxkeep < 2:
             problems.append(f"checkpoint_maxkeep: {checkpoint_maxkeep} keeps no spare checkpoint; use 2 or more")
         if problems:
             raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))
@@ -105,10 +108,14 @@ class Trainer:
     def fit(self) -> Path:
         """Trains to the end and returns the folder of the trained model, on every rank.
 
+        In the script of an SFTJob with an output that is the folder to be published once the script has ended.
         On SIGTERM to any rank all save and exit with code 75. Raises JobFailure for all that a user can mend.
         """
         rank, _ = this_rank()
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+        launch = this_launch()
+        if launch is not None:
+            return fit_launched(launch, self._options, interval=self._interval, keep_last=self._keep_last)
         stop = StopSignal()
         data = prepare_data(
             self._options.dataloader_cfg,
@@ -126,25 +133,18 @@ class Trainer:
     def _fit(self, data: PreparedData, world: World, stop: StopSignal) -> Path:
         folder, attempt = world.from_first(self._claim_folder)
         fence = Fence(folder, _OWNER, attempt)
-        model = folder / "hf"
-        temporary = model.with_name(names.temporary(model.name, attempt=attempt))
+        model = own_export(folder)
         place = RunPlace(
             fence=fence,
             resume=self._auto_resume,
-            export_folders=[] if model.exists() else [temporary],
+            export_folders=[] if model.exists() else [own_export(folder, attempt=attempt)],
             checkpoint_interval=self._interval,
-            keep_last=self._keep_last,
+            keep_last=self._keep_last or _KEEP_LAST,
             grace_seconds=_GRACE_SECONDS,
             scratch=None,
         )
         train(self._options, place, data, world=world, stop=stop, state=RunState())
-
-        def publish_model() -> Any:
-            fence.check()
-            if place.export_folders:
-                publish(temporary, model)
-
-        world.from_first(publish_model)
+        world.from_first(lambda: publish_own_export(fence))
         log.info("the trained model is in %s", model)
         return model
 
