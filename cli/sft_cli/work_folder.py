@@ -20,7 +20,7 @@ from sft_operator.local.claims import Claims, claims_of
 from sft_operator.local.files import replace_file
 from sft_operator.local.store import FileStore
 from sftjob.job import Manifest, ObjectMeta, SFTJob
-from sftjob.spec import SFTJobSpec
+from sftjob.spec import SFTJobSpec, TrainingSpec
 
 
 class WorkFolder:
@@ -113,8 +113,15 @@ def _changes_of_job(job: SFTJob, manifest: Manifest) -> list[str]:
         for field in ("name", "namespace")
         if getattr(job.metadata, field) != getattr(manifest.metadata, field)
     ]
-    before, after = job.spec.to_json_dict(), manifest.spec.to_json_dict()
-    return renamed + _changed_fields(before | {"runPolicy": {}}, after | {"runPolicy": {}}, "spec")
+    return renamed + _changed_fields(_what_counts(job.spec), _what_counts(manifest.spec), "spec")
+
+
+def _what_counts(spec: SFTJobSpec) -> dict[str, Any]:
+    """Of a job that may go on; training that is absent is training by its defaults."""
+    found = spec.to_json_dict() | {"runPolicy": {}}
+    if not spec.script:
+        found.setdefault("training", TrainingSpec().to_json_dict())
+    return found
 
 
 def _changed_fields(before: Any, after: Any, path: str) -> list[str]:

@@ -63,7 +63,7 @@ def test_a_script_with_our_trainer_killed_and_then_stopped_ends_bit_equal_to_the
     status = run.status()
     last, stopped, killed = status["attempts"]["history"]
     assert (killed["reason"], killed["rank"], killed["signal"]) == ("RankKilled", 1, signal.SIGKILL)
-    assert killed["logTail"]
+    assert "rank 1 of 2" in killed["logTail"]
     assert (stopped["reason"], stopped["resumedFrom"]) == ("Preempted", killed["savedStep"])
     assert stopped["savedStep"] == stopped["lastStep"] >= 7
     assert (last["reason"], last["resumedFrom"]) == ("Succeeded", stopped["savedStep"])

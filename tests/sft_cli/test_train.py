@@ -65,6 +65,20 @@ def test_a_script_is_a_flag_too(user: User) -> None:
     assert both.stderr == "spec.training: given together with script, which says this itself; remove one\n"
 
 
+def test_what_lies_in_a_config_map_is_refused_here_with_what_to_do(user: User) -> None:
+    for flags_, said in (
+        (("--script", "configMap://scripts/train.py"), "spec.script.uri: configMap://scripts/train.py"),
+        (
+            ("--script", "train.py", "--args", "--data,configMap://few/few.jsonl"),
+            "spec.script.args[1]: configMap://few/",
+        ),
+    ):
+        refused = user.sft("train", *flags_, "--output", "out")
+        assert refused.returncode == 64
+        assert refused.stderr.startswith(said)
+        assert "is in a cluster only; write its content into a file, and name that as " in refused.stderr
+
+
 def test_a_file_of_odd_shapes_is_completed_or_refused(user: User) -> None:
     user.file.write_text(user.file.read_text() + "  training:\n")
     assert user.sft("train", "job.yaml", "--seed", "8", "--dry-run").returncode == 0

@@ -26,7 +26,9 @@ from sftjob.failure import ExitCode, Reason
 from sftjob.plan import LaunchPlan
 from sftjob.progress import Stage
 
-log = logging.getLogger("sft_trainer")
+log = logging.getLogger(__name__)
+# Of every rank, so that one that dies without a word has left one.
+log.setLevel(logging.INFO)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def fit_launched(launch: Launch, options: RunOptions, *, interval: int | None, k
         # Until here there is nothing to save, and the signal ends the process as it ends any.
         stop = StopSignal()
         with open_world() as world:
+            log.info("rank %d of %d on %s", world.rank, world.size, world.device)
             train(options, place, data, world=world, stop=stop, state=state)
             if not launch.plan.spec.outputs:
                 world.from_first(lambda: publish_own_export(place.fence))
@@ -71,8 +74,7 @@ def _place(launch: Launch, *, interval: int | None, keep_last: int | None) -> Ru
     said = {"checkpoint_interval": interval, "keep_last": keep_last}
     for name, own in said.items():
         if own is not None and getattr(place, name) not in (None, own):
-            log.info("%s of the script is %d: the job's own %s does not count", name, own, getattr(place, name))
-    log.info("work_dir is %s, the storage of job %s/%s", plan.storage, plan.job.namespace, plan.job.name)
+            log.warning("%s of the script is %d: the job's own %s does not count", name, own, getattr(place, name))
     place = replace(place, **{name: own for name, own in said.items() if own is not None})
     if plan.spec.outputs or own_export(place.fence.storage).exists():
         return place
