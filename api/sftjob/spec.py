@@ -24,7 +24,7 @@ from sftjob.forms import (
     Quantity,
     Uri,
 )
-from sftjob.names import RESERVED_VARIABLES, default_storage
+from sftjob.names import OUTPUT_VARIABLE, RESERVED_VARIABLES, default_storage
 from sftjob.options import (
     AdamWConfig,
     CELossConfig,
@@ -265,8 +265,8 @@ class CheckpointSpec(Declared):
     every_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Optimiser steps from one checkpoint to the next. Absent: at the end only. With `script`: for a "
-        "Trainer that is not told itself, as keepLast is.",
+        description="Optimiser steps from one checkpoint to the next. Absent: at the end only. With `script` this and "
+        "keepLast count where its Trainer is not told otherwise.",
     )
     keep_last: int = Field(default=2, ge=2, le=100, description="Checkpoints to keep; older ones are deleted.")
 
@@ -412,7 +412,8 @@ class SFTJobSpec(Declared):
         min_length=1,
         max_length=4,
         validate_default=True,
-        description="Where the finished model goes. A script may do without.",
+        description="Where the finished model goes. A script may do without; one that has no Trainer of ours writes the "
+        f"model into the folder that {OUTPUT_VARIABLE} names in its environment.",
     )
     compute: ComputeSpec = ComputeSpec()
     run_policy: RunPolicySpec = RunPolicySpec()
