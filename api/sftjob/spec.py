@@ -412,8 +412,8 @@ class SFTJobSpec(Declared):
         min_length=1,
         max_length=4,
         validate_default=True,
-        description="Where the finished model goes. A script may do without; one that has no Trainer of ours writes the "
-        f"model into the folder that {OUTPUT_VARIABLE} names in its environment.",
+        description="Where the finished model goes. A script may do without; one that has no Trainer of ours writes "
+        f"it into the folder that {OUTPUT_VARIABLE} names in its environment.",
     )
     compute: ComputeSpec = ComputeSpec()
     run_policy: RunPolicySpec = RunPolicySpec()
