@@ -79,7 +79,7 @@ def _object() -> Schema:
     spec["x-kubernetes-validations"] = spec["x-kubernetes-validations"] + immutable
     return {
         "type": "object",
-        "description": "Fine-tunes a language model on chats. It needs a model, data and an output.",
+        "description": "Fine-tunes a language model on chats. It needs a model, data and an output, or a script.",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},

@@ -9,9 +9,9 @@ from pydantic import Field, StringConstraints
 
 URI_FORMS = "pvc://<claim>/<path> or file:///<absolute path>"
 MODEL_URI_FORMS = f"hf://<owner>/<name>, {URI_FORMS}"
-DATA_URI_FORMS = (
-    "hf://datasets/<owner>/<name>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>"
-)
+SCRIPT_URI_FORMS = "pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>"
+DATA_URI_FORMS = f"hf://datasets/<owner>/<name>/<path>, {SCRIPT_URI_FORMS}"
+ARGUMENT_FORMS = "pvc://<claim>/<path> or configMap://<name>/<key>"
 
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 _WORD = "[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
@@ -26,7 +26,9 @@ _REPOSITORY = f"{_PART_OF_REPOSITORY}/{_PART_OF_REPOSITORY}"
 
 PLACE = f"^{_PLACE}$"
 MODEL_PLACE = f"^({_PLACE}|hf://{_REPOSITORY})$"
+SCRIPT_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY})$"
 DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY}|hf://datasets/{_REPOSITORY}{_PATH})$"
+ARGUMENT_PLACE = f"^(pvc://{_NAME}{_PATH}|configMap://{_NAME}/{_KEY})$"
 REVISION = "^[A-Za-z0-9_]([A-Za-z0-9_./-]*[A-Za-z0-9_])?$"
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 OBJECT_NAME = f"^{_NAME}$"
@@ -41,6 +43,7 @@ _WORD_REMEDY = "use letters, digits, dashes, dots and underscores, with a letter
 REMEDIES = {
     PLACE: f"use {URI_FORMS}, without .. and spaces",
     MODEL_PLACE: f"use {MODEL_URI_FORMS}, without .. and spaces",
+    SCRIPT_PLACE: f"use {SCRIPT_URI_FORMS}, without .. and spaces",
     DATA_PLACE: f"use {DATA_URI_FORMS}, without .. and spaces",
     REVISION: "use a branch, a tag or a commit: letters, digits, dots, dashes, underscores and slashes",
     LABEL: "use lower-case letters, digits and dashes, with a letter or digit at both ends",
@@ -54,13 +57,14 @@ REMEDIES = {
 }
 """By pattern."""
 
-LOCAL_ONLY = (PLACE, MODEL_PLACE, DATA_PLACE)
+LOCAL_ONLY = (PLACE, MODEL_PLACE, DATA_PLACE, SCRIPT_PLACE)
 """Forms of which `file://` is for `sft run` alone."""
 LOCAL_ONLY_REMEDY = "is a path on one machine; put it on a volume claim and use pvc://<claim>/<path>"
 
 Uri = Annotated[str, StringConstraints(max_length=512, pattern=PLACE)]
 ModelUri = Annotated[str, StringConstraints(max_length=512, pattern=MODEL_PLACE)]
 DataUri = Annotated[str, StringConstraints(max_length=512, pattern=DATA_PLACE)]
+ScriptUri = Annotated[str, StringConstraints(max_length=512, pattern=SCRIPT_PLACE)]
 Revision = Annotated[str, StringConstraints(max_length=255, pattern=REVISION)]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=LABEL)]
 

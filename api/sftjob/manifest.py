@@ -55,8 +55,9 @@ class ExportManifest(Record):
 
     owner_uid: str
     attempt: int
-    step: int
-    checkpoint_digest: str
+    step: int | None = None
+    checkpoint_digest: str | None = None
+    """Of the checkpoint that it was made from; absent, as the step, where a script wrote it without our Trainer."""
     files: list[FileEntry]
 
     def digest(self) -> str:

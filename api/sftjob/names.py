@@ -19,6 +19,12 @@ TERMINATION_MESSAGE_VARIABLE = "SFTJOB_TERMINATION_MESSAGE"
 SERVE_ADDRESS_VARIABLE = "SFTJOB_SERVE_ADDRESS"
 POD_UID_VARIABLE = "SFTJOB_POD_UID"
 
+# Of the ranks of a user's own script: what our Trainer in it, or the script itself, may look for.
+LAUNCH_VARIABLE = "SFTJOB_LAUNCH"
+"""The launcher's folder, with the plan and room for reports."""
+OUTPUT_VARIABLE = "SFTJOB_OUTPUT"
+"""A folder to write a model into: it becomes the job's first output."""
+
 RESERVED_VARIABLES = ("SFTJOB_", "PET_")
 """Beginnings of names that jobs must not set: ours, and those with which torchrun is told its options."""
 

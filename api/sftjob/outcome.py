@@ -43,6 +43,9 @@ class Outcome(Record):
     """Checkpoints that did not verify, with the reason."""
     final_digest: str | None = None
     """Of the final checkpoint's manifest; a success without it is not believed."""
+    script_completed: bool = False
+    """The job's own script exited 0 on every rank of this node, and has no final checkpoint since it has no Trainer of
+    ours: that is all the proof there is."""
     artifacts: list[Artifact] = []
     data: DataReceipt | None = None
     progress: Progress | None = None

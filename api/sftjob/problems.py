@@ -63,13 +63,17 @@ def _is_of_another_type(details: ErrorDetails) -> bool:
 
 
 def _own_problems(details: ErrorDetails) -> list[Problem]:
-    """Our checks across fields write a line per problem: the field they blame, then `: value; remedy`."""
+    """Our checks across fields write a line per problem: the field they blame, then `: value; remedy`.
+
+    A check that stands at the field itself blames it too.
+    """
     parent = _join(details["loc"])
     problems = []
     for line in str(details["ctx"]["error"]).splitlines():
         field, _, rest = line.partition(": ")
         found, _, remedy = rest.partition("; ")
-        problems.append(Problem(f"{parent}.{field}" if parent else field, found, remedy))
+        at = parent if details["loc"][-1:] == (field,) else f"{parent}.{field}" if parent else field
+        problems.append(Problem(at, found, remedy))
     return problems
 
 

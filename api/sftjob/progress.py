@@ -14,6 +14,7 @@ class Stage(StrEnum):
     DOWNLOADING_DATA = "DownloadingData"
     PREPARING_DATA = "PreparingData"
     STARTING = "Starting"
+    RUNNING_SCRIPT = "RunningScript"
     LOADING_MODEL = "LoadingModel"
     LOADING_CHECKPOINT = "LoadingCheckpoint"
     COMPILING = "Compiling"

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from sftjob.forms import ARGUMENT_FORMS, ARGUMENT_PLACE
 from sftjob.names import HUB, RESERVED_VARIABLES
 from sftjob.presets import PRESETS
 
@@ -147,20 +148,59 @@ VARIABLE_IS_FREE = Rule(
 _WORLD = "self.compute.nodes * self.compute.processesPerNode"
 BATCH_IS_DIVISIBLE = Rule(
     "training.globalBatchSize",
-    f"!has(self.training.globalBatchSize) || self.training.globalBatchSize % ({_WORLD}) == 0",
+    f"!has(self.training) || !has(self.training.globalBatchSize) || self.training.globalBatchSize % ({_WORLD}) == 0",
     "{batch} is not divisible by the {world} ranks of compute; use a multiple of {world}",
     {"batch": "self.training.globalBatchSize", "world": _WORLD},
 )
 LORA_NEEDS_A_MODEL = Rule(
     "training.lora",
-    "!has(self.training.lora) || has(self.model.loadFrom)",
+    "!has(self.training) || !has(self.training.lora) || !has(self.model) || has(self.model.loadFrom)",
     "given without model.loadFrom, so there is no trained model to adapt; name one, or remove lora",
 )
 ADAPTER_NEEDS_LORA = Rule(
     "output",
-    "has(self.training.lora) || self.output.all(one, one.format != 'adapter')",
+    "has(self.script) || !has(self.output) || (has(self.training) && has(self.training.lora)) || "
+    "self.output.all(one, one.format != 'adapter')",
     "'{uri}' has the format adapter, but training.lora, which makes one, is missing; add it, or use the format hf",
     {"uri": "self.output.filter(one, one.format == 'adapter')[0].uri"},
+)
+
+MODEL_OR_SCRIPT = Rule(
+    "model",
+    "has(self.model) || has(self.script)",
+    "missing, as is script; name what to start from, or a training script of your own",
+    reason=_MISSING,
+)
+DATA_OR_SCRIPT = Rule(
+    "data",
+    "has(self.data) || has(self.script)",
+    "missing, as is script; name the files to train on, or a training script of your own",
+    reason=_MISSING,
+)
+OUTPUT_OR_SCRIPT = Rule(
+    "output",
+    "has(self.output) || has(self.script)",
+    "missing; name a folder for the trained model",
+    reason=_MISSING,
+)
+_IN_THE_SCRIPT = "given together with script, which says this itself; remove one"
+NOT_MODEL_AND_SCRIPT = Rule("model", "!has(self.model) || !has(self.script)", _IN_THE_SCRIPT)
+NOT_DATA_AND_SCRIPT = Rule("data", "!has(self.data) || !has(self.script)", _IN_THE_SCRIPT)
+NOT_TRAINING_AND_SCRIPT = Rule("training", "!has(self.training) || !has(self.script)", _IN_THE_SCRIPT)
+STORAGE_FROM_SOMEWHERE = Rule(
+    "checkpoint.storage",
+    "!has(self.script) || has(self.output) || has(self.checkpoint.storage)",
+    "missing, and there is no output to put it beside; name a folder of this job alone",
+    reason=_MISSING,
+)
+
+_IS_A_PLACE = " || ".join(f"one.startsWith('{scheme}://')" for scheme in ("pvc", "configMap"))
+_HAS_NO_FORM = f"({_IS_A_PLACE}) && !one.matches({text_in_cel(ARGUMENT_PLACE)})"
+ARGUMENTS_HAVE_A_FORM = Rule(
+    "args",
+    f"self.args.all(one, !({_HAS_NO_FORM}))",
+    f"'{{argument}}' has the wrong form; use {ARGUMENT_FORMS}, without .. and spaces",
+    {"argument": f"self.args.filter(one, {_HAS_NO_FORM})[0]"},
 )
 
 

@@ -2,16 +2,20 @@
 the model that holds both, with its sentence and its form for the API server in `rules.py`.
 """
 
-from typing import Literal, Self, TypeVar
+import re
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from sftjob.base import Declared
 from sftjob.forms import (
+    ARGUMENT_FORMS,
+    ARGUMENT_PLACE,
     DATA_KEY,
     DATA_URI_FORMS,
     IMAGE,
     MODEL_URI_FORMS,
+    SCRIPT_URI_FORMS,
     URI_FORMS,
     VARIABLE,
     DataUri,
@@ -22,9 +26,10 @@ from sftjob.forms import (
     QualifiedName,
     Quantity,
     Revision,
+    ScriptUri,
     Uri,
 )
-from sftjob.names import HUB, RESERVED_VARIABLES, default_storage
+from sftjob.names import HUB, OUTPUT_VARIABLE, RESERVED_VARIABLES, default_storage
 from sftjob.options import (
     AdamWConfig,
     BadLineBudget,
@@ -43,19 +48,28 @@ from sftjob.options import (
 from sftjob.presets import PRESETS
 from sftjob.rules import (
     ADAPTER_NEEDS_LORA,
+    ARGUMENTS_HAVE_A_FORM,
     BATCH_IS_DIVISIBLE,
+    DATA_OR_SCRIPT,
     DATASET_NAMES_DIFFER,
     EVALUATION_DATA_FROM_SOMEWHERE,
     LORA_NEEDS_A_MODEL,
     MODEL_OR_PRESET,
+    MODEL_OR_SCRIPT,
+    NOT_DATA_AND_SCRIPT,
     NOT_FRACTION_AND_DATASETS,
+    NOT_MODEL_AND_SCRIPT,
+    NOT_TRAINING_AND_SCRIPT,
     NOT_VALUE_AND_SOURCE,
     ONE_LENGTH,
+    OUTPUT_OR_SCRIPT,
     PRESET_IS_KNOWN,
     REVISION_OF_A_HUB,
+    STORAGE_FROM_SOMEWHERE,
     TOKENIZER_FROM_SOMEWHERE,
     VALUE_OR_SOURCE,
     VARIABLE_IS_FREE,
+    Rule,
     overrides_need_a_preset,
     rules,
 )
@@ -70,6 +84,40 @@ def _revision_is_of_a_hub(source: _S) -> _S:
 
 
 _REVISION = Field(default=None, description="Of a hub's repository: branch, tag or commit. Absent: main.")
+
+
+class ScriptSpec(Declared):
+    """A Python file that every rank runs, as under `torchrun`, instead of `model`, `data` and `training`.
+
+    A `Trainer` of `sft_trainer` in it works in `checkpoint.storage`, resumes and stops as any job does.
+    """
+
+    model_config = rules(ARGUMENTS_HAVE_A_FORM)
+
+    uri: ScriptUri = Field(description=f"The file: {SCRIPT_URI_FORMS}.")
+    args: list[Annotated[str, StringConstraints(max_length=1024)]] = Field(
+        default=[],
+        max_length=64,
+        description=f"Its arguments. One that is {ARGUMENT_FORMS} as a whole arrives as the path where that lies.",
+    )
+
+    @field_validator("args")
+    @classmethod
+    def _forms(cls, args: list[str]) -> list[str]:
+        for one in args:
+            if _is_place(one) and not re.fullmatch(ARGUMENT_PLACE, one):
+                raise ValueError(ARGUMENTS_HAVE_A_FORM.told(argument=one))
+        return args
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The script, and what of its arguments is a place, by path in the spec."""
+        listed = {f"spec.script.args[{index}]": one for index, one in enumerate(self.args) if _is_place(one)}
+        return {"spec.script.uri": self.uri} | listed
+
+
+def _is_place(argument: str) -> bool:
+    return argument.startswith(("pvc://", "configMap://"))
 
 
 class UriSource(Declared):
@@ -259,7 +307,10 @@ class CheckpointSpec(Declared):
         default=None, description=f"Folder of this job alone: {URI_FORMS}. Absent: the first output + `.checkpoints`."
     )
     every_steps: int | None = Field(
-        default=None, ge=1, description="Optimiser steps from one checkpoint to the next. Absent: at the end only."
+        default=None,
+        ge=1,
+        description="Optimiser steps from one checkpoint to the next. Absent: at the end only. With `script` this and "
+        "keepLast count where its Trainer is not told otherwise.",
     )
     keep_last: int = Field(default=2, ge=2, le=100, description="Checkpoints to keep; older ones are deleted.")
     save_mode: SaveMode = Field(
@@ -407,7 +458,7 @@ class RunPolicySpec(Declared):
         ge=10,
         le=604_800,
         description="Time that a running attempt may show no new step, stage or detail of it: more than the longest "
-        "export takes. Then it ends as `Hang`. Absent: no limit.",
+        "export takes. Then it ends as `Hang`. A script without a Trainer of ours shows nothing. Absent: no limit.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None,
@@ -424,41 +475,105 @@ class RunPolicySpec(Declared):
 
 
 class SFTJobSpec(Declared):
-    """One fine-tuning run: what to start from, the data, where the result goes."""
+    """One fine-tuning run: what to start from, the data, where the result goes; or a script that knows."""
 
-    model_config = rules(BATCH_IS_DIVISIBLE, LORA_NEEDS_A_MODEL, ADAPTER_NEEDS_LORA)
+    model_config = rules(
+        MODEL_OR_SCRIPT,
+        DATA_OR_SCRIPT,
+        OUTPUT_OR_SCRIPT,
+        NOT_MODEL_AND_SCRIPT,
+        NOT_DATA_AND_SCRIPT,
+        NOT_TRAINING_AND_SCRIPT,
+        STORAGE_FROM_SOMEWHERE,
+        BATCH_IS_DIVISIBLE,
+        LORA_NEEDS_A_MODEL,
+        ADAPTER_NEEDS_LORA,
+    )
 
-    model: ModelSpec
-    data: DataSpec
-    training: TrainingSpec = TrainingSpec()
+    script: ScriptSpec | None = None
+    model: ModelSpec | None = Field(default=None, validate_default=True)
+    data: DataSpec | None = Field(default=None, validate_default=True)
+    training: TrainingSpec | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
-    output: list[OutputSpec] = Field(min_length=1, max_length=4, description="Where the finished model goes.")
+    output: list[OutputSpec] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4,
+        validate_default=True,
+        description="Where the finished model goes. A script may do without; one that has no Trainer of ours writes "
+        f"it into the folder that {OUTPUT_VARIABLE} names in its environment.",
+    )
     compute: ComputeSpec = ComputeSpec()
     run_policy: RunPolicySpec = RunPolicySpec()
+
+    @field_validator("model", "data", "training", "output")
+    @classmethod
+    def _or_script(cls, value: Any, info: ValidationInfo) -> Any:
+        """At each field, so that it is told together with what else is wrong."""
+        # A script that is wrong itself is not in `data`, but was given.
+        has_script = "script" not in info.data or info.data["script"] is not None
+        broken = None
+        if value is None and not has_script:
+            broken = _MISSING_WITHOUT_SCRIPT.get(info.field_name)
+        if value is not None and has_script:
+            broken = _NOT_WITH_SCRIPT.get(info.field_name)
+        if broken:
+            raise ValueError(broken.told())
+        return value
 
     @model_validator(mode="after")
     def _sections_together(self) -> Self:
         problems = []
-        batch, world = self.training.global_batch_size, self.compute.world_size
+        if self.script and self.output is None and self.checkpoint.storage is None:
+            problems.append(STORAGE_FROM_SOMEWHERE.told())
+        batch, world = self.training.global_batch_size if self.training else None, self.compute.world_size
         if batch is not None and batch % world:
             problems.append(BATCH_IS_DIVISIBLE.told(batch=batch, world=world))
-        if self.training.lora and not self.model.load_from:
+        has_lora = self.training is not None and self.training.lora is not None
+        if has_lora and self.model and not self.model.load_from:
             problems.append(LORA_NEEDS_A_MODEL.told())
-        adapters = [output.uri for output in self.output if output.format == "adapter"]
-        if adapters and not self.training.lora:
+        adapters = [output.uri for output in self.outputs if output.format == "adapter"]
+        if adapters and not has_lora and not self.script:
             problems.append(ADAPTER_NEEDS_LORA.told(uri=adapters[0]))
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     @property
+    def outputs(self) -> list[OutputSpec]:
+        return self.output or []
+
+    @property
     def storage_uri(self) -> str:
-        return self.checkpoint.storage or default_storage(self.output[0].uri)
+        return self.checkpoint.storage or default_storage(self.outputs[0].uri)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The URI of everything that the job reads or writes, by path in the spec."""
+        found = self.script.places if self.script else {}
+        if self.data:
+            found |= {f"{path}.uri": dataset.uri for path, dataset in self.data.sources.items()}
+        found["spec.checkpoint.storage"] = self.storage_uri
+        found |= {f"spec.output[{index}].uri": output.uri for index, output in enumerate(self.outputs)}
+        if self.model and self.model.load_from:
+            found["spec.model.loadFrom.uri"] = self.model.load_from.uri
+        if self.model and self.model.tokenizer:
+            found["spec.model.tokenizer.uri"] = self.model.tokenizer.uri
+        return found
 
     @property
     def uris(self) -> list[str]:
         """Every place the job reads or writes, each once."""
-        places = [dataset.uri for dataset in self.data.sources.values()] + [output.uri for output in self.output]
-        places.append(self.storage_uri)
-        places += [source.uri for source in (self.model.load_from, self.model.tokenizer) if source]
-        return list(dict.fromkeys(places))
+        return list(dict.fromkeys(self.places.values()))
+
+
+_MISSING_WITHOUT_SCRIPT: dict[str | None, Rule] = {
+    "model": MODEL_OR_SCRIPT,
+    "data": DATA_OR_SCRIPT,
+    "output": OUTPUT_OR_SCRIPT,
+}
+_NOT_WITH_SCRIPT: dict[str | None, Rule] = {
+    "model": NOT_MODEL_AND_SCRIPT,
+    "data": NOT_DATA_AND_SCRIPT,
+    "training": NOT_TRAINING_AND_SCRIPT,
+}

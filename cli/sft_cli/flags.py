@@ -24,7 +24,12 @@ from sftjob.spec import SFTJobSpec
 
 _WITHOUT_A_FLAG = ("compute.image", "compute.priorityClassName", "runPolicy.suspend")
 """Heeded by clusters only; and a run on this machine is wanted to run."""
-_PLACES = {"model.loadFrom.uri": "--model", "model.tokenizer.uri": "--tokenizer", "checkpoint.storage": "--checkpoints"}
+_PLACES = {
+    "script.uri": "--script",
+    "model.loadFrom.uri": "--model",
+    "model.tokenizer.uri": "--tokenizer",
+    "checkpoint.storage": "--checkpoints",
+}
 """Folders, with a name that is easier to remember."""
 
 

@@ -13,6 +13,9 @@ from sftjob.spec import SFTJobSpec
 
 def memory_lines(spec: SFTJobSpec, claims: Claims) -> Iterator[str]:
     """A table, or in one line why there is none: a job may be written where its model is not."""
+    if spec.model is None:
+        yield "memory: not told, for only the script knows its model"
+        return
     uri = spec.model.load_from.uri if spec.model.load_from else None
     folder = claims.path_of(uri) if uri and uri.startswith(("file://", "pvc://")) else None
     if folder and not Path(folder).is_dir():

@@ -74,7 +74,7 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
     if status.phase is Phase.SUCCEEDED:
         final_loss = f", final loss {rows[-1].loss:.3f}" if rows else ""
         say(f"{job.metadata.name} succeeded: {trained_time(status)}{final_loss}")
-        for output in job.spec.output:
+        for output in job.spec.outputs:
             say(f"model: {claims.path_of(output.uri)}")
     else:
         failed = next(condition for condition in status.conditions if condition.type == "Failed")

@@ -12,13 +12,14 @@ from sftjob.status import AttemptRecord, Phase, SFTJobStatus
 
 def arithmetic(spec: SFTJobSpec) -> str:
     """What a step consists of."""
-    compute, batch = spec.compute, spec.training.global_batch_size or spec.compute.world_size
+    compute = spec.compute
     ranks, processes = _counted(compute.world_size, "rank"), compute.processes_per_node
-    return (
-        f"{ranks} = {_counted(compute.nodes, 'node')} x {_counted(processes, 'process', 'processes')}; "
-        f"global batch {_counted(batch, 'pack')} = {ranks} x "
-        f"{_counted(batch // compute.world_size, 'accumulation step')} of 1 pack"
-    )
+    placed = f"{ranks} = {_counted(compute.nodes, 'node')} x {_counted(processes, 'process', 'processes')}; "
+    if spec.script:
+        return placed + f"each runs {spec.script.uri}"
+    batch = (spec.training.global_batch_size if spec.training else None) or compute.world_size
+    steps = _counted(batch // compute.world_size, "accumulation step")
+    return placed + f"global batch {_counted(batch, 'pack')} = {ranks} x {steps} of 1 pack"
 
 
 def headline(job: SFTJob, progress: Progress | None, now: datetime) -> str:

@@ -20,7 +20,7 @@ from sft_operator.local.claims import Claims, claims_of
 from sft_operator.local.files import replace_file
 from sft_operator.local.store import FileStore
 from sftjob.job import Manifest, ObjectMeta, SFTJob
-from sftjob.spec import SFTJobSpec
+from sftjob.spec import SFTJobSpec, TrainingSpec
 from sftjob.status import Phase
 
 
@@ -96,12 +96,10 @@ class WorkFolder:
 
 
 def _refuse_what_needs_a_cluster(spec: SFTJobSpec) -> None:
-    for path, dataset in spec.data.sources.items():
-        if dataset.uri.startswith("configMap://"):
-            raise Refusal(
-                f"{path}.uri: {dataset.uri} is in a cluster only; "
-                "write its content into a file, and name that as file:///<absolute path>"
-            )
+    for path, uri in spec.places.items():
+        if uri.startswith("configMap://"):
+            how = "its path" if ".args[" in path else "file:///<absolute path>"
+            raise Refusal(f"{path}: {uri} is in a cluster only; write its content into a file, and name that as {how}")
     for index, variable in enumerate(spec.compute.env):
         if variable.value is None and variable.name not in os.environ:
             raise Refusal(
@@ -121,8 +119,15 @@ def _changes_of_job(job: SFTJob, manifest: Manifest) -> list[str]:
         for field in ("name", "namespace")
         if getattr(job.metadata, field) != getattr(manifest.metadata, field)
     ]
-    before, after = job.spec.to_json_dict(), manifest.spec.to_json_dict()
-    return renamed + _changed_fields(before | {"runPolicy": {}}, after | {"runPolicy": {}}, "spec")
+    return renamed + _changed_fields(_what_counts(job.spec), _what_counts(manifest.spec), "spec")
+
+
+def _what_counts(spec: SFTJobSpec) -> dict[str, Any]:
+    """Of a job that may go on; training that is absent is training by its defaults."""
+    found = spec.to_json_dict() | {"runPolicy": {}}
+    if not spec.script:
+        found.setdefault("training", TrainingSpec().to_json_dict())
+    return found
 
 
 def _changed_fields(before: Any, after: Any, path: str) -> list[str]:

@@ -12,7 +12,7 @@ import yaml
 from real_cluster import Cluster
 
 from sftjob.job import SFTJob, parse_manifest
-from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, ON_ONE_MACHINE, Bad
+from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, ON_ONE_MACHINE, SCRIPT, Bad
 
 pytestmark = pytest.mark.cluster
 
@@ -71,7 +71,7 @@ def test_everything_wrong_is_told_at_once(api: Cluster) -> None:
     }
 
 
-@pytest.mark.parametrize("document", [GOOD, LEAST], ids=["every-field", "least"])
+@pytest.mark.parametrize("document", [GOOD, LEAST, SCRIPT], ids=["every-field", "least", "script"])
 def test_a_good_manifest_comes_back_with_pydantic_s_defaults(api: Cluster, document: dict[str, Any]) -> None:
     stored = accepted(api, document)
     ours = parse_manifest(document).spec

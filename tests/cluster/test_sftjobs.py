@@ -141,6 +141,27 @@ def test_a_killed_rank_is_told_with_its_place_and_the_next_attempt_ends_bit_equa
         assert event in story
 
 
+def test_a_script_from_a_config_map_goes_on_after_a_pod_is_deleted_and_ends_bit_equal_to_the_job_without_it(
+    own: Room, undisturbed: LocalRun
+) -> None:
+    own.start_operator()
+    script = (ROOT / "tests" / "e2e" / "small_script.py").read_text()
+    own.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "scripts"}, "data": {"own.py": script}})
+    places = ["pvc://inputs/tokenizer", "pvc://inputs/chats.jsonl"]
+    without = small_job()
+    kept = {name: without["spec"][name] for name in ("checkpoint", "output", "compute", "runPolicy")}
+    own.apply(without | {"spec": kept | {"script": {"uri": "configMap://scripts/own.py", "args": places}}})
+    own.until_step(3)
+    selector = "sftjob.dev/attempt=1,training.kubeflow.org/replica-index=1"
+    own.kubectl("delete", "pods", f"--selector={selector}", "--wait=false")
+    status = own.until_phase("Succeeded")
+    assert reasons(status) == ["Preempted", "Succeeded"]
+    last, first = status["attempts"]["history"]
+    assert last["resumedFrom"] == first["savedStep"] == first["lastStep"]
+    assert status["artifacts"][0]["uri"] == "pvc://results/model"
+    assert_bit_equal(own.run(), undisturbed)
+
+
 def test_an_operator_killed_around_a_creation_and_in_mid_run_makes_one_attempt(
     own: Room, undisturbed: LocalRun
 ) -> None:

@@ -158,7 +158,7 @@ class LocalRun:
         found = self.until(
             lambda: [
                 pid
-                for pid, environment in self.processes("sft_trainer.child rank").items()
+                for pid, environment in self.processes("sft_trainer.child").items()
                 if environment.get("RANK") == str(number)
             ]
         )

@@ -19,8 +19,8 @@ def test_the_quickstart_is_valid_and_speaks_of_three_claims(manifest: Manifest) 
     assert manifest.metadata.name == "quickstart"
     assert manifest.spec.uris == [
         "pvc://data/tickets.jsonl",
-        "pvc://results/model",
         "pvc://results/checkpoints",
+        "pvc://results/model",
         "pvc://models/SmolLM2-135M-Instruct",
     ]
 

@@ -14,7 +14,7 @@ def test_flags_alone_train_a_model_and_the_same_flags_tell_its_result_again(user
     assert (run.returncode, run.stderr) == (0, "")
     assert f"model: {user.folder}/models/My_Tuned" in run.stdout.splitlines()
     spec = parse_manifest(yaml.safe_load(user.sft("train", *FLAGS, "--dry-run").stdout)).spec
-    assert spec.training.optimizer.lr == 6e-5
+    assert spec.training is None
     again = user.sft("train", *FLAGS, "--lr", "1e-4", "--total-step", "3")
     assert again.stdout.splitlines()[0] == "runs/my-tuned: this run has ended already"
     changed = user.sft("train", *FLAGS, "--lr", "2e-4", "--total-step", "3")
@@ -56,6 +56,34 @@ def test_flags_win_over_the_file(user: User) -> None:
     assert manifest.spec.output[0].uri == "pvc://models/tuned"
 
 
+def test_a_script_is_a_flag_too(user: User) -> None:
+    dry = user.sft(
+        "train", "--script", "train.py", "--args", "--lr,1e-4", "--output", "out", "--nodes", "2", "--dry-run"
+    )
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert dry.stdout.splitlines()[-1] == f"# 2 ranks = 2 nodes x 1 process; each runs file://{user.folder}/train.py"
+    spec = parse_manifest(yaml.safe_load(dry.stdout)).spec
+    assert spec.script is not None
+    assert (spec.script.uri, spec.script.args) == (f"file://{user.folder}/train.py", ["--lr", "1e-4"])
+    assert (spec.model, spec.data, spec.training) == (None, None, None)
+    both = user.sft("train", "--script", "train.py", "--lr", "1e-4", "--output", "out", "--dry-run")
+    assert both.stderr == "spec.training: given together with script, which says this itself; remove one\n"
+
+
+def test_what_lies_in_a_config_map_is_refused_here_with_what_to_do(user: User) -> None:
+    for flags_, said in (
+        (("--script", "configMap://scripts/train.py"), "spec.script.uri: configMap://scripts/train.py"),
+        (
+            ("--script", "train.py", "--args", "--data,configMap://few/few.jsonl"),
+            "spec.script.args[1]: configMap://few/",
+        ),
+    ):
+        refused = user.sft("train", *flags_, "--output", "out")
+        assert refused.returncode == 64
+        assert refused.stderr.startswith(said)
+        assert "is in a cluster only; write its content into a file, and name that as " in refused.stderr
+
+
 def test_a_file_of_odd_shapes_is_completed_or_refused(user: User) -> None:
     user.file.write_text(user.file.read_text() + "  training:\n")
     assert user.sft("train", "job.yaml", "--seed", "8", "--dry-run").returncode == 0
@@ -70,7 +98,7 @@ def test_wrong_and_missing_values_are_refused_together_by_the_path_that_is_the_f
     refused = user.sft("train", "--data", "x.jsonl", "--lr", "fast", "--output", "out")
     assert (refused.returncode, refused.stdout) == (64, "")
     assert refused.stderr.splitlines() == [
-        "spec.model: missing; this field is required, add it",
+        "spec.model: missing, as is script; name what to start from, or a training script of your own",
         "spec.training.optimizer.lr: 'fast' has the wrong type; use a valid number, "
         "unable to parse string as a number",
     ]  # fmt: skip

@@ -19,14 +19,25 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
+WITHOUT_SCRIPT = {
+    "model": {"loadFrom": {"uri": "pvc://models/base"}},
+    "data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"}]},
+}
+
+
 def a_job(
-    *, nodes: int = 1, status: SFTJobStatus | None = None, gpus: int = 0, retry: str | None = None, **policy: Any
+    *,
+    nodes: int = 1,
+    status: SFTJobStatus | None = None,
+    script: str | None = None,
+    gpus: int = 0,
+    retry: str | None = None,
+    **policy: Any,
 ) -> SFTJob:
     """`gpus` a node; `retry` is the value of its annotation."""
     spec = SFTJobSpec.model_validate(
-        {
-            "model": {"loadFrom": {"uri": "pvc://models/base"}},
-            "data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"}]},
+        (WITHOUT_SCRIPT if script is None else {"script": {"uri": script}})
+        | {
             "output": [{"uri": "pvc://models/tuned"}],
             "compute": {"nodes": nodes, "resources": {"limits": {"nvidia.com/gpu": gpus} if gpus else {}}},
             "runPolicy": policy,

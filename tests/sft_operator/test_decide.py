@@ -198,6 +198,15 @@ def test_only_a_proven_success_of_all_nodes_is_one(outcomes: list[Any], reason: 
     assert decision.status.attempts.failures == 0
 
 
+def test_a_script_without_our_trainer_has_succeeded_when_it_ran_to_its_end_on_every_node() -> None:
+    job = a_job(nodes=2, status=in_attempt(1), script="pvc://scripts/train.py")
+    done, other = an_outcome(Reason.SUCCEEDED, script_completed=True), an_outcome(Reason.SUCCEEDED, node_rank=1)
+    decision = decide(job, observing(seen(1, done, other)), now=NOW)
+    assert decision.status.phase is Phase.SUCCEEDED
+    for outcomes in ((done, None), (done, an_outcome(Reason.RANK_FAILED, node_rank=1)), (None, other)):
+        assert decide(job, observing(seen(1, *outcomes)), now=NOW).status.phase is Phase.RESTARTING
+
+
 @pytest.mark.parametrize(
     ("first", "second", "node_rank"),
     [
@@ -251,6 +260,17 @@ def test_three_attempts_without_a_newer_checkpoint_end_the_job() -> None:
     assert (decision.status.attempts.without_progress, decision.status.attempts.saved_step) == (0, 11)
     decision = decide(job, observing(seen(3, an_outcome(Reason.INVALID_DATA, attempt=3))), now=NOW)
     assert failed(decision)[0] == "InvalidData"
+
+
+def test_a_script_that_never_showed_a_checkpoint_is_ended_by_its_budgets_alone() -> None:
+    """What it keeps itself nobody sees; with our Trainer in it, it is judged as any job."""
+    ended = observing(seen(3, an_outcome(Reason.PREEMPTED, attempt=3)))
+    status = in_attempt(3, without_progress=2)
+    decision = decide(a_job(status=status, script="pvc://scripts/train.py"), ended, now=NOW)
+    assert decision.status.phase is Phase.RESTARTING
+    status = in_attempt(3, without_progress=2, saved_step=10)
+    decision = decide(a_job(status=status, script="pvc://scripts/train.py"), ended, now=NOW)
+    assert failed(decision)[0] == "NoProgress"
 
 
 def test_a_lost_launchers_last_report_counts_as_its_progress() -> None:

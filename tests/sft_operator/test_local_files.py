@@ -12,6 +12,7 @@ from sft_operator.local.claims import Claims, claims_of
 from sft_operator.local.lock import Locked, is_locked, locked
 from sft_operator.local.store import FileStore
 from sftjob.plan import JobReference, LaunchPlan, Mount
+from sftjob.spec import TrainingSpec
 from sftjob.status import Phase, SFTJobStatus
 
 KEY = JobKey("default", "tiny")
@@ -82,15 +83,15 @@ def test_claims_are_folders() -> None:
 def test_the_launch_plan_says_where_everything_lies_and_fixes_the_batch() -> None:
     job = a_job(nodes=2)
     plan = launch_plan(job, 3, path_of=Claims(Path("/c"), {}).path_of)
-    training = job.spec.training.model_copy(update={"global_batch_size": 2})
+    training = TrainingSpec(global_batch_size=2)
     assert plan == LaunchPlan(
         job=JobReference(namespace="default", name="tiny", uid="uid-1"),
         attempt=3,
         spec=job.spec.model_copy(update={"training": training}),
         mounts=[
             Mount(uri="pvc://data/chats.jsonl", path="/c/data/chats.jsonl"),
-            Mount(uri="pvc://models/tuned", path="/c/models/tuned"),
             Mount(uri="pvc://models/tuned.checkpoints", path="/c/models/tuned.checkpoints"),
+            Mount(uri="pvc://models/tuned", path="/c/models/tuned"),
             Mount(uri="pvc://models/base", path="/c/models/base"),
         ],
     )

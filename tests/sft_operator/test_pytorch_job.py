@@ -161,6 +161,37 @@ def test_what_comes_from_a_hub_needs_no_volume() -> None:
     assert {mount.uri for mount in plan.mounts} == {"pvc://results/tuned", "pvc://results/tuned.checkpoints"}
 
 
+def test_a_script_and_its_places_are_mounted_read_only_and_named_as_paths() -> None:
+    arguments = ["--data", "pvc://data/chats.jsonl", "--few", "configMap://few-chats/few.jsonl", "--cost", "$(5)"]
+    spec = {
+        "script": {"uri": "configMap://scripts/train.py", "args": arguments},
+        "checkpoint": {"storage": "pvc://results/tuned.checkpoints"},
+    }
+    metadata = ObjectMeta(name="tiny", namespace="team", uid="uid-1", resource_version="1")
+    plan, body = built(SFTJob(metadata=metadata, spec=SFTJobSpec.model_validate(spec)))
+    assert {mount.uri: mount.path for mount in plan.mounts} == {
+        "configMap://scripts/train.py": "/config-maps/scripts/train.py",
+        "pvc://data/chats.jsonl": "/claims/data/chats.jsonl",
+        "configMap://few-chats/few.jsonl": "/config-maps/few-chats/few.jsonl",
+        "pvc://results/tuned.checkpoints": "/claims/results/tuned.checkpoints",
+    }
+    pod = body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["volumeMounts"][:4] == [
+        {"name": "claim-0", "mountPath": "/claims/data", "readOnly": True},
+        {"name": "claim-1", "mountPath": "/claims/results"},
+        {"name": "config-map-0", "mountPath": "/config-maps/scripts", "readOnly": True},
+        {"name": "config-map-1", "mountPath": "/config-maps/few-chats", "readOnly": True},
+    ]
+    assert pod["volumes"][2] == {
+        "name": "config-map-0",
+        "configMap": {"name": "scripts", "items": [{"key": "train.py", "path": "train.py"}]},
+    }
+    # The kubelet would put a variable in for $(5).
+    assert json.loads(container["command"][-1].replace("$$", "$"))["spec"]["script"]["args"] == arguments
+    assert "$$(5)" in container["command"][-1]
+
+
 def test_what_a_job_asks_of_its_pods_stands_in_them() -> None:
     compute = {
         "image": "mine:2",

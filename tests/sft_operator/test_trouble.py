@@ -129,5 +129,20 @@ def test_an_event_says_what_to_change(event: str, message: str, reason: str, beg
     assert trouble.message.startswith(begin), trouble.message
 
 
+def test_a_config_map_that_is_missing_is_told_with_every_field_of_a_script_that_names_it() -> None:
+    script = {"uri": "configMap://few/train.py", "args": ["--data", "configMap://few/few.jsonl", "pvc://inputs/x"]}
+    spec = {"script": script, "output": [{"uri": "pvc://results/tuned"}]}
+    job = a_job()
+    job = job.model_copy(update={"spec": SFTJobSpec.model_validate(spec)})
+    message = 'MountVolume.SetUp failed for volume "config-map-0" : configmap "few" not found'
+    event = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": "FailedMount", "message": message}
+    trouble = of_events(job, [event], now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
+    assert trouble is not None
+    assert trouble.message.startswith(
+        "spec.script.uri, spec.script.args[1]: create the ConfigMap few with the keys train.py, few.jsonl in namespace "
+        "team, and the job starts by itself: "
+    )
+
+
 def test_pods_that_only_take_their_time_are_no_trouble() -> None:
     assert of_pods(a_job(), [waiting("ContainerCreating", ""), pod(1, 1, phase="Pending")], DEFAULTS) is None

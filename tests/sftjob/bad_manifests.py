@@ -127,13 +127,25 @@ LEAST: dict[str, Any] = GOOD | {
 """What a job needs."""
 
 
+SCRIPT: dict[str, Any] = GOOD | {
+    "spec": {
+        "script": {
+            "uri": "configMap://scripts/train.py",
+            "args": ["--data", "pvc://data/chats.jsonl", "--lr=1e-4", ""],
+        },
+        "checkpoint": {"storage": "pvc://results/job"},
+    }
+}
+"""A script of the user's own needs no model, no data and, where it has a storage, no output."""
+
+
 @dataclass(frozen=True)
 class Bad:
     path: str
     says: str
     """Value and remedy."""
     spec: dict[str, Any] = field(default_factory=dict)
-    """Instead of these sections of LEAST."""
+    """Instead of these sections of LEAST; None leaves one out."""
     server: str | None = None
     """What the API server says, where that is its own sentence and not ours."""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +155,7 @@ class Bad:
     @property
     def document(self) -> dict[str, Any]:
         spec = LEAST["spec"] | self.spec
-        spec = {name: section for name, section in spec.items() if name != self.without}
+        spec = {name: section for name, section in spec.items() if name != self.without and section is not None}
         return LEAST | {"metadata": LEAST["metadata"] | self.metadata, "spec": spec}
 
 
@@ -152,6 +164,7 @@ NAME = "use lower-case letters, digits, dashes and dots, with a letter or digit 
 WORD = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
 PLACE = "use pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
 MODEL_PLACE = "use hf://<owner>/<name>, pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
+SCRIPT_PLACE = "use pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>, without .. and spaces"
 DATA_PLACE = (
     "use hf://datasets/<owner>/<name>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or "
     "file:///<absolute path>, without .. and spaces"
@@ -164,7 +177,12 @@ PRESETS = (
     "Qwen3MoE235BA22, Llama3Dense8B, Llama3Dense70B, Llama3P1Dense8B, Llama3P1Dense70B, Llama3P1Dense405B, "
     "Llama3P2Dense1B, Llama3P2Dense3B, MistralDense7B, MistralDense12B, MistralDense24B, MistralDense123B"
 )
+_IN_SCRIPT = "script, which says this itself; remove one"
 LOAD_FROM = {"loadFrom": {"uri": "pvc://models/base"}}
+
+
+def script(*arguments: str, uri: str = "pvc://scripts/train.py") -> dict[str, Any]:
+    return {"model": None, "data": None, "script": {"uri": uri, "args": list(arguments)}}
 
 
 def dataset(**fields: Any) -> dict[str, Any]:
@@ -212,8 +230,17 @@ BAD = [
         server=f"'{'j' * 64}' is too long; use at most 63 characters",
     ),
     # What is missing, unknown or of another type
-    Bad("spec.model", "missing; this field is required, add it", without="model", server="Required value"),
-    Bad("spec.output", "missing; this field is required, add it", without="output", server="Required value"),
+    Bad(
+        "spec.model",
+        "missing, as is script; name what to start from, or a training script of your own",
+        without="model",
+    ),
+    Bad(
+        "spec.data",
+        "missing, as is script; name the files to train on, or a training script of your own",
+        without="data",
+    ),
+    Bad("spec.output", "missing; name a folder for the trained model", without="output"),
     Bad(
         "spec.training.optimiser",
         "unknown field; did you mean optimizer?",
@@ -291,6 +318,32 @@ BAD = [
         f"'pvc://{'r' * 50}... is too long; use at most 512 characters",
         {"output": [{"uri": f"pvc://{'r' * 512}/model"}]},
         server="Too long: may not be more than 512 bytes",
+    ),
+    # A script instead
+    Bad("spec.model", f"given together with {_IN_SCRIPT}", script() | {"model": LOAD_FROM}),
+    Bad("spec.data", f"given together with {_IN_SCRIPT}", script() | {"data": LEAST["spec"]["data"]}),
+    Bad("spec.training", f"given together with {_IN_SCRIPT}", script() | {"training": {"seed": 42}}),
+    Bad(
+        "spec.checkpoint.storage",
+        "missing, and there is no output to put it beside; name a folder of this job alone",
+        script() | {"output": None},
+    ),
+    Bad("spec.script.uri", f"'train.py' has the wrong form; {SCRIPT_PLACE}", script(uri="train.py")),
+    Bad(
+        "spec.script.uri",
+        f"'hf://datasets/me/chats/train.py' has the wrong form; {SCRIPT_PLACE}",
+        script(uri="hf://datasets/me/chats/train.py"),
+    ),
+    Bad(
+        "spec.script.args",
+        "'pvc://data' has the wrong form; use pvc://<claim>/<path> or configMap://<name>/<key>, without .. and spaces",
+        script("--lr", "pvc://data"),
+    ),
+    Bad(
+        "spec.script.args[0]",
+        f"'{'a' * 56}... is too long; use at most 1024 characters",
+        script("a" * 1025),
+        server="Too long: may not be more than 1024 bytes",
     ),
     # Model and data
     Bad(
@@ -564,6 +617,7 @@ ON_ONE_MACHINE = [
         f"'file:///m' {_ONE_MACHINE}",
         {"model": LOAD_FROM | {"tokenizer": {"uri": "file:///m"}}},
     ),
+    Bad("spec.script.uri", f"'file:///train.py' {_ONE_MACHINE}", script(uri="file:///train.py")),
     Bad("spec.data.datasets[0].uri", f"'file:///chats.jsonl' {_ONE_MACHINE}", dataset(uri="file:///chats.jsonl")),
     Bad(
         "spec.data.evaluation.datasets[0].uri",

@@ -4,7 +4,8 @@ import pytest
 
 from sftjob.job import parse_manifest
 from sftjob.problems import SpecError
-from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, ON_ONE_MACHINE, Bad
+from sftjob.spec import TrainingSpec
+from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, ON_ONE_MACHINE, SCRIPT, Bad
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.path}: {bad.says[:40]}")
@@ -15,7 +16,7 @@ def test_a_bad_manifest_is_refused_with_path_value_and_remedy(bad: Bad) -> None:
 
 
 def test_good_manifests_are_accepted() -> None:
-    for document in (GOOD, LEAST, *(bad.document for bad in ON_ONE_MACHINE)):
+    for document in (GOOD, LEAST, SCRIPT, *(bad.document for bad in ON_ONE_MACHINE)):
         parse_manifest(document)
 
 
@@ -24,7 +25,18 @@ def test_good_sets_every_field_and_none_to_its_default() -> None:
     spec = parse_manifest(GOOD).spec
     least = parse_manifest(LEAST).spec
     assert spec.to_json_dict() == GOOD["spec"]
+    assert least.training is None
     for section in ("training", "checkpoint", "compute", "run_policy"):
-        given, default = getattr(spec, section).model_dump(), getattr(least, section).model_dump()
+        given, default = getattr(spec, section).model_dump(), (getattr(least, section) or TrainingSpec()).model_dump()
         same = {name for name in given if given[name] == default[name]}
         assert same == ({"total_step"} if section == "training" else set())
+
+
+def test_a_script_s_places_are_the_job_s() -> None:
+    spec = parse_manifest(SCRIPT).spec
+    assert spec.places == {
+        "spec.script.uri": "configMap://scripts/train.py",
+        "spec.script.args[1]": "pvc://data/chats.jsonl",
+        "spec.checkpoint.storage": "pvc://results/job",
+    }
+    assert spec.outputs == []

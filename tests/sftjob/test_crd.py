@@ -31,7 +31,7 @@ def bounds_of(annotation: Any, metadata: list[Any], path: str) -> Iterator[tuple
         yield from bounds_of(arguments[0], [*metadata, *arguments[1:]], path)
         return
     if origin in (types.UnionType, typing.Union):
-        for arm in arguments:
+        for arm in set(arguments) - {type(None)}:
             yield from bounds_of(arm, metadata, path)
         return
     if origin is Literal:
@@ -119,7 +119,7 @@ def _is_of(rule: dict[str, Any], says: str) -> bool:
 def test_only_the_run_policy_is_mutable() -> None:
     rules = SCHEMA["properties"]["spec"]["x-kubernetes-validations"]
     immutable = {rule["fieldPath"] for rule in rules if "oldSelf" in rule["rule"]}
-    assert immutable == {".model", ".data", ".training", ".checkpoint", ".output", ".compute"}
+    assert immutable == {".script", ".model", ".data", ".training", ".checkpoint", ".output", ".compute"}
 
 
 def test_status_refuses_nothing_but_other_types() -> None:

@@ -1,4 +1,6 @@
-"""The launcher's children: `python -m sft_trainer.child download|prepare|rank <parent's pid> <scratch folder>`.
+"""The launcher's children: `python -m sft_trainer.child download|prepare|rank|script <parent's pid> <scratch folder>`.
+
+A script is followed by its path and its arguments.
 
 What must hold from the first moment comes before the imports that take seconds: no child outlives its parent, and a
 rank that is told to stop while it starts still hears it.
@@ -12,7 +14,7 @@ from sft_trainer.death import die_with_parent
 from sft_trainer.stop import StopSignal
 
 
-def main(stage: str, parent_pid: str, scratch: str) -> int:
+def main(stage: str, parent_pid: str, scratch: str, *script: str) -> int:
     die_with_parent(int(parent_pid))
     if stage == "prepare":
         from sft_trainer.prepare import prepare_stage
@@ -22,6 +24,11 @@ def main(stage: str, parent_pid: str, scratch: str) -> int:
         from sft_trainer.hub.stage import download_stage
 
         code = download_stage(Path(scratch))
+    elif stage == "script":
+        from sft_trainer.script import script_stage
+
+        path, *arguments = script
+        code = script_stage(Path(scratch), path, arguments)
     else:
         stop = StopSignal()
         from sft_trainer.rank import rank_stage

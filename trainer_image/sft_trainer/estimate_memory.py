@@ -13,12 +13,13 @@ from sft_trainer.model.build import chosen_precision, model_on_meta
 from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure, exit_code
 from sftjob.memory import MemoryEstimate, MemoryTask
+from sftjob.spec import TrainingSpec
 
 
 def estimate(task: MemoryTask) -> MemoryEstimate:
     """Raises JobFailure. Precision `auto` is that of GPUs where the job asks for some, else that of this machine."""
-    spec = task.spec
-    precision = spec.training.precision
+    spec, training = task.spec, task.spec.training or TrainingSpec()
+    precision = training.precision
     if precision == "auto" and any(name.endswith("/gpu") for name in spec.compute.resources.limits):
         precision = "bf16"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,13 +29,13 @@ def estimate(task: MemoryTask) -> MemoryEstimate:
             model_config(spec.model, folder=task.folder),
             load_from=task.folder,
             precision=chosen,
-            lora_cfg=spec.training.lora,
+            lora_cfg=training.lora,
         ),
         pack_tokens=spec.data.packing.max_length,
         precision=chosen,
-        loss_cfg=spec.training.loss,
-        fsdp_cfg=spec.training.fsdp,
-        optim_cfg=spec.training.optimizer,
+        loss_cfg=training.loss,
+        fsdp_cfg=training.fsdp,
+        optim_cfg=training.optimizer,
         ranks=spec.compute.world_size,
     )
 

@@ -24,7 +24,7 @@ def model_config(model: ModelSpec, *, folder: str | None) -> ModelConfig | Folde
 
 
 def run_options(plan: LaunchPlan) -> RunOptions:
-    """Raises JobFailure(MODEL_UNREADABLE) where no preset is named and config.json can't be read."""
+    """Of a job without a script. Raises JobFailure(MODEL_UNREADABLE) where neither preset nor config.json tells."""
     model, data, training = plan.spec.model, plan.spec.data, plan.spec.training
     load_from = local_path(plan, model.load_from) if model.load_from else None
     tokenizer = model.tokenizer or model.load_from
@@ -81,7 +81,7 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
         resume=True,
         exports=[
             Export(export_folder(plan, output.uri, attempt=plan.attempt), output.format, output.dtype)
-            for output in plan.spec.output
+            for output in plan.spec.outputs
         ],
         checkpoint_interval=plan.spec.checkpoint.every_steps,
         keep_last=plan.spec.checkpoint.keep_last,

@@ -17,7 +17,7 @@ def volumes(spec: SFTJobSpec) -> tuple[list[Object], list[Object]]:
 
     By the container: a volume that is read-only as a whole is not made readable for the pod's group.
     """
-    written = {claim_of(uri) for uri in [spec.storage_uri, *(output.uri for output in spec.output)]}
+    written = {claim_of(uri) for uri in [spec.storage_uri, *(output.uri for output in spec.outputs)]}
     found: list[Object] = []
     mounts: list[Object] = []
     claims = list(dict.fromkeys(claim for uri in spec.uris if (claim := claim_of(uri))))

@@ -45,7 +45,7 @@ def _told(before: SFTJobStatus, after: SFTJobStatus) -> Iterator[tuple[str, str,
         yield "Normal", "Suspended", f"suspended after attempt {after.attempts.current}"
     if after.phase is Phase.SUCCEEDED and before.phase is not Phase.SUCCEEDED:
         places = ", ".join(artifact.uri for artifact in after.artifacts)
-        yield "Normal", "Succeeded", f"attempt {after.attempts.current} trained to the end: {places}"
+        yield "Normal", "Succeeded", f"attempt {after.attempts.current} went to the end{places and f': {places}'}"
     failed = _condition(after, "Failed")
     if failed and before.phase is not Phase.FAILED:
         yield "Warning", "Failed", f"{failed.reason}: {failed.message}"

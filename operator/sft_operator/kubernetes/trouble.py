@@ -180,23 +180,11 @@ def _refusal_remedy(job: SFTJob, message: str) -> str:
 
 def _paths(job: SFTJob, claim: str) -> str:
     """The fields of the spec that speak of a claim."""
-    return ", ".join(path for path, uri in _places(job) if claim_of(uri) == claim)
+    return ", ".join(path for path, uri in job.spec.places.items() if claim_of(uri) == claim)
 
 
 def _config_map_paths(job: SFTJob) -> str:
-    return ", ".join(path for path, uri in _places(job) if uri.startswith("configMap://"))
-
-
-def _places(job: SFTJob) -> Iterable[tuple[str, str]]:
-    spec = job.spec
-    for name, source in (("loadFrom", spec.model.load_from), ("tokenizer", spec.model.tokenizer)):
-        if source is not None:
-            yield f"spec.model.{name}.uri", source.uri
-    for path, dataset in spec.data.sources.items():
-        yield f"{path}.uri", dataset.uri
-    yield "spec.checkpoint.storage", spec.storage_uri
-    for index, output in enumerate(spec.output):
-        yield f"spec.output[{index}].uri", output.uri
+    return ", ".join(path for path, uri in job.spec.places.items() if uri.startswith("configMap://"))
 
 
 def _last_seen(event: Object) -> datetime:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 
 from sftjob.failure import DISRUPTIONS, NEVER_RETRIED, Reason, Verdict
-from sftjob.spec import RunPolicySpec
+from sftjob.spec import SFTJobSpec
 from sftjob.status import HISTORY_LIMIT, AttemptRecord, AttemptsStatus
 
 NO_PROGRESS_LIMIT = 3
@@ -56,9 +56,11 @@ def account(
     )
 
 
-def failure_of(attempts: AttemptsStatus, policy: RunPolicySpec) -> Failure | None:
+def failure_of(attempts: AttemptsStatus, spec: SFTJobSpec) -> Failure | None:
     """Whether the newest record ends the job. None: another attempt may follow."""
-    last = attempts.history[0]
+    last, policy = attempts.history[0], spec.run_policy
+    # Of a script that keeps checkpoints of its own, or none, nobody knows whether it comes further.
+    shows_progress = spec.script is None or attempts.saved_step is not None
     cause = f"{last.reason}: {last.message}" if last.message else last.reason.value
     if last.reason in NEVER_RETRIED:
         return Failure(last.reason.value, last.message)
@@ -77,7 +79,7 @@ def failure_of(attempts: AttemptsStatus, policy: RunPolicySpec) -> Failure | Non
             Reason.DEADLINE_EXCEEDED,
             f"spec.runPolicy.activeDeadlineSeconds: {limit} s of running time are over; {cause}",
         )
-    if attempts.without_progress >= NO_PROGRESS_LIMIT:
+    if shows_progress and attempts.without_progress >= NO_PROGRESS_LIMIT:
         return Failure(
             Verdict.NO_PROGRESS, f"{NO_PROGRESS_LIMIT} attempts in a row without a newer checkpoint; {cause}"
         )

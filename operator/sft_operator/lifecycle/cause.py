@@ -23,10 +23,14 @@ A lost node breaks its peers' connections, which end as RankFailed; whatever end
 
 
 def succeeded(attempt: AttemptObservation) -> bool:
-    """Every node exited 0, and node 0 names the digest of the final checkpoint's manifest."""
+    """Every node exited 0, and node 0 names the digest of the final checkpoint's manifest.
+
+    A script that has no Trainer of ours has no such checkpoint: that it ran to its end must do.
+    """
     outcomes = [node.outcome for node in attempt.nodes]
     return all(outcome is not None and outcome.reason is Reason.SUCCEEDED for outcome in outcomes) and any(
-        outcome is not None and outcome.node_rank == 0 and outcome.final_digest for outcome in outcomes
+        outcome is not None and outcome.node_rank == 0 and (outcome.final_digest or outcome.script_completed)
+        for outcome in outcomes
     )
 
 

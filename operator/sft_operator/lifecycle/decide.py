@@ -139,7 +139,7 @@ def _record_end(
     attempts = account(attempts, record, is_requested=is_requested, running_seconds=ran)
     usage = used(status.usage, record, job.spec.compute, running_seconds=ran)
     status = status.model_copy(update={"usage": usage})
-    failure = None if record.reason is Reason.SUCCEEDED else failure_of(attempts, job.spec.run_policy)
+    failure = None if record.reason is Reason.SUCCEEDED else failure_of(attempts, job.spec)
     if record.reason is Reason.SUCCEEDED or failure is not None:
         phase = Phase.FAILED if failure else Phase.SUCCEEDED
         attempts = attempts.model_copy(update={"recovery": None})

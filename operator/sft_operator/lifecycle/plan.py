@@ -5,16 +5,20 @@ from collections.abc import Callable
 from sftjob.job import SFTJob
 from sftjob.names import HUB
 from sftjob.plan import JobReference, LaunchPlan, Mount
+from sftjob.spec import SFTJobSpec, TrainingSpec
 
 
 def launch_plan(job: SFTJob, attempt: int, *, path_of: Callable[[str], str]) -> LaunchPlan:
     """`path_of` tells where a URI of the spec lies on a node. What the trainer would derive from its ranks is fixed."""
     spec, metadata = job.spec, job.metadata
-    batch = spec.training.global_batch_size or spec.compute.world_size
-    training = spec.training.model_copy(update={"global_batch_size": batch})
     return LaunchPlan(
         job=JobReference(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid),
         attempt=attempt,
-        spec=spec.model_copy(update={"training": training}),
+        spec=spec if spec.script else spec.model_copy(update={"training": _training(spec)}),
         mounts=[Mount(uri=uri, path=path_of(uri)) for uri in spec.uris if not uri.startswith(HUB)],
     )
+
+
+def _training(spec: SFTJobSpec) -> TrainingSpec:
+    training = spec.training or TrainingSpec()
+    return training.model_copy(update={"global_batch_size": training.global_batch_size or spec.compute.world_size})

@@ -41,7 +41,7 @@ class LocalBackend:
         return Observation(attempts, progress, silent_seconds=silent)
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
-        outputs = [plan.storage, *(plan.path(output.uri) for output in plan.spec.output)]
+        outputs = [plan.storage, *(plan.path(output.uri) for output in plan.spec.outputs)]
         for path in outputs:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         port = self._master_port(plan.attempt)

@@ -79,14 +79,17 @@ def local_path(plan: LaunchPlan, source: UriSource | DatasetSpec) -> str:
 
 
 def _named(plan: LaunchPlan) -> dict[str, tuple[str, UriSource | DatasetSpec]]:
-    """Everything that is read, with its field, by the name of the folder that is its own if it comes from a hub."""
-    model = plan.spec.model
+    """Everything that is read, with its field, by the name of the folder that is its own if it comes from a hub.
+
+    Nothing for a job with a script, which reads by itself.
+    """
+    model, data = plan.spec.model, plan.spec.data
     named: dict[str, tuple[str, UriSource | DatasetSpec]] = {}
-    if model.load_from:
+    if model and model.load_from:
         named["model"] = ("spec.model.loadFrom", model.load_from)
-    if model.tokenizer:
+    if model and model.tokenizer:
         named["tokenizer"] = ("spec.model.tokenizer", model.tokenizer)
-    return named | {f"data-{index}": item for index, item in enumerate(plan.spec.data.sources.items())}
+    return named | {f"data-{index}": item for index, item in enumerate(data.sources.items() if data else ())}
 
 
 def _hub_source(field: str, source: UriSource | DatasetSpec, *, folder: Path) -> HubSource:

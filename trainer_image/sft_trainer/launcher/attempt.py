@@ -19,6 +19,7 @@ from sft_trainer.launcher.kubeflow import KubeflowEndpoint
 from sft_trainer.launcher.placement import Placement, wait_for_name
 from sft_trainer.launcher.publish import finished_before, publish_outputs
 from sft_trainer.launcher.resources import available_cpus, rank_environment
+from sft_trainer.launcher.script import script_command, script_environment
 from sft_trainer.launcher.serve import serve_progress
 from sft_trainer.progress import read_progress, write_progress, write_stage
 from sft_trainer.report import Report, read_reports
@@ -84,6 +85,47 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     log.info("environment of ranks: %s", " ".join(f"{name}={value}" for name, value in environment.items()))
     RankTask(plan=plan).write(placement.scratch)
 
+    script = plan.spec.script
+    if script:
+        command = script_command(plan, script)
+        environment |= script_environment(plan, placement.scratch)
+    else:
+        command = []
+        unprepared = _prepare(plan, placement, children)
+        if unprepared:
+            return unprepared
+    if children.stopping:
+        return Cause(Reason.PREEMPTED, "stopped before training")
+
+    write_stage(placement.scratch, Stage.RUNNING_SCRIPT if script else Stage.STARTING)
+    torchrun = TorchrunTask(
+        parent_pid=os.getpid(),
+        nodes=plan.spec.compute.nodes,
+        processes_per_node=plan.spec.compute.processes_per_node,
+        node_rank=placement.node_rank,
+        master_address=placement.master_address,
+        master_port=placement.master_port,
+        run_id=f"{plan.job.uid}-{plan.attempt}",
+        scratch=str(placement.scratch),
+        shutdown_seconds=children.shutdown_seconds,
+        script=command,
+    )
+    with KubeflowEndpoint(placement.scratch) as endpoint:
+        environment |= endpoint.environment
+        code = children.run("sft_trainer.launcher.torchrun", [torchrun.to_json()], environment=environment)
+    # A script may exit 0 though its Trainer has failed.
+    if code == 0 and all(report.reason is Reason.SUCCEEDED for report in _rank_reports(placement.scratch).values()):
+        return Cause(Reason.SUCCEEDED, "")
+    exits = RankExits(exit_codes={})
+    with contextlib.suppress(FileNotFoundError):
+        exits = RankExits.from_json(rank_exits_path(placement.scratch).read_text())
+    return cause_of_failure(
+        exit_codes=exits.exit_codes, reports=_rank_reports(placement.scratch), stopping=children.stopping
+    )
+
+
+def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Cause | None:
+    """None: model and data are ready. A Trainer in a script prepares its own."""
     stages = {"download": Stage.DOWNLOADING_MODEL} if hub_sources(plan) else {}
     for name, stage in (stages | {"prepare": Stage.PREPARING_DATA}).items():
         write_stage(placement.scratch, stage)
@@ -95,30 +137,7 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
             return Cause(Reason.PREEMPTED, f"stopped before training, in stage {stage}")
         if code:
             return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
-
-    write_stage(placement.scratch, Stage.STARTING)
-    torchrun = TorchrunTask(
-        parent_pid=os.getpid(),
-        nodes=plan.spec.compute.nodes,
-        processes_per_node=plan.spec.compute.processes_per_node,
-        node_rank=placement.node_rank,
-        master_address=placement.master_address,
-        master_port=placement.master_port,
-        run_id=f"{plan.job.uid}-{plan.attempt}",
-        scratch=str(placement.scratch),
-        shutdown_seconds=children.shutdown_seconds,
-    )
-    with KubeflowEndpoint(placement.scratch) as endpoint:
-        environment |= endpoint.environment
-        code = children.run("sft_trainer.launcher.torchrun", [torchrun.to_json()], environment=environment)
-    if code == 0:
-        return Cause(Reason.SUCCEEDED, "")
-    exits = RankExits(exit_codes={})
-    with contextlib.suppress(FileNotFoundError):
-        exits = RankExits.from_json(rank_exits_path(placement.scratch).read_text())
-    return cause_of_failure(
-        exit_codes=exits.exit_codes, reports=_rank_reports(placement.scratch), stopping=children.stopping
-    )
+    return None
 
 
 def _rank_reports(scratch: Path) -> dict[int, Report]:
@@ -150,12 +169,15 @@ def _end(
         saved = all(report.saved for report in reports.values())
     else:
         saved = progress is not None and progress.step == (progress.saved_step or 0)
+    if plan.spec.script and not reports:
+        saved = None  # what it keeps is its own
     last_step = first.last_step if first else progress and progress.step
     saved_step = first.saved_step if first else progress and progress.saved_step
     stored = newest_step(Path(plan.storage)) if entered else None
     if stored is not None and stored > (saved_step or 0):
         # Killed between the publish and the word of it: storage is right.
         last_step, saved_step = max(stored, last_step or 0), stored
+    final_digest = first.final_digest if first and cause.reason is Reason.SUCCEEDED else None
     outcome = Outcome(
         attempt=plan.attempt,
         node_rank=placement.node_rank,
@@ -170,7 +192,8 @@ def _end(
         saved_step=saved_step,
         saved=saved if cause.reason is Reason.PREEMPTED else None,
         skipped_checkpoints=progress.skipped_checkpoints if progress else [],
-        final_digest=first.final_digest if first and cause.reason is Reason.SUCCEEDED else None,
+        final_digest=final_digest,
+        script_completed=plan.spec.script is not None and cause.reason is Reason.SUCCEEDED and final_digest is None,
         artifacts=artifacts,
         data=(first.data if first else None) or (prepared.data if prepared else None),
         progress=progress and progress.model_copy(update={"data": None}),

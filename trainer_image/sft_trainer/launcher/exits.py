@@ -16,6 +16,8 @@ class TorchrunTask(Record):
     scratch: str
     shutdown_seconds: int
     """After SIGTERM of this process: until ranks that still save are SIGKILLed."""
+    script: list[str] = []
+    """Path and arguments of what each rank runs in place of ours."""
 
 
 class RankExits(Record):

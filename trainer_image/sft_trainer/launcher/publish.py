@@ -27,16 +27,21 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
 
     Such an attempt ended before it could prove its success; this one only tells it.
     """
-    exports = {output.uri: read_export_manifest(Path(plan.path(output.uri))) for output in plan.spec.output}
-    if not all(exports.values()):
+    exports = {output.uri: read_export_manifest(Path(plan.path(output.uri))) for output in plan.spec.outputs}
+    if not exports or not all(exports.values()):
         return None
     final = find_newest(Path(plan.storage)).manifest
-    if final is None or final.step != final.total_steps:
+    if final is None and plan.spec.script is None:
+        return None
+    if final is not None and final.step != final.total_steps:
         return None
     for uri, export in exports.items():
         folder = Path(plan.path(uri))
-        if export.checkpoint_digest != final.digest() or first_difference(folder, export.files):
+        if export.checkpoint_digest != (final and final.digest()) or first_difference(folder, export.files):
             return None
+    artifacts = [_artifact(plan, uri, export) for uri, export in exports.items()]
+    if final is None:
+        return Finished(artifacts, Report(reason=Reason.SUCCEEDED))
     report = Report(
         reason=Reason.SUCCEEDED,
         resumed_from=final.step,
@@ -44,28 +49,37 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
         saved_step=final.step,
         final_digest=final.digest(),
     )
-    return Finished([_artifact(plan, uri, export) for uri, export in exports.items()], report)
+    return Finished(artifacts, report)
 
 
 def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
     """Raises JobFailure where the fence has passed to a later attempt, or something else took the output's place."""
     final = find_newest(Path(plan.storage)).manifest
-    return [_publish(plan, fence, uri=output.uri, final=final) for output in plan.spec.output]
+    for index, output in enumerate(plan.spec.outputs):
+        if plan.spec.script and not export_folder(plan, output.uri, attempt=plan.attempt).is_dir():
+            raise JobFailure(
+                Reason.INVALID_CONFIGURATION,
+                f"spec.output[{index}].uri: the script ended with exit code 0 and left nothing for {output.uri}; "
+                f"train with a Trainer of sft_trainer, write into the folder that {names.OUTPUT_VARIABLE} names (of "
+                "the first output), or leave the output out",
+            )
+    return [_publish(plan, fence, uri=output.uri, final=final) for output in plan.spec.outputs]
 
 
-def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManifest) -> Artifact:
+def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManifest | None) -> Artifact:
     folder, temporary = Path(plan.path(uri)), export_folder(plan, uri, attempt=plan.attempt)
     manifest = ExportManifest(
         owner_uid=plan.job.uid,
         attempt=plan.attempt,
-        step=final.step,
-        checkpoint_digest=final.digest(),
+        step=final and final.step,
+        checkpoint_digest=final and final.digest(),
         files=hash_tree(temporary, leave_out=names.EXPORT_MANIFEST),
     )
     write_atomically(temporary / names.EXPORT_MANIFEST, manifest.to_json(indent=2))
     fence.check()
     published = read_export_manifest(folder)
-    if published and published.checkpoint_digest == final.digest() and not first_difference(folder, published.files):
+    is_of_this = published and published.checkpoint_digest == manifest.checkpoint_digest
+    if is_of_this and not first_difference(folder, published.files):
         shutil.rmtree(temporary)
         return _artifact(plan, uri, published)
     try:
@@ -79,7 +93,7 @@ def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManif
 
 
 def _artifact(plan: LaunchPlan, uri: str, manifest: ExportManifest) -> Artifact:
-    output = next(output for output in plan.spec.output if output.uri == uri)
+    output = next(output for output in plan.spec.outputs if output.uri == uri)
     return Artifact(
         uri=uri,
         format=output.format,

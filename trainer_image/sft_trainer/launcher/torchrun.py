@@ -53,9 +53,11 @@ def main(task: TorchrunTask) -> int:
         log_line_prefix_template="[rank ${rank}] ",
         logs_specs=DefaultLogsSpecs(log_dir=str(torchrun_logs(scratch)), tee=Std.ERR),
     )
-    rank_command = ["-u", "-m", "sft_trainer.child", "rank", str(os.getpid()), task.scratch]
+    stage = "script" if task.script else "rank"
+    # -P: beside a script lies what it imports; the current folder is nobody's.
+    rank_command = ["-u", *(["-P"] if task.script else []), "-m", "sft_trainer.child", stage, str(os.getpid())]
     try:
-        elastic_launch(config, sys.executable)(*rank_command)
+        elastic_launch(config, sys.executable)(*rank_command, task.scratch, *task.script)
     except (ChildFailedError, SignalException):
         return 1
     return 0

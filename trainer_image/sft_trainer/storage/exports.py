@@ -20,7 +20,7 @@ def export_folder(plan: LaunchPlan, uri: str, *, attempt: int) -> Path:
 def remove_unpublished(plan: LaunchPlan, fence: Fence) -> None:
     """Deletes what earlier attempts exported and did not live to publish."""
     fence.check()
-    for output in plan.spec.output:
+    for output in plan.spec.outputs:
         for attempt in range(1, plan.attempt):
             folder = export_folder(plan, output.uri, attempt=attempt)
             if folder.exists():

@@ -109,7 +109,7 @@ def _refuse_foreign_storage(plan: LaunchPlan) -> None:
             f"spec.checkpoint.storage: {plan.spec.storage_uri} belongs to the job {owner.namespace}/{owner.name} "
             f"with uid {owner.uid}; name another folder, or delete {plan.storage} if that run is not needed any more",
         )
-    for index, output in enumerate(plan.spec.output):
+    for index, output in enumerate(plan.spec.outputs):
         folder = Path(plan.path(output.uri))
         if not _entries(folder):
             continue

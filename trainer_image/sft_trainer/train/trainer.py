@@ -3,17 +3,17 @@
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.model import FolderConfig, ModelConfig
-from sft_trainer.run import Export, RunOptions, RunPlace, RunState
+from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
-from sft_trainer.storage.folders import publish
+from sft_trainer.train.launched import fit_launched, this_launch
 from sft_trainer.train.loop import train
+from sft_trainer.train.own_exports import missing_own_exports, own_export, publish_own_exports
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import World, open_world, this_rank
 from sftjob import names
@@ -24,7 +24,6 @@ from sftjob.options import (
     FSDPConfig,
     LoRAConfig,
     LRConfig,
-    OutputFormat,
     Precision,
     SaveMode,
 )
@@ -32,6 +31,7 @@ from sftjob.options import (
 log = logging.getLogger("sft_trainer")
 
 _OWNER = "a script of its own"
+_KEEP_LAST = 2
 _GRACE_SECONDS = 30.0
 """What torchrun gives its ranks between SIGTERM and SIGKILL."""
 
@@ -41,6 +41,8 @@ class Trainer:
 
     Every rank constructs it with the same arguments and calls `fit`. A run's files go into `work_dir/<time>/`:
     checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, the trained model in `hf/`, what LoRA learnt in `adapter/`.
+
+    In the script of an SFTJob, `work_dir` and `auto_resume` are the job's to say: its storage, and yes.
     """
 
     def __init__(
@@ -60,8 +62,8 @@ class Trainer:
         total_step: int | None = None,
         work_dir: str | Path = "work_dir",
         checkpoint_interval: int = -1,
-        checkpoint_maxkeep: int = 2,
-        async_checkpoint: bool = False,
+        checkpoint_maxkeep: int | None = None,
+        async_checkpoint: bool | None = None,
         auto_resume: bool = False,
         precision: Precision = "auto",
         seed: int = 42,
@@ -72,9 +74,10 @@ class Trainer:
             lora_cfg: trains low-rank matrices beside the weights of `load_from`; None trains all weights.
             global_batch_size: packs a step over all ranks; None is one a rank.
             total_epoch, total_step: at most one of them; neither is one epoch.
-            checkpoint_interval: in steps; -1 saves at the end only.
-            checkpoint_maxkeep: older checkpoints are deleted; at least 2.
-            async_checkpoint: train on while a copy of the state, in host memory, is written.
+            checkpoint_interval: in steps; -1 saves at the end only, or as the job says.
+            checkpoint_maxkeep: older checkpoints are deleted; at least 2. None is 2, or what the job says.
+            async_checkpoint: train on while a copy of the state, in host memory, is written. None is no, or what the
+                job says.
             auto_resume: go on with the newest run in `work_dir`, from its newest checkpoint that verifies.
 
         Raises:
@@ -94,7 +97,7 @@ class Trainer:
             problems.append(
                 f"checkpoint_interval: {checkpoint_interval} is not a number of steps; use 1 or more, or -1"
             )
-        if checkpoint_maxkeep < 2:
+        if checkpoint_maxkeep is not None and checkpoint_maxkeep < 2:
             problems.append(f"checkpoint_maxkeep: {checkpoint_maxkeep} keeps no spare checkpoint; use 2 or more")
         if problems:
             raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))
@@ -117,16 +120,28 @@ class Trainer:
         self._work_dir = Path(work_dir)
         self._interval = None if checkpoint_interval == -1 else checkpoint_interval
         self._keep_last = checkpoint_maxkeep
-        self._save_mode: SaveMode = "async" if async_checkpoint else "sync"
+        self._save_mode: SaveMode | None = None
+        if async_checkpoint is not None:
+            self._save_mode = "async" if async_checkpoint else "sync"
         self._auto_resume = auto_resume
 
     def fit(self) -> Path:
         """Trains to the end and returns the folder of the trained model, on every rank.
 
+        In the script of an SFTJob with an output that is the folder to be published once the script has ended.
         On SIGTERM to any rank all save and exit with code 75. Raises JobFailure for all that a user can mend.
         """
         rank, _ = this_rank()
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+        launch = this_launch()
+        if launch is not None:
+            return fit_launched(
+                launch,
+                self._options,
+                interval=self._interval,
+                keep_last=self._keep_last,
+                save_mode=self._save_mode,
+            )
         stop = StopSignal()
         data = prepare_data(
             self._options.dataloader_cfg,
@@ -147,29 +162,20 @@ class Trainer:
     def _fit(self, data: PreparedData, world: World, stop: StopSignal) -> Path:
         folder, attempt = world.from_first(self._claim_folder)
         fence = Fence(folder, _OWNER, attempt)
-        formats: list[OutputFormat] = ["hf", "adapter"] if self._options.lora_cfg else ["hf"]
-        missing = [format_ for format_ in formats if not (folder / format_).exists()]
-        temporary = {format_: folder / names.temporary(format_, attempt=attempt) for format_ in missing}
         place = RunPlace(
             fence=fence,
             resume=self._auto_resume,
-            exports=[Export(temporary[format_], format_) for format_ in missing],
+            exports=missing_own_exports(self._options, fence),
             checkpoint_interval=self._interval,
-            keep_last=self._keep_last,
-            save_mode=self._save_mode,
+            keep_last=self._keep_last or _KEEP_LAST,
+            save_mode=self._save_mode or "sync",
             grace_seconds=_GRACE_SECONDS,
             scratch=None,
         )
         train(self._options, place, data, world=world, stop=stop, state=RunState())
-
-        def publish_model() -> Any:
-            fence.check()
-            for format_ in missing:
-                publish(temporary[format_], folder / format_)
-
-        world.from_first(publish_model)
-        log.info("the trained model is in %s", folder / "hf")
-        return folder / "hf"
+        world.from_first(lambda: publish_own_exports(place))
+        log.info("the trained model is in %s", own_export(folder))
+        return own_export(folder)
 
     def _claim_folder(self) -> tuple[Path, int]:
         """On rank 0: the run's folder and the number of this attempt in it, both taken exclusively."""
