@@ -291,6 +291,7 @@ def _pack(texts: list[torch.Tensor], labels: list[torch.Tensor]) -> PackedBatch:
         position_ids=torch.cat([torch.arange(len(text)) for text in texts])[None],
         labels=torch.cat(labels)[None],
         cu_seqlens=torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32),
+        trained_rows=(torch.cat(labels) != -100).nonzero()[:, 0],
     )
 
 

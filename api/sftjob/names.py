@@ -56,7 +56,7 @@ METRICS = "metrics.jsonl"
 
 _STEP = re.compile(r"step-(\d+)")
 _LEDGER = re.compile(r"ledger-(\d+)\.jsonl")
-_STEP_TEMPORARY = re.compile(r"step-\d+\.tmp-a(\d+)")
+_STEP_TEMPORARY = re.compile(r"step-\d+(?:\.tmp-a\d+)*\.tmp-a(\d+)")
 
 
 def attempt_name(job_name: str, uid: str, attempt: int) -> str:

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from conftest import User
+from sft_user import User
 
 
 def test_a_run_ends_with_the_models_folder(user: User) -> None:

@@ -1,7 +1,7 @@
 """`sft train`: a job from flags, and what its flags are."""
 
 import yaml
-from conftest import User
+from sft_user import User
 
 from sft_cli.flags import flags
 from sftjob.job import parse_manifest

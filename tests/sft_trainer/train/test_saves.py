@@ -136,7 +136,7 @@ def test_a_save_that_fails_ends_the_run_with_the_same_words_in_both_modes(
     words = r"spec\.checkpoint\.storage: writing .*step-2\.tmp-a1 failed .*No space left on device.* GB are free there"
     with pytest.raises(JobFailure, match=words) as caught:
         run.go()
-    assert caught.value.reason is Reason.STORAGE_UNAVAILABLE
+    assert caught.value.reason is Reason.STORAGE_FULL
     assert run.checkpoints() == []
     # Not at the end: what can't be saved is not trained for days.
     assert run.state.last_step <= 4

@@ -8,7 +8,7 @@ from small_run import SmallRun
 
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.progress import read_progress, write_progress
-from sft_trainer.train import loop
+from sft_trainer.train import loop, telling
 from sftjob.base import utc_now
 from sftjob.progress import Progress, Stage
 
@@ -29,7 +29,7 @@ def test_numbers_that_are_read_a_step_later_are_those_read_at_once(tmp_path: Pat
 
 
 def test_a_line_tells_the_work_of_its_step_and_progress_the_share_of_a_known_limit(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "peak_flops", lambda *_, **__: 1e9)
+    monkeypatch.setattr(telling, "peak_flops", lambda *_, **__: 1e9)
     (tmp_path / "scratch").mkdir()
     write_progress(tmp_path / "scratch", Progress(attempt=1, stage=Stage.STARTING, reported_at=utc_now()))
     run = SmallRun(tmp_path / "run", total_steps=2, scratch=tmp_path / "scratch")

@@ -63,7 +63,10 @@ def remove_leftovers(fence: Fence) -> None:
     for path in fence.storage.iterdir():
         attempt = names.temporary_checkpoint_attempt(path.name)
         if attempt is not None and attempt < fence.attempt:
-            shutil.rmtree(path)
+            # A lost attempt that lives on and writes finds its folder gone, and none disappears under the deletion.
+            doomed = path.with_name(names.temporary(path.name, attempt=fence.attempt))
+            path.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManifest) -> CheckpointManifest:

@@ -6,7 +6,6 @@ Called on every rank by `sft_trainer.rank` (under the launcher) and by `Trainer.
 import logging
 import time
 from collections import deque
-from typing import Any
 
 import torch
 
@@ -15,30 +14,30 @@ from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model.build import build_model, chosen_precision
 from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.model.probe import probe
-from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
 from sft_trainer.train.card import write_card
 from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
-from sft_trainer.train.flops import count_flops, peak_flops, speed_reached
+from sft_trainer.train.flops import count_flops
 from sft_trainer.train.ledger import Ledger, epoch_content
-from sft_trainer.train.memory import estimate_memory, memory_line, peak_memory
-from sft_trainer.train.metrics import MetricsLog, finite_or_none
+from sft_trainer.train.memory import estimate_memory, memory_line
+from sft_trainer.train.metrics import finite_or_none
 from sft_trainer.train.optimizer import build_optimizer, clip_gradients, update
 from sft_trainer.train.queued import LateNumbers, QueuedStep, steps_ahead
 from sft_trainer.train.saver import CheckpointSaver
 from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.skip import judge_gradient, skips
 from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits, seconds_left
+from sft_trainer.train.telling import RunTeller
 from sft_trainer.train.vocabulary import refuse_unknown_tokens
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.base import utc_now
 from sftjob.failure import JobFailure, Reason
 from sftjob.ledger import LedgerHead
-from sftjob.manifest import CheckpointManifest, EvaluationRecord
+from sftjob.manifest import CheckpointManifest
 from sftjob.progress import Stage
 
 log = logging.getLogger(__name__)
@@ -85,9 +84,7 @@ class _Run:
         self.evaluation = None
         if options.evaluation and data.evaluation:
             self.evaluation = Evaluation(options.evaluation, data.evaluation, world=world, pad_to=pad_to)
-        self.reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
-        self.metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
-        self.save_stall_seconds = 0.0
+        self.teller = RunTeller(place, world=world, stream=self.stream, precision=self.precision)
         self.unread: deque[QueuedStep] = deque()
         self.read_at = 0.0
 
@@ -108,14 +105,11 @@ class _Run:
                     self._settle_save(wait_seconds=0)
             self._export()
         finally:
-            if self.reporter:
-                self.reporter.close()
-            if self.metrics:
-                self.metrics.close()
+            self.teller.close()
 
     def _load(self) -> None:
         options, world, storage = self.options, self.world, self.place.fence.storage
-        self._report(stage=Stage.LOADING_MODEL, detail=options.load_from, total_steps=self.total_steps)
+        self.teller.progress(stage=Stage.LOADING_MODEL, detail=options.load_from, total_steps=self.total_steps)
         self.model = build_model(
             options.model_cfg,
             load_from=options.load_from,
@@ -132,13 +126,13 @@ class _Run:
         rows = self.model.get_input_embeddings().weight.shape[0]
         world.from_first(lambda: refuse_unknown_tokens(self.data, rows=rows, tokenizer_path=options.tokenizer_path))
         probe(self.model, vocab_size=rows)
-        self.flops, self.peak = count_flops(self.model), peak_flops(world.device, precision=self.precision)
+        self.teller.flops = count_flops(self.model)
         self.optimizer = build_optimizer(self.model, options.optim_cfg)
         create_optimizer_state(self.model, self.optimizer)
         resumed = world.from_first(self._choose_checkpoint)
         resume_step = resumed.step if resumed else None
         if resumed is not None:
-            self._report(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resumed.step))
+            self.teller.progress(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resumed.step))
             load_checkpoint(
                 self.model,
                 self.optimizer,
@@ -189,7 +183,7 @@ class _Run:
             "resuming" if resume_step else "starting",
             self.state.last_step,
         )
-        self._report(
+        self.teller.progress(
             stage=Stage.TRAINING,
             detail=None,
             step=self.state.last_step,
@@ -199,7 +193,7 @@ class _Run:
             skipped_steps=self.state.skipped_steps,
         )
         if self.state.evaluation:
-            self._report_evaluation(self.state.evaluation)
+            self.teller.evaluated(self.state.evaluation)
 
     def _choose_checkpoint(self) -> CheckpointManifest | None:
         """On rank 0: the newest checkpoint that verifies, and those that don't out of the way."""
@@ -213,7 +207,7 @@ class _Run:
             log.warning("skipped checkpoint %s", line)
         if skipped:
             set_aside(fence, list(found.corrupt))
-            self._report(skipped_checkpoints=skipped)
+            self.teller.progress(skipped_checkpoints=skipped)
         if found.manifest is None:
             return None
         self._refuse_other_run(found.manifest)
@@ -283,7 +277,14 @@ class _Run:
             mean_loss = self.world.sum(loss_sum) / max(1, queued.trained_tokens)
             self.state.loss = finite_or_none(mean_loss)
             began, self.read_at = max(queued.began, self.read_at), time.perf_counter()
-            self._tell_step(queued, mean_loss, grad_norm, self.read_at - began)
+            self.teller.step(
+                queued,
+                loss=mean_loss,
+                grad_norm=grad_norm,
+                seconds=self.read_at - began,
+                total_steps=self.total_steps,
+                skipped_steps=self.state.skipped_steps,
+            )
 
     def _count_skip(self, step: int, grad_norm: float, *, skipped: bool) -> None:
         verdict = judge_gradient(
@@ -304,85 +305,20 @@ class _Run:
             self.state.skipped_steps += 1
             log.warning("step %d is skipped: %s", step, verdict.why)
 
-    def _tell_step(self, queued: QueuedStep, loss: float, grad_norm: float, seconds: float) -> None:
-        if not self.metrics:
-            return
-        step, rate, trained_tokens = queued.step, queued.rate, queued.trained_tokens
-        tokens, epoch = self.stream.tokens(step), self.stream.epoch(step)
-        speed = tokens / seconds
-        reached = {}
-        if self.flops:
-            needed = self.flops.of_documents(self.stream.document_lengths(step), trained_tokens=trained_tokens)
-            reached = speed_reached(needed / seconds / self.world.size, peak=self.peak)
-        remaining = round((self.total_steps - step) * seconds)
-        self.metrics.write(
-            {
-                "step": step,
-                "epoch": epoch,
-                "loss": finite_or_none(loss),
-                "lr": rate,
-                "grad_norm": finite_or_none(grad_norm),
-                "skipped_steps": self.state.skipped_steps,
-                "tokens": tokens,
-                "trained_tokens": trained_tokens,
-                "tokens_per_second": round(speed, 1),
-                "step_seconds": round(seconds, 4),
-                # For the saves since the line before.
-                "save_stall_seconds": round(self.save_stall_seconds, 4),
-                "data_seconds": round(queued.data_seconds, 4),
-                "memory_bytes": peak_memory(self.world.device),
-                **reached,
-                "samples": self.stream.sample_ids(step),
-            }
-        )
-        self.save_stall_seconds = 0.0
-        log.info(
-            "step %d/%d loss %.4f lr %.2e grad norm %.3f %.0f tokens/s%s",
-            step,
-            self.total_steps,
-            loss,
-            rate,
-            grad_norm,
-            speed,
-            f" MFU {reached['mfu']:.1%}" if "mfu" in reached else "",
-        )
-        self._report(
-            stage=Stage.TRAINING,
-            detail=None,
-            step=step,
-            epoch=round(epoch, 4),
-            loss=finite_or_none(round(loss, 6)),
-            learning_rate=rate,
-            grad_norm=finite_or_none(round(grad_norm, 6)),
-            skipped_steps=self.state.skipped_steps,
-            tokens_per_second=round(speed, 1),
-            mfu=reached.get("mfu"),
-            eta_seconds=remaining,
-        )
-
     def _evaluate_if_due(self) -> bool:
         """May make this step the run's last one."""
         step, record = self.state.last_step, self.state.evaluation
         if not self.evaluation or not self.evaluation.is_due(step, total_steps=self.total_steps, record=record):
             return False
         self._read_steps()
-        self._report(stage=Stage.EVALUATING, detail=None)
+        self.teller.progress(stage=Stage.EVALUATING, detail=None)
         loss = self.evaluation.mean_loss(self.model, between_batches=self._stop_if_agreed)
         record = self.state.evaluation = following(record, step=step, loss=loss)
         if self.evaluation.ends_training(record) and step < self.total_steps:
             log.info("no better evaluation loss in %d evaluations: the run ends here", record.without_improvement)
             self.total_steps = step
-        if self.metrics:
-            self.metrics.write({"step": step, "eval_loss": loss, "best_step": record.best_step})
-        log.info("step %d evaluation loss %.4f (lowest %.4f, step %d)", step, loss, record.best_loss, record.best_step)
-        self._report(stage=Stage.TRAINING, total_steps=self.total_steps)
-        self._report_evaluation(record)
+        self.teller.evaluation(record, total_steps=self.total_steps)
         return True
-
-    def _report_evaluation(self, record: EvaluationRecord) -> None:
-        self._report(
-            eval_loss=round(record.loss, 6), best_eval_loss=round(record.best_loss, 6), best_step=record.best_step
-        )
 
     def _amend_checkpoint(self) -> None:
         """A stop had saved this step before its evaluation was done."""
@@ -416,7 +352,7 @@ class _Run:
         began = time.perf_counter()
         self._settle_save()
         step = self.state.last_step
-        self._report(stage=Stage.SAVING, detail=names.checkpoint_folder(step))
+        self.teller.progress(stage=Stage.SAVING, detail=names.checkpoint_folder(step))
         self.saver.begin(
             CheckpointManifest(
                 step=step,
@@ -437,8 +373,8 @@ class _Run:
         )
         if not beside:
             self._settle_save()
-        self.save_stall_seconds += time.perf_counter() - began
-        self._report(stage=Stage.TRAINING, detail=None)
+        self.teller.save_stall_seconds += time.perf_counter() - began
+        self.teller.progress(stage=Stage.TRAINING, detail=None)
 
     def _settle_save(self, *, wait_seconds: float | None = None) -> bool:
         """Whether no save is on its way any more; None waits for it. All ranks together, with the same answer.
@@ -455,12 +391,12 @@ class _Run:
         if manifest.step == self.total_steps:
             state.final_digest = manifest.digest()
         log.info("saved %s in %.1f s", names.checkpoint_folder(manifest.step), state.save_seconds)
-        self._report(saved_step=manifest.step)
+        self.teller.progress(saved_step=manifest.step)
         return True
 
     def _export(self) -> None:
         for export in self.place.exports:
-            self._report(stage=Stage.EXPORTING, detail=export.folder.name)
+            self.teller.progress(stage=Stage.EXPORTING, detail=export.folder.name)
             write = export_adapter if export.format == "adapter" else export_model
             write(
                 self.model,
@@ -479,7 +415,3 @@ class _Run:
                     state=self.state,
                     library="peft" if export.format == "adapter" else "transformers",
                 )
-
-    def _report(self, **changes: Any) -> None:
-        if self.reporter:
-            self.reporter.report(**changes)

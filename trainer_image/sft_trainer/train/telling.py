@@ -1,0 +1,124 @@
+"""What a run says of itself: log lines, the attempt's metrics file, progress for the launcher. Called by the loop.
+
+Everything is told by rank 0; the other ranks' calls do nothing. Nothing here changes what is trained.
+"""
+
+import logging
+from typing import Any
+
+from sft_trainer.datasets.batch import BatchStream
+from sft_trainer.progress import ProgressReporter
+from sft_trainer.run import RunPlace
+from sft_trainer.train.flops import ModelFlops, peak_flops, speed_reached
+from sft_trainer.train.memory import peak_memory
+from sft_trainer.train.metrics import MetricsLog, finite_or_none
+from sft_trainer.train.queued import QueuedStep
+from sft_trainer.train.world import World
+from sftjob.manifest import EvaluationRecord
+from sftjob.progress import Stage
+
+log = logging.getLogger(__name__)
+
+
+class RunTeller:
+    def __init__(self, place: RunPlace, *, world: World, stream: BatchStream, precision: str) -> None:
+        self._world, self._stream = world, stream
+        self._reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
+        self._metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
+        self._peak = peak_flops(world.device, precision=precision)
+        self.flops: ModelFlops | None = None
+        """Of the model, once it is built."""
+        self.save_stall_seconds = 0.0
+        """That training stood for saves since the last step was told."""
+
+    def progress(self, **changes: Any) -> None:
+        if self._reporter:
+            self._reporter.report(**changes)
+
+    def step(
+        self,
+        queued: QueuedStep,
+        *,
+        loss: float,
+        grad_norm: float,
+        seconds: float,
+        total_steps: int,
+        skipped_steps: int,
+    ) -> None:
+        if not self._metrics:
+            return
+        step, tokens, epoch = queued.step, self._stream.tokens(queued.step), self._stream.epoch(queued.step)
+        speed = tokens / seconds
+        reached = {}
+        if self.flops:
+            lengths = self._stream.document_lengths(step)
+            needed = self.flops.of_documents(lengths, trained_tokens=queued.trained_tokens)
+            reached = speed_reached(needed / seconds / self._world.size, peak=self._peak)
+        self._metrics.write(
+            {
+                "step": step,
+                "epoch": epoch,
+                "loss": finite_or_none(loss),
+                "lr": queued.rate,
+                "grad_norm": finite_or_none(grad_norm),
+                "skipped_steps": skipped_steps,
+                "tokens": tokens,
+                "trained_tokens": queued.trained_tokens,
+                "tokens_per_second": round(speed, 1),
+                "step_seconds": round(seconds, 4),
+                "save_stall_seconds": round(self.save_stall_seconds, 4),
+                "data_seconds": round(queued.data_seconds, 4),
+                "memory_bytes": peak_memory(self._world.device),
+                **reached,
+                "samples": self._stream.sample_ids(step),
+            }
+        )
+        self.save_stall_seconds = 0.0
+        log.info(
+            "step %d/%d loss %.4f lr %.2e grad norm %.3f %.0f tokens/s%s",
+            step,
+            total_steps,
+            loss,
+            queued.rate,
+            grad_norm,
+            speed,
+            f" MFU {reached['mfu']:.1%}" if "mfu" in reached else "",
+        )
+        self.progress(
+            stage=Stage.TRAINING,
+            detail=None,
+            step=step,
+            epoch=round(epoch, 4),
+            loss=finite_or_none(round(loss, 6)),
+            learning_rate=queued.rate,
+            grad_norm=finite_or_none(round(grad_norm, 6)),
+            skipped_steps=skipped_steps,
+            tokens_per_second=round(speed, 1),
+            mfu=reached.get("mfu"),
+            eta_seconds=round((total_steps - step) * seconds),
+        )
+
+    def evaluation(self, record: EvaluationRecord, *, total_steps: int) -> None:
+        if self._metrics:
+            self._metrics.write({"step": record.step, "eval_loss": record.loss, "best_step": record.best_step})
+        log.info(
+            "step %d evaluation loss %.4f (lowest %.4f, step %d)",
+            record.step,
+            record.loss,
+            record.best_loss,
+            record.best_step,
+        )
+        self.progress(stage=Stage.TRAINING, total_steps=total_steps)
+        self.evaluated(record)
+
+    def evaluated(self, record: EvaluationRecord) -> None:
+        """The newest evaluation, of this attempt or of an earlier one."""
+        self.progress(
+            eval_loss=round(record.loss, 6), best_eval_loss=round(record.best_loss, 6), best_step=record.best_step
+        )
+
+    def close(self) -> None:
+        if self._reporter:
+            self._reporter.close()
+        if self._metrics:
+            self._metrics.close()
