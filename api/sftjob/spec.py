@@ -309,8 +309,8 @@ class CheckpointSpec(Declared):
     every_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Optimiser steps from one checkpoint to the next. Absent: at the end only. With `script` this and "
-        "keepLast count where its Trainer is not told otherwise.",
+        description="Optimiser steps from one checkpoint to the next. Absent: at the end only. With `script` this, "
+        "keepLast and saveMode count where its Trainer is not told otherwise.",
     )
     keep_last: int = Field(default=2, ge=2, le=100, description="Checkpoints to keep; older ones are deleted.")
     save_mode: SaveMode = Field(

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from e2e.local_run import EVERY_STEPS, LocalRun, assert_bit_equal, fingerprint, kill
-from transformers import AutoModelForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 SMALL_SCRIPT = Path(__file__).with_name("small_script.py")
 OUTPUT = [{"uri": "pvc://results/model"}]
+STORAGE = {"storage": "pvc://results/kept"}
 
 
 @pytest.fixture
@@ -79,10 +82,73 @@ def test_a_script_with_our_trainer_killed_and_then_stopped_ends_bit_equal_to_the
     _, info = AutoModelForCausalLM.from_pretrained(run.folder / "model", output_loading_info=True)
     assert not any(info.values())
     assert (
-        "the model is whole: ['chat_template.jinja', 'config.json'"
+        "the model is whole: ['README.md', 'chat_template.jinja', 'config.json'"
         in (run.folder / "attempts/3/node-0/launcher.log").read_text()
     )
     assert not Path("nowhere").exists()
+
+
+ADAPTED = """
+import sys
+from sft_trainer.config import AdamWConfig, LoRAConfig, LRConfig
+from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
+from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig
+from sft_trainer.model import get_model_config_from_hf
+from sft_trainer.train import Trainer
+base, tokenizer, data = sys.argv[1:]
+chats = {"dataset": DatasetConfig(name="chats", anno_path=data), "tokenize_fn": OpenaiTokenizeFunctionConfig()}
+folder = Trainer(
+    model_cfg=get_model_config_from_hf(base), load_from=base, tokenizer_path=tokenizer, lora_cfg=LoRAConfig(rank=2),
+    dataloader_cfg=DataloaderConfig(dataset_config_list=[chats], pack_max_length=256),
+    optim_cfg=AdamWConfig(lr=1e-3), lr_cfg=LRConfig(), total_step=2,
+).fit()
+print("of the first output:", sorted(path.name for path in folder.iterdir()))
+"""
+
+
+def small_base(folder: Path) -> str:
+    config = Qwen3Config(
+        vocab_size=49152, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=16, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_script_s_lora_leaves_each_output_in_its_format_and_dtype_and_saves_as_the_job_says(
+    script_run: LocalRun, smollm2: Path, chats: Path
+) -> None:
+    base = small_base(script_run.folder / "base")
+    output = [
+        {"uri": "pvc://results/adapter", "format": "adapter"},
+        {"uri": "pvc://results/model", "dtype": "bf16"},
+    ]
+    checkpoint = {"everySteps": 1, "saveMode": "async"}
+    run = with_script(script_run, ADAPTED, base, str(smollm2), str(chats), output=output, checkpoint=checkpoint)
+    run.start().succeed()
+    artifacts = {artifact["uri"]: artifact["format"] for artifact in run.status()["artifacts"]}
+    assert artifacts == {"pvc://results/adapter": "adapter", "pvc://results/model": "hf"}
+    log = (run.folder / "attempts/1/node-0/launcher.log").read_text()
+    assert "of the first output: ['README.md', 'adapter_config.json', 'adapter_model.safetensors'" in log
+    assert "sample 1; trained is what stands between" in log
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run.folder / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    assert merged.dtype == torch.bfloat16
+    theirs = adapted.merge_and_unload().to(torch.bfloat16).state_dict()
+    assert [name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, theirs[name])] == []
+
+
+def test_a_script_s_lora_without_an_output_leaves_model_and_adapter_beside_its_checkpoints(
+    script_run: LocalRun, smollm2: Path, chats: Path
+) -> None:
+    base = small_base(script_run.folder / "base")
+    run = with_script(script_run, ADAPTED, base, str(smollm2), str(chats), checkpoint=STORAGE).start().succeed()
+    names = {path.name for path in (run.folder / "kept").iterdir()}
+    assert {"hf", "adapter", "step-2"} <= names
+    assert not [name for name in names if ".tmp" in name]
+    assert (run.folder / "kept/adapter/adapter_model.safetensors").is_file()
+    assert (run.folder / "kept/hf/model.safetensors").is_file()
+    assert "artifacts" not in run.status() or run.status()["artifacts"] == []
 
 
 PLAIN = """
@@ -134,7 +200,11 @@ def swallowing(run: LocalRun) -> None:
     with_script(run, SWALLOWING, str(run.folder), str(run.folder / "chats.jsonl"), output=OUTPUT)
 
 
-STORAGE = {"storage": "pvc://results/kept"}
+def without_lora(run: LocalRun) -> None:
+    output = [*OUTPUT, {"uri": "pvc://results/adapter", "format": "adapter"}]
+    with_script(run, SMALL_SCRIPT.read_text(), str(run.folder), str(run.folder / "no.jsonl"), output=output)
+
+
 CASES = {
     "an exit code": (lambda run: with_script(run, FAILING, checkpoint=STORAGE), 70, ["exit code 3", "this is the end"]),
     "no Python": (
@@ -151,6 +221,11 @@ CASES = {
         lambda run: with_script(run, "pass", output=OUTPUT),
         64,
         ["spec.output[0].uri: ", "left nothing for pvc://results/model; ", "SFTJOB_OUTPUT"],
+    ),
+    "an adapter that nobody makes": (
+        without_lora,
+        64,
+        ["spec.output[1].format: adapter, but the script's Trainer has no lora_cfg, which makes one; add it, or use"],
     ),
     "a failure of our Trainer that it swallows": (swallowing, 65, ["chats.jsonl:1: (line): has no fields"]),
 }

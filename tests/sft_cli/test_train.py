@@ -61,7 +61,10 @@ def test_a_script_is_a_flag_too(user: User) -> None:
         "train", "--script", "train.py", "--args", "--lr,1e-4", "--output", "out", "--nodes", "2", "--dry-run"
     )
     assert (dry.returncode, dry.stderr) == (0, "")
-    assert dry.stdout.splitlines()[-1] == f"# 2 ranks = 2 nodes x 1 process; each runs file://{user.folder}/train.py"
+    assert dry.stdout.splitlines()[-2:] == [
+        f"# 2 ranks = 2 nodes x 1 process; each runs file://{user.folder}/train.py",
+        "# memory: not told, for only the script knows its model",
+    ]
     spec = parse_manifest(yaml.safe_load(dry.stdout)).spec
     assert spec.script is not None
     assert (spec.script.uri, spec.script.args) == (f"file://{user.folder}/train.py", ["--lr", "1e-4"])

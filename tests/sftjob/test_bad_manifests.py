@@ -40,3 +40,9 @@ def test_a_script_s_places_are_the_job_s() -> None:
         "spec.checkpoint.storage": "pvc://results/job",
     }
     assert spec.outputs == []
+
+
+def test_a_script_may_have_an_output_that_takes_the_adapter_of_its_own_lora() -> None:
+    output = [{"uri": "pvc://results/adapter", "format": "adapter"}]
+    spec = parse_manifest(SCRIPT | {"spec": SCRIPT["spec"] | {"output": output}}).spec
+    assert [one.format for one in spec.outputs] == ["adapter"]
