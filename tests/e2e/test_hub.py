@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from e2e.local_run import LocalRun, kill
 from hub_server import HubServer, files_of
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from tests.sft_trainer.model.tiny_models import save_random_model
@@ -74,6 +75,7 @@ def test_a_run_from_the_hub_downloads_once_and_goes_on_with_the_same_model_after
     assert json.loads((run.storage / "run.json").read_text())["resolved"]["modelRevision"] == sha
     model = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     assert model.config.hidden_size == 512
+    assert ModelCard.load(run.folder / "model" / "README.md").data.base_model == "tiny/llama"
 
 
 def test_a_model_that_is_not_there_ends_the_job_at_once_with_a_remedy(run: LocalRun) -> None:

@@ -215,5 +215,6 @@ def test_a_valid_file_is_told_with_its_arithmetic(user: User) -> None:
         user.file.read_text() + "  training: {globalBatchSize: 64}\n  compute: {nodes: 2, processesPerNode: 8}\n"
     )
     assert user.sft("validate", "job.yaml").stdout == (
-        "tiny is valid: 16 ranks = 2 nodes x 8 processes; global batch 64 packs = 16 ranks x 4\n"
+        "tiny is valid: 16 ranks = 2 nodes x 8 processes; global batch 64 packs = 16 ranks x 4 "
+        "accumulation steps of 1 pack\n"
     )

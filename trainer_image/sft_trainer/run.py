@@ -44,6 +44,8 @@ class RunOptions:
     seed: int
     lora_cfg: LoRAConfig | None = None
     """Not without `load_from`."""
+    base_repository: str | None = None
+    """Of a hub, where `load_from` was downloaded from one."""
 
     @property
     def chat_template(self) -> str | None:

@@ -59,7 +59,7 @@ def test_the_adapter_is_the_same_model_in_peft_and_merges_to_the_same_bits(kind:
     assert losses[0] == pytest.approx(untouched, rel=1e-6)
     assert losses[-1] < 0.9 * losses[0]
 
-    export_adapter(model, tmp_path / "adapter", source=source, tokenizer_path=source)
+    export_adapter(model, tmp_path / "adapter", base=source, tokenizer_path=source)
     adapted = _in_peft(source, tmp_path / "adapter")
     logits = model.eval()(tiny.pack(TEXTS), output="logits")[0].split([len(text) for text in TEXTS])
     for ours, text in zip(logits, TEXTS, strict=True):
@@ -96,7 +96,7 @@ def test_gradients_are_those_of_peft(kind: str, tmp_path: Path) -> None:
     case, config = KINDS[kind]
     source = tiny.save_random_model(tmp_path / "base", case)
     model, _ = _trained(source, config, steps=2)
-    export_adapter(model, tmp_path / "adapter", source=source, tokenizer_path=source)
+    export_adapter(model, tmp_path / "adapter", base=source, tokenizer_path=source)
     model(tiny.pack(TEXTS)).backward()
     adapted = _in_peft(source, tmp_path / "adapter", is_trainable=True)
     for text in TEXTS:
@@ -117,7 +117,7 @@ def test_an_adapters_folder_says_what_it_belongs_to(tmp_path: Path) -> None:
     source = tiny.save_random_model(tmp_path / "base", "llama")
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
     model, _ = _trained(source, LoRAConfig(rank=4, modules_to_save=["lm_head"]), steps=1)
-    export_adapter(model, tmp_path / "adapter", source=source, tokenizer_path=source, chat_template="the template")
+    export_adapter(model, tmp_path / "adapter", base=source, tokenizer_path=source, chat_template="the template")
     assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -94,7 +94,7 @@ def work(rank: int, folder: Path) -> None:
             "loss": loss.detach(),
             "gradients": {name: whole(gradient) for name, gradient in gradients.items()},
         }
-        export_adapter(model, folder / "adapter" / case, source=source, tokenizer_path=source)
+        export_adapter(model, folder / "adapter" / case, base=source, tokenizer_path=source)
         export_model(model, folder / "merged" / case, source=source, tokenizer_path=source)
     held = tiny.built(str(folder / "bf16"), mesh=mesh, precision="bf16", lora_cfg=LoRAConfig())
     loss = held(each_ranks_pack(rank))

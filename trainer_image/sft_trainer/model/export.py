@@ -80,14 +80,15 @@ def export_adapter(
     model: torch.nn.Module,
     folder: Path,
     *,
-    source: str,
+    base: str,
     tokenizer_path: str,
     chat_template: str | None = None,
     dtype: Precision = "auto",
 ) -> None:
     """Write what LoRA learnt as peft stores it, with tokenizer and chat template; see `export_model`.
 
-    With `dtype` auto in fp32, as it was trained.
+    `base` is where peft is to look for the adapted model: a hub's repository or a folder. With `dtype` auto in fp32, as
+    it was trained.
     """
     assert isinstance(model, PreTrainedModel)
     tensors = lora.adapter_tensors(model)
@@ -96,7 +97,7 @@ def export_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor.to("cpu", getattr(torch, _DTYPES[dtype])).contiguous() for name, tensor in tensors.items()}
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    lora.adapter_config(model, base=str(Path(source).absolute())).save_pretrained(str(folder))
+    lora.adapter_config(model, base=base).save_pretrained(str(folder))
     _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
 
 

@@ -33,12 +33,12 @@ def write_card(
     if state.evaluation is not None:
         rows.append(("Evaluation loss", f"{state.evaluation.loss:.4f}"))
     rows.append(("Configuration", f"`{options.digest()}`"))
-    base = Path(options.load_from).name if options.load_from else None
+    base = options.base_repository or (Path(options.load_from).name if options.load_from else None)
     (folder / FILE).write_text(card_text(base=base, library=library, rows=rows), encoding="utf-8")
 
 
 def card_text(*, base: str | None, library: str, rows: Sequence[tuple[str, str]]) -> str:
-    """Front matter as the Hub reads it, then a table. `base` is the folder's name of the model that was fine-tuned."""
+    """Front matter as the Hub reads it, then a table. `base` is the model that was fine-tuned."""
     matter = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["sft", "sftjob"]}
     if base is not None:
         matter["base_model"] = base

@@ -3,9 +3,11 @@
 Called on every rank by `sft_trainer.rank` (under the launcher) and by `Trainer.fit` (a user's own script).
 """
 
+import functools
 import logging
 import time
 from collections import deque
+from pathlib import Path
 
 import torch
 
@@ -397,13 +399,17 @@ class _Run:
     def _export(self) -> None:
         for export in self.place.exports:
             self.teller.progress(stage=Stage.EXPORTING, detail=export.folder.name)
-            write = export_adapter if export.format == "adapter" else export_model
+            options, source = self.options, self.options.load_from
+            if export.format == "adapter":
+                assert source is not None, "nothing was adapted"
+                write = functools.partial(export_adapter, base=options.base_repository or str(Path(source).absolute()))
+            else:
+                write = functools.partial(export_model, source=source)
             write(
                 self.model,
                 export.folder,
-                source=self.options.load_from,
-                tokenizer_path=self.options.tokenizer_path,
-                chat_template=self.options.chat_template,
+                tokenizer_path=options.tokenizer_path,
+                chat_template=options.chat_template,
                 dtype=export.dtype,
             )
             if self.world.is_first:
