@@ -115,7 +115,7 @@ def small_base(folder: Path) -> str:
     return str(folder)
 
 
-def test_a_script_s_lora_leaves_each_output_in_its_format_and_dtype_and_saves_as_the_job_says(
+def test_a_script_s_lora_leaves_each_output_in_its_format_and_dtype_and_its_own_word_on_saves_is_told(
     script_run: LocalRun, smollm2: Path, chats: Path
 ) -> None:
     base = small_base(script_run.folder / "base")
@@ -124,13 +124,15 @@ def test_a_script_s_lora_leaves_each_output_in_its_format_and_dtype_and_saves_as
         {"uri": "pvc://results/model", "dtype": "bf16"},
     ]
     checkpoint = {"everySteps": 1, "saveMode": "async"}
-    run = with_script(script_run, ADAPTED, base, str(smollm2), str(chats), output=output, checkpoint=checkpoint)
+    script = ADAPTED.replace("total_step=2", "total_step=2, async_checkpoint=False")
+    run = with_script(script_run, script, base, str(smollm2), str(chats), output=output, checkpoint=checkpoint)
     run.start().succeed()
     artifacts = {artifact["uri"]: artifact["format"] for artifact in run.status()["artifacts"]}
     assert artifacts == {"pvc://results/adapter": "adapter", "pvc://results/model": "hf"}
     log = (run.folder / "attempts/1/node-0/launcher.log").read_text()
     assert "of the first output: ['README.md', 'adapter_config.json', 'adapter_model.safetensors'" in log
     assert "sample 1; trained is what stands between" in log
+    assert "save_mode of the script is sync: the job's own async does not count" in log
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run.folder / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     assert merged.dtype == torch.bfloat16
