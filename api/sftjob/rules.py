@@ -123,7 +123,7 @@ ONE_LENGTH = Rule(
 )
 MOMENTS_CAN_DECAY = Rule(
     "betas",
-    "self.moments == 'fp32' || self.betas[1] <= 0.99",
+    "!has(self.moments) || self.moments == 'fp32' || !has(self.betas) || self.betas[1] <= 0.99",
     "with a second beta of {beta} a moment in bf16 never falls again; use at most 0.99, or moments: fp32",
     {"beta": "self.betas[1]"},
 )
