@@ -50,11 +50,11 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     ),
     Reason.OUT_OF_MEMORY: Explanation(
         "The kernel ended the container for its memory, or it could not get any.",
-        "raise `spec.compute.resources.limits.memory`, or lower `spec.data.packing.maxLength`",
+        "raise `spec.compute.resources.limits.memory`, or use shorter packs (`spec.data.packing.maxLength`)",
     ),
     Reason.GPU_OUT_OF_MEMORY: Explanation(
         "A rank could not get memory on its GPU.",
-        "lower `spec.data.packing.maxLength`, raise `spec.training.fsdp.recomputeRatio`, or use more ranks",
+        "use shorter packs (`spec.data.packing.maxLength`), more `spec.training.fsdp.recomputeRatio`, or more ranks",
     ),
     Reason.GPU_FAULT: Explanation(
         "A GPU or its link reported an error that only broken hardware brings about: uncorrectable ECC or NVLink.",
@@ -141,7 +141,7 @@ _HEADER = f"""# Reasons
 
 Generated from `api/sftjob` by `make generate`. These are all that a status gives. A job that has failed goes on from
 its last checkpoint, with fresh budgets, once the annotation `{RETRY_ANNOTATION}` gets a new value
-(`kubectl annotate --overwrite sftjob NAME {RETRY_ANNOTATION}=1`); with `sft run`, by the same command again.
+(`kubectl annotate --overwrite sftjob NAME {RETRY_ANNOTATION}=$(date +%s)`); with `sft run`, by the same command again.
 
 ## Why an attempt ended
 

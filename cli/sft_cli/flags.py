@@ -91,7 +91,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def spec_of(given: Mapping[str, str], *, data: list[str], output: Path | None, base: dict[str, Any]) -> dict[str, Any]:
+def spec_of(given: Mapping[str, str], *, data: list[str], output: str | None, base: dict[str, Any]) -> dict[str, Any]:
     """`base` is a file's spec, or {}; `given` maps paths to values and wins. Nothing is checked yet."""
     spec = copy.deepcopy(base)
     lists = {flag.path for flag in flags() if flag.is_list}
@@ -107,8 +107,13 @@ def spec_of(given: Mapping[str, str], *, data: list[str], output: Path | None, b
         ]
         _section(spec, "data")["datasets"] = files
     if output is not None:
-        spec["output"] = [{"uri": place(str(output))}]
+        spec["output"] = [_first(spec.get("output")) | {"uri": place(output)}]
     return spec
+
+
+def _first(outputs: Any) -> dict[str, Any]:
+    """Format and dtype that a file wants of its output stand, wherever it goes."""
+    return outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else {}
 
 
 def _section(within: dict[str, Any], key: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="FILE", help="A file of chats, or its URI; give it again for another one."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the trained model goes.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where the trained model goes.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's.", show_default="the file's, or of --output")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the job, its steps and its memory.")] = False,
     work_dir: WorkDir = None,
@@ -78,7 +78,7 @@ def train(
     spec, metadata = ((document.get(key) or {}) if isinstance(document, dict) else None for key in ("spec", "metadata"))
     if isinstance(spec, dict) and isinstance(metadata, dict):
         values = {flag.path: value for flag in flags() if (value := given[flag.parameter]) is not None}
-        own_name = metadata.get("name") or label(output.name if output else "", fallback="train")
+        own_name = metadata.get("name") or label(Path(output).name if output else "", fallback="train")
         document |= {
             "spec": spec_of(values, data=data or [], output=output, base=spec),
             "metadata": metadata | {"name": name or own_name},

@@ -56,6 +56,18 @@ def test_flags_win_over_the_file(user: User) -> None:
     assert manifest.spec.output[0].uri == "pvc://models/tuned"
 
 
+def test_an_output_may_be_a_uri_and_keeps_the_form_that_the_file_wants(user: User) -> None:
+    user.file.write_text(
+        user.file.read_text().replace(
+            'models/tuned"}', 'models/tuned", format: adapter, dtype: bf16}, {uri: "pvc://b/c"}'
+        )
+        + "  training: {lora: {}}\n"
+    )
+    dry = user.sft("train", "job.yaml", "--output", "pvc://results/mine", "--dry-run")
+    (output,) = parse_manifest(yaml.safe_load(dry.stdout)).spec.output
+    assert (output.uri, output.format, output.dtype) == ("pvc://results/mine", "adapter", "bf16")
+
+
 def test_a_script_is_a_flag_too(user: User) -> None:
     dry = user.sft(
         "train", "--script", "train.py", "--args", "--lr,1e-4", "--output", "out", "--nodes", "2", "--dry-run"

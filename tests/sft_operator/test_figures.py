@@ -44,6 +44,15 @@ def test_the_gpus_of_all_nodes_count_and_a_job_without_any_tells_nothing() -> No
     assert decide(a_job(nodes=2, status=status), ended, now=NOW).status.usage is None
 
 
+def test_an_attempt_that_went_while_nobody_looked_ran_until_its_last_report() -> None:
+    status = in_attempt(1, running_since=at(-30_000))
+    status = status.model_copy(update={"progress": some_progress(seconds=-28_000)})
+    back = decide(a_job(status=status, gpus=8), observing(), now=NOW).status
+    assert back.attempts.history[0].reason is Reason.LAUNCHER_LOST
+    assert back.attempts.running_seconds == 2000
+    assert back.usage == Usage(gpu_seconds=16_000, lost_gpu_seconds=16_000)
+
+
 def told(
     status: SFTJobStatus, seconds: float, *nodes: Any, number: int = 2, progress: Progress | None = None
 ) -> SFTJobStatus:

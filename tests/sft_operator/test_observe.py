@@ -105,7 +105,7 @@ def test_what_only_looks_like_ours_is_not_seen(foreign: dict[str, Any]) -> None:
             terminated(137, reason="OOMKilled", message="last line of the log"),
             Reason.OUT_OF_MEMORY,
             "spec.compute.resources.limits.memory: all that its node has of memory was not enough; "
-            "raise it, or lower spec.data.packing.maxLength",
+            "raise it, or use shorter packs",
         ),
         (
             {},

@@ -44,6 +44,36 @@ def test_what_is_asked_for_many_times_is_done_once_and_never_twice_at_a_time() -
     asyncio.run(scene())
 
 
+def test_a_reminder_brings_forward_what_waits_for_its_time_and_not_what_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue_module, "FIRST_RETRY_SECONDS", 3600)
+
+    async def scene() -> None:
+        queue, done, passes = WorkQueue(), asyncio.Event(), Counter[JobKey]()
+
+        async def work(key: JobKey) -> float:
+            passes[key] += 1
+            if key == A:
+                raise NotNow("wait")
+            if passes[B] == 2:
+                done.set()
+            return 3600.0
+
+        async def remind() -> None:
+            while not passes[A] or not passes[B]:
+                await asyncio.sleep(0.01)
+            queue.remind(A)
+            queue.remind(B)
+
+        queue.add(A)
+        queue.add(B)
+        await asyncio.gather(run_until(queue, work, done), remind())
+        assert passes == {A: 1, B: 2}
+
+    asyncio.run(scene())
+
+
 def test_a_pass_that_fails_is_tried_again_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "FIRST_RETRY_SECONDS", 0.01)
 

@@ -41,8 +41,7 @@ def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -
     if terminated.get("reason") == "OOMKilled":
         limit = _memory_limit(pod) or "all that its node has"
         sentence = (
-            f"spec.compute.resources.limits.memory: {limit} of memory was not enough; "
-            "raise it, or lower spec.data.packing.maxLength"
+            f"spec.compute.resources.limits.memory: {limit} of memory was not enough; raise it, or use shorter packs"
         )
         return _told_by_cluster(Reason.OUT_OF_MEMORY, sentence, attempt, rank, pod, terminated)
     if eviction:

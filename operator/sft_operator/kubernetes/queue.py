@@ -43,8 +43,8 @@ class WorkQueue:
             self._changed.set()
 
     def remind(self, key: JobKey) -> None:
-        """A key that waits for its time, or for its next try, is left to wait."""
-        if key not in self._due:
+        """A key that waits for its next try is left to wait; one whose time is far off may have something new."""
+        if key not in self._failures:
             self.add(key)
 
     def oldest_age(self) -> float:

@@ -80,9 +80,13 @@ def untold_record(
     )
 
 
-def last_end(attempt: AttemptObservation | None, *, now: datetime) -> datetime:
-    """When the last launcher of an attempt that has ended did so, as far as they tell; never after `now`."""
-    ended = [node.outcome.ended_at if node.outcome else now for node in attempt.nodes] if attempt else [now]
+def last_end(attempt: AttemptObservation | None, *, progress: Progress | None, now: datetime) -> datetime:
+    """When the last launcher of an attempt that has ended did so, as far as they tell; never after `now`.
+
+    One without a word ended after the attempt's last report: when, nobody may have been there to see.
+    """
+    heard = progress.reported_at if progress else now
+    ended = [node.outcome.ended_at if node.outcome else heard for node in attempt.nodes] if attempt else [heard]
     return min(max(ended), now)
 
 

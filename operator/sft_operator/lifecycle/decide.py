@@ -132,7 +132,7 @@ def _record_end(
             status = with_last_words(status, next(node for node in attempt.nodes if node.rank == 0).outcome)
         record = end_record(attempt, attempts=attempts, progress=progress_of_current(status), now=now)
 
-    ran = seconds_run(attempts, until=last_end(attempt, now=now))
+    ran = seconds_run(attempts, until=last_end(attempt, progress=progress_of_current(status), now=now))
     if attempts.recovery is not None:
         record = record.model_copy(update={"recovery": attempts.recovery.model_copy(update={"since": None})})
     noticed_at = attempts.noticed_at

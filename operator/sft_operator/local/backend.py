@@ -55,7 +55,10 @@ class LocalBackend:
 
     async def delete(self, job: SFTJob, attempt: int) -> None:
         # What its launchers were told, though the job's policy may have changed since.
-        grace_seconds = int(self._grace_file(attempt).read_text())
+        file = self._grace_file(attempt)
+        # Attempts of an older version have none.
+        policy = job.spec.run_policy
+        grace_seconds = int(file.read_text()) if file.exists() else policy.termination_grace_period_seconds
         for node in self._nodes(job, attempt):
             node.terminate(grace_seconds=grace_seconds)
 

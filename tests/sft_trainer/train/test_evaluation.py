@@ -13,11 +13,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from sft_trainer.datasets.config import EvaluationConfig
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.model.evaluating import evaluating
-from sft_trainer.train import loop
+from sft_trainer.train import loop, telling
 from sft_trainer.train.evaluation import Evaluation, following
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import World
 from sftjob.failure import JobFailure, Reason
+from sftjob.progress import Stage
 from tests.e2e.held_out import assistant_loss
 
 
@@ -47,6 +48,19 @@ def losses(monkeypatch):
         monkeypatch.setattr(Evaluation, "mean_loss", lambda *_, **__: left.pop(0))
 
     return give
+
+
+def test_an_evaluation_says_how_far_it_is_and_training_says_nothing_of_it(tmp_path: Path, monkeypatch) -> None:
+    told: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        telling.RunTeller, "progress", lambda _, **said: told.append((said.get("stage"), said.get("detail")))
+    )
+    SmallRun(tmp_path / "run", {"every_steps": 6}).go()
+    first = told.index((Stage.EVALUATING, None))
+    number = len(told[first + 1 :][: told[first + 1 :].index((Stage.TRAINING, None))])
+    assert number > 1
+    expected = [(None, f"{index} of {number} batches") for index in range(1, number + 1)]
+    assert told[first + 1 : first + 1 + number] == expected
 
 
 def test_the_loss_is_that_of_transformers_alone_over_each_chat_alone(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def report_of(error: Exception, *, stop: StopSignal | None, state: RunState) -> 
         case JobFailure():
             return Report(reason=error.reason, message=error.message)
         case torch.OutOfMemoryError():
-            message = f"{error}; use shorter packs (spec.data.packing.maxLength), or more ranks"
+            message = f"{error}; use shorter packs, or more ranks"
             return Report(reason=Reason.GPU_OUT_OF_MEMORY, message=message)
     if stop is not None and stop.received:  # another rank ended while this one waited for it
         saved = state.last_step == (state.saved_step or 0)

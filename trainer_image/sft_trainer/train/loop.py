@@ -314,13 +314,18 @@ class _Run:
             return False
         self._read_steps()
         self.teller.progress(stage=Stage.EVALUATING, detail=None)
-        loss = self.evaluation.mean_loss(self.model, between_batches=self._stop_if_agreed)
+        loss = self.evaluation.mean_loss(self.model, between_batches=self._between_evaluated)
         record = self.state.evaluation = following(record, step=step, loss=loss)
         if self.evaluation.ends_training(record) and step < self.total_steps:
             log.info("no better evaluation loss in %d evaluations: the run ends here", record.without_improvement)
             self.total_steps = step
         self.teller.evaluation(record, total_steps=self.total_steps)
         return True
+
+    def _between_evaluated(self, detail: str) -> None:
+        # A silent stage would be taken for a hang where it is long.
+        self.teller.progress(detail=detail)
+        self._stop_if_agreed()
 
     def _amend_checkpoint(self) -> None:
         """A stop had saved this step before its evaluation was done."""

@@ -108,7 +108,7 @@ class RunTeller:
             record.best_loss,
             record.best_step,
         )
-        self.progress(stage=Stage.TRAINING, total_steps=total_steps)
+        self.progress(stage=Stage.TRAINING, detail=None, total_steps=total_steps)
         self.evaluated(record)
 
     def evaluated(self, record: EvaluationRecord) -> None:
