@@ -11,7 +11,7 @@ import traceback
 import types
 from pathlib import Path
 
-from sft_trainer.report import Report, report_path, write_report
+from sft_trainer.report import Report, read_reports, write_report
 from sftjob.failure import JobFailure, Reason, exit_code
 
 
@@ -51,10 +51,14 @@ def _run(scratch: Path, path: str, arguments: list[str]) -> int:
 
 
 def _report(scratch: Path, report: Report) -> None:
-    """A Trainer in the script has told more: how far it came."""
+    """A Trainer in the script that failed has told why; of one that came to its end, how far it came is kept."""
     who = f"rank-{os.environ['RANK']}"
-    if not report_path(scratch, who).exists():
+    told = read_reports(scratch).get(who)
+    if told is None:
         write_report(scratch, who, report)
+    elif told.reason is Reason.SUCCEEDED:
+        changed = {name: getattr(report, name) for name in ("reason", "message", "peer_lost")}
+        write_report(scratch, who, told.model_copy(update=changed))
 
 
 def _is_peer_loss(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """SIGTERM means: save and stop. A rank notes it here, and looks at it between micro-batches."""
 
+import os
 import signal
 import time
 from types import FrameType
@@ -10,7 +11,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._received_at: float | None = None
-        signal.signal(signal.SIGTERM, self._on_signal)
+        self._before = signal.signal(signal.SIGTERM, self._on_signal)
 
     @property
     def received(self) -> bool:
@@ -20,6 +21,12 @@ class StopSignal:
     def seconds_ago(self) -> float:
         """-1 where it was not received."""
         return time.monotonic() - self._received_at if self._received_at is not None else -1.0
+
+    def close(self) -> None:
+        """The signal means again what it meant before; one that came too late for anybody to look is sent on."""
+        signal.signal(signal.SIGTERM, self._before)
+        if self.received:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
         if self._received_at is None:

@@ -190,3 +190,21 @@ def until(condition: object) -> None:
 
 def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_what_fails_after_a_trainer_came_to_its_end_is_told_with_how_far_it_came(tmp_path: Path) -> None:
+    done = rank(
+        tmp_path,
+        f"""
+from pathlib import Path
+from sft_trainer.report import Report, write_report
+from sftjob.failure import Reason
+
+write_report(Path({str(tmp_path)!r}), "rank-1", Report(reason=Reason.SUCCEEDED, last_step=5, saved_step=5))
+raise ConnectionError("the upload broke off")
+""",
+    )
+    assert done.returncode == 1
+    report = read_reports(tmp_path)["rank-1"]
+    assert (report.reason, report.message) == (Reason.RANK_FAILED, "ConnectionError: the upload broke off")
+    assert (report.last_step, report.saved_step) == (5, 5)

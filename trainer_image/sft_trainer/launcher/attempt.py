@@ -166,7 +166,8 @@ def _end(
     # Rank 0 of the world lives on node 0 only; the first rank of another node knows as much.
     first = finished or (reports[min(reports)] if reports else None)
     if len(reports) == plan.spec.compute.processes_per_node:
-        saved = all(report.saved for report in reports.values())
+        # A script may have gone on after its Trainer had saved all.
+        saved = all(report.saved or report.reason is Reason.SUCCEEDED for report in reports.values())
     else:
         saved = progress is not None and progress.step == (progress.saved_step or 0)
     if plan.spec.script and not reports:

@@ -1,6 +1,6 @@
 """The model that is trained: transformers' own module, sharded, with weights, its forward taking packs.
 
-Called once on every rank by the Trainer, and collectively by nothing in here.
+Called once by the Trainer, on every rank: DoRA's lengths are taken of whole weights, which is collective.
 """
 
 import types

@@ -39,8 +39,14 @@ def inject(model: PreTrainedModel, config: LoRAConfig) -> None:
         target_modules=choice.targets,
         modules_to_save=choice.saved or None,
     )
-    with torch.device("meta"):
-        inject_adapter_in_model(ours, model, adapter_name=_ADAPTER)
+    try:
+        with torch.device("meta"):
+            inject_adapter_in_model(ours, model, adapter_name=_ADAPTER)
+    except ValueError as error:
+        # peft takes some names for those of experts, and then wants all of these.
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION, f"{TARGETS}: {error}; name those to adapt, as q_proj and v_proj"
+        ) from None
     if ours.target_parameters:
         # peft takes the names of modules that experts once were for the parameter that holds them all now.
         experts = ", ".join(sorted(set(choice.targets) - set(ours.target_modules)))

@@ -77,6 +77,7 @@ def fit_launched(
             raise SystemExit(ExitCode.PREEMPTED) from None
         raise
     leave_report(launch.scratch, Report(reason=Reason.SUCCEEDED, data=data.receipt), state=state)
+    stop.close()
     return place.exports[0].folder if launch.plan.spec.outputs else own_export(place.fence.storage)
 
 

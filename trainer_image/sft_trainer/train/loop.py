@@ -105,6 +105,7 @@ class _Run:
                     self._save(beside=self.place.save_mode == "async" and step < self.total_steps)
                 else:
                     self._settle_save(wait_seconds=0)
+            self.saver.release()
             self._export()
         finally:
             self.teller.close()
@@ -112,6 +113,8 @@ class _Run:
     def _load(self) -> None:
         options, world, storage = self.options, self.world, self.place.fence.storage
         self.teller.progress(stage=Stage.LOADING_MODEL, detail=options.load_from, total_steps=self.total_steps)
+        # Before the weights are read: with LoRA it is of the base that the adapters are trained on.
+        self.config_digest = world.from_first(options.digest)
         self.model = build_model(
             options.model_cfg,
             load_from=options.load_from,
@@ -227,7 +230,7 @@ class _Run:
 
     def _refuse_other_run(self, manifest: CheckpointManifest) -> None:
         folder = self.place.fence.storage / names.checkpoint_folder(manifest.step)
-        if manifest.config_digest != self.options.digest():
+        if manifest.config_digest != self.config_digest:
             raise JobFailure(
                 Reason.INVALID_CONFIGURATION,
                 f"{folder} was trained with other options (model, lora, optimizer, schedule, batch, length, precision, "
@@ -264,7 +267,8 @@ class _Run:
         update(self.optimizer, skipped=skipped)
         self.optimizer.zero_grad(set_to_none=True)
         numbers = LateNumbers(torch.stack([loss_sum, grad_norm, skipped]))
-        self.unread.append(QueuedStep(step, rate, trained_tokens, began, data_seconds, numbers))
+        host_seconds = time.perf_counter() - began
+        self.unread.append(QueuedStep(step, rate, trained_tokens, began, data_seconds, host_seconds, numbers))
         self._read_steps(but=steps_ahead(self.world.device))
         self.random_state = get_random_state(self.world.device)
         self.state.last_step = step
@@ -283,7 +287,7 @@ class _Run:
                 queued,
                 loss=mean_loss,
                 grad_norm=grad_norm,
-                seconds=self.read_at - began,
+                seconds=max(self.read_at - began, queued.host_seconds),
                 total_steps=self.total_steps,
                 skipped_steps=self.state.skipped_steps,
             )
@@ -366,7 +370,7 @@ class _Run:
                 total_steps=self.total_steps,
                 attempt=self.place.fence.attempt,
                 world_size=self.world.size,
-                config_digest=self.options.digest(),
+                config_digest=self.config_digest,
                 data_digest=self.data.digest,
                 saved_at=utc_now(),
                 loss=self.state.loss,

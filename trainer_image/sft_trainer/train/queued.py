@@ -20,6 +20,8 @@ class QueuedStep:
     """By time.perf_counter()."""
     data_seconds: float
     """That it waited for its batches."""
+    host_seconds: float
+    """That it took to be queued: where the device waits for its host, a step takes no less."""
     numbers: "LateNumbers"
     """This rank's summed loss; all ranks' gradient norm; 1 where the step was skipped."""
 

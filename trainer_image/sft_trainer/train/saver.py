@@ -93,9 +93,17 @@ class CheckpointSaver:
         # The longest of all ranks, so that each decides alike whether another save still fits.
         return manifest, self._world.max(self._seconds)
 
+    def release(self) -> None:
+        """The memory of the last copy: no other save is made beside the steps."""
+        assert self._thread is None, "its copy is being written"
+        self._stager.close()
+
     def _write(self, state: dict[str, torch.Tensor], manifest: CheckpointManifest) -> None:
         began = time.perf_counter()
         try:
+            if self._world.device.type == "cuda":
+                # A thread begins on GPU 0, and DCP waits for its copies on the stream of the thread's GPU alone.
+                torch.cuda.set_device(self._world.device)
             self._manifest = write_checkpoint(
                 state,
                 world=self._world,

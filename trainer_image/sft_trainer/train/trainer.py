@@ -154,10 +154,12 @@ class Trainer:
             log_samples(data, tokenizer_path=self._options.tokenizer_path)
         with open_world() as world:
             try:
-                return self._fit(data, world, stop)
+                model = self._fit(data, world, stop)
             except Preempted as preempted:
                 log.info("%s; auto_resume=True goes on", preempted)
                 raise SystemExit(ExitCode.PREEMPTED) from None
+        stop.close()
+        return model
 
     def _fit(self, data: PreparedData, world: World, stop: StopSignal) -> Path:
         folder, attempt = world.from_first(self._claim_folder)

@@ -1,0 +1,29 @@
+"""A rank's SIGTERM while training listens for it, and after."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, signal
+from sft_trainer.stop import StopSignal
+stop = StopSignal()
+{first}
+stop.close()
+{second}
+print("received", stop.received, flush=True)
+"""
+KILL = "os.kill(os.getpid(), signal.SIGTERM)"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [("pass", "pass", 0), ("pass", KILL, -15), (KILL, "pass", -15)],
+    ids=["none", "after the training", "too late for it"],
+)
+def test_the_signal_ends_the_process_once_nobody_listens(first: str, second: str, code: int) -> None:
+    program = PROGRAM.format(first=first, second=second)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ("received False\n" if code == 0 else "")
