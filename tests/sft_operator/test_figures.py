@@ -104,3 +104,17 @@ def test_a_suspension_is_no_recovery() -> None:
     lost = decide(a_job(status=status), observing(seen(1, None)), now=NOW).status
     assert lost.attempts.recovery is not None
     assert decide(a_job(status=lost, suspend=True), observing(), now=at(9)).status.attempts.recovery is None
+
+
+def test_a_status_of_ten_long_stories_stays_under_16_kib_and_tells_the_newest_whole() -> None:
+    status = SFTJobStatus()
+    for number in range(1, 12):
+        loud = an_outcome(Reason.RANK_KILLED, attempt=number, message="m" * 1600, log_tail="t" * 2000)
+        status = in_attempt(number, running_since=at(-5)).model_copy(
+            update={"attempts": status.attempts.model_copy(update={"current": number, "running_since": at(-5)})}
+        )
+        status = decide(a_job(status=status, retries=100), observing(seen(number, loud)), now=NOW).status
+    newest, *older = status.attempts.history
+    assert (newest.message, newest.log_tail) == ("m" * 1600, "t" * 600)
+    assert [(len(record.message), len(record.log_tail)) for record in older] == [(400, 200)] * 9
+    assert len(status.to_json().encode()) < 16 * 1024

@@ -12,6 +12,7 @@ from sftjob.spec import SFTJobSpec
 from sftjob.status import HISTORY_LIMIT, AttemptRecord, AttemptsStatus
 
 NO_PROGRESS_LIMIT = 3
+OLD_MESSAGE_CHARACTERS, OLD_TAIL_CHARACTERS = 400, 200
 """Attempts in a row without a newer checkpoint that end a job."""
 AVOIDED_LIMIT = 8
 """Nodes that a job stays away from at once."""
@@ -51,8 +52,15 @@ def account(
             "avoided_nodes": avoided,
             "ending": None,
             "noticed_at": None,
-            "history": [record, *attempts.history][:HISTORY_LIMIT],
+            "history": [record, *map(_abridged, attempts.history)][:HISTORY_LIMIT],
         }
+    )
+
+
+def _abridged(record: AttemptRecord) -> AttemptRecord:
+    """Ten long stories would be more than an object should hold; that of the newest attempt is whole."""
+    return record.model_copy(
+        update={"message": record.message[:OLD_MESSAGE_CHARACTERS], "log_tail": record.log_tail[-OLD_TAIL_CHARACTERS:]}
     )
 
 

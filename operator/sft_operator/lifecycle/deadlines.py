@@ -13,6 +13,9 @@ from sftjob.failure import Reason
 from sftjob.job import SFTJob
 from sftjob.status import AttemptsStatus, SFTJobStatus
 
+_LONGEST_TROUBLE = 600
+"""Characters: a cluster's own words have no bound."""
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -47,7 +50,7 @@ def _deadlines(
     created_at = max((moment for moment in (attempts.started_at, attempt.created_at) if moment), default=None)
     if policy.start_deadline_seconds is not None and waiting and created_at is not None:
         limit, trouble = policy.start_deadline_seconds, observation.trouble
-        why = f"; {trouble.reason}: {trouble.message}" if trouble else ""
+        why = f"; {trouble.reason}: {trouble.message[:_LONGEST_TROUBLE]}" if trouble else ""
         yield Deadline(
             limit - (now - created_at).total_seconds(),
             Reason.NOT_STARTED,

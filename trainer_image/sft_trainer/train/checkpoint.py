@@ -20,15 +20,13 @@ from torch.futures import Future
 
 from sft_trainer.storage.checkpoints import publish_checkpoint, retain
 from sft_trainer.storage.fence import Fence
-from sft_trainer.train.bf16_moments import Bf16MomentsAdamW
+from sft_trainer.train.bf16_moments import MOMENTS, Bf16MomentsAdamW
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.failure import JobFailure, Reason, storage_reason
 from sftjob.manifest import CheckpointManifest
 
 log = logging.getLogger(__name__)
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # DCP warns of what `no_dist` asks for. Not around each call: filters belong to all threads together.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -43,7 +41,7 @@ def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW)
         optimizer.state[parameter] = {
             # Beside the parameter, as the fused kernel wants it.
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            **{moment: torch.zeros_like(parameter, dtype=dtype) for moment in _MOMENTS},
+            **{moment: torch.zeros_like(parameter, dtype=dtype) for moment in MOMENTS},
         }
 
 
@@ -129,7 +127,7 @@ def _tensors(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, 
     kept = trained.keys() | dict(model.named_buffers()).keys()
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name in kept}
     for name, parameter in trained.items():
-        for moment in _MOMENTS:
+        for moment in MOMENTS:
             state[f"optimizer.{name}.{moment}"] = optimizer.state[parameter][moment]
     return state
 

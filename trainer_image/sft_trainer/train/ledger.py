@@ -12,6 +12,7 @@ import numpy as np
 from sft_trainer.datasets.pack import Packs
 from sft_trainer.packed import PackedBatch
 from sftjob import names
+from sftjob.failure import JobFailure, storage_reason
 from sftjob.ledger import EpochContent, FedPack, LedgerHead, LedgerLine
 
 
@@ -21,8 +22,8 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Never closed: a save that outlives the run may still sync it.
         self._file = path.open("a", buffering=1)
-        self._file.write(head.to_json() + "\n")
         self._packs: list[FedPack] = []
+        self._write(head)
 
     def note(self, batch: PackedBatch) -> None:
         if batch.epoch is None:
@@ -31,8 +32,19 @@ class Ledger:
         self._packs.append(FedPack(epoch=batch.epoch, samples=samples, begins=begins if any(begins) else []))
 
     def close_step(self, step: int) -> None:
-        self._file.write(LedgerLine(step=step, packs=self._packs).to_json() + "\n")
+        self._write(LedgerLine(step=step, packs=self._packs))
         self._packs = []
+
+    def _write(self, line: LedgerHead | LedgerLine) -> None:
+        """Raises JobFailure: STORAGE_FULL is met here first, for a line is written more often than a checkpoint."""
+        try:
+            self._file.write(line.to_json() + "\n")
+        except OSError as error:
+            raise JobFailure(
+                storage_reason(error),
+                f"spec.checkpoint.storage: writing {self._file.name} failed ({error}); free some room, or check the "
+                "volume",
+            ) from error
 
     def sync(self) -> None:
         """To disk, from any thread. The kernel has every line already, but a node can die with its kernel."""

@@ -239,8 +239,8 @@ class _Run:
         if manifest.data_digest != self.data.digest:
             raise JobFailure(
                 Reason.INVALID_DATA,
-                f"the data, its template or its packing changed since {folder} was saved; "
-                "restore it, or start a new run with another storage folder",
+                f"the data, its template or its packing changed since {folder} was saved, or another version of "
+                "sftjob prepared it; restore it, or start a new run with another storage folder",
             )
 
     def _train_step(self, step: int) -> None:

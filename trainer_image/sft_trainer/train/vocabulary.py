@@ -6,7 +6,8 @@ from sftjob.failure import JobFailure, Reason
 
 def refuse_unknown_tokens(data: PreparedData, *, rows: int, tokenizer_path: str) -> None:
     """`rows`: those of the model's embedding. Raises JobFailure(INVALID_CONFIGURATION). Reads all tokens, on rank 0."""
-    caches = [*data.caches, *(data.evaluation.caches if data.evaluation else [])]
+    held_out = data.evaluation.caches if data.evaluation else []
+    caches = data.caches if held_out is data.caches else [*data.caches, *held_out]
     largest = max(int(cache.tokens.max(initial=0)) for cache in caches)
     if largest >= rows:
         raise JobFailure(
