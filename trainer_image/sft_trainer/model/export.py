@@ -91,11 +91,12 @@ def export_adapter(
     it was trained.
     """
     assert isinstance(model, PreTrainedModel)
-    tensors = lora.adapter_tensors(model)
-    if dist.is_initialized() and dist.get_rank() != 0:
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    tensors = lora.adapter_tensors(model, keeps=writes)
+    if not writes:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.to("cpu", getattr(torch, _DTYPES[dtype])).contiguous() for name, tensor in tensors.items()}
+    kept = {name: tensor.to(getattr(torch, _DTYPES[dtype])).contiguous() for name, tensor in tensors.items()}
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     lora.adapter_config(model, base=base).save_pretrained(str(folder))
     _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)

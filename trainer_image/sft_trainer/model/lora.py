@@ -116,10 +116,19 @@ def merged_weight(layer: LoraLayer) -> torch.Tensor:
     return weight
 
 
-def adapter_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What peft stores, whole and by its names. Called by every rank."""
+def adapter_tensors(model: PreTrainedModel, *, keeps: bool) -> dict[str, torch.Tensor]:
+    """What peft stores, whole and by its names, on the host of the rank that `keeps`. Called by every rank."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    trained = {name: _whole(tensor) for name, tensor in model.state_dict().items() if name not in frozen}
+    trained = {}
+    for name, tensor in model.state_dict().items():
+        if name in frozen:
+            continue
+        # One after the other: all whole at once may be more than a GPU has left.
+        whole = _whole(tensor)
+        if keeps:
+            trained[name] = whole.cpu()
+    if not keeps:
+        return {}
     found = get_peft_model_state_dict(model, state_dict=trained, adapter_name=_ADAPTER, save_embedding_layers=False)
     return {f"base_model.model.{name}": tensor for name, tensor in found.items()}
 
