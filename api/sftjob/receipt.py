@@ -9,49 +9,40 @@ MOST_TOLD = 20
 _MOST_CHARACTERS = 200
 
 
-class DatasetReceipt(Record):
+class Counts(Record):
+    """Of samples and rows: of one dataset, or of all."""
+
+    samples: Whole
+    """Trained on in each pass, as often as `sampleRatio` draws them."""
+    tokens: Whole
+    """Of these samples."""
+    trained_tokens: Whole
+    """Those of them that count in the loss."""
+    truncated: Whole = 0
+    """Samples, trained on or evaluated, that were cut to a pack's length."""
+    dropped: Whole = 0
+    """Rows that are left out for their length."""
+    bad_lines: Whole = 0
+    """Rows that are left out because they can't be used; of all datasets at most `badLineBudget`."""
+    held_out: Whole = 0
+    """Samples that are evaluated and never trained on."""
+
+
+class DatasetReceipt(Counts):
     """Of one dataset."""
 
     name: str
     format: str
     """That of its rows, by name or as found."""
-    samples: Whole
-    """Trained on in each pass, as often as `sampleRatio` draws them."""
-    tokens: Whole
-    """Of these samples."""
-    trained_tokens: Whole
-    """Those of them that count in the loss."""
-    truncated: Whole = 0
-    """Samples, trained on or evaluated, that were cut to a pack's length."""
-    dropped: Whole = 0
-    """Rows that are left out for their length."""
-    bad_lines: Whole = 0
-    """Rows that are left out because they can't be used."""
-    held_out: Whole = 0
-    """Samples that are evaluated and never trained on."""
 
 
-class DataReceipt(Record):
+class DataReceipt(Counts):
     """What became of the data: every row is counted once."""
 
-    samples: Whole
-    """Trained on in each pass, as often as `sampleRatio` draws them."""
-    tokens: Whole
-    """Of these samples."""
-    trained_tokens: Whole
-    """Those of them that count in the loss."""
-    truncated: Whole = 0
-    """Samples, trained on or evaluated, that were cut to a pack's length."""
     cut_by_packs: Whole = 0
-    """Samples of these that lie in two packs, with level `hard`: the rest begins without context."""
-    dropped: Whole = 0
-    """Rows that are left out for their length."""
-    bad_lines: Whole = 0
-    """Rows that are left out because they can't be used: at most `badLineBudget`."""
+    """Of `samples`, those that lie in two packs, with level `hard`: the rest begins without context."""
     first_bad_lines: list[str] = []
     """Bounded: `<file>:<line>: <field>: <what>; <remedy>`."""
-    held_out: Whole = 0
-    """Samples that are evaluated and never trained on."""
     packs: Whole
     """Rows that the samples fill."""
     datasets: list[DatasetReceipt] = []
@@ -78,7 +69,7 @@ def bounded(row: str) -> str:
     return row if len(row) <= _MOST_CHARACTERS else row[: _MOST_CHARACTERS - 1] + "…"
 
 
-def _counts(data: DataReceipt | DatasetReceipt) -> str:
+def _counts(data: Counts) -> str:
     return (
         f"{data.samples:,} samples, {data.tokens:,} tokens, {data.trained_tokens:,} of them trained; "
         + (f"{data.held_out:,} samples held out; " if data.held_out else "")

@@ -9,7 +9,7 @@ from sft_trainer.datasets.bad_rows import BadRows
 from sft_trainer.datasets.cache import TokenCache
 from sft_trainer.datasets.config import DatasetEntry
 from sftjob.base import Record
-from sftjob.receipt import MOST_TOLD, DataReceipt, DatasetReceipt, bounded
+from sftjob.receipt import MOST_TOLD, Counts, DataReceipt, DatasetReceipt, bounded
 
 
 class SampleCounts(Record):
@@ -87,11 +87,10 @@ def _resummed(of: DataReceipt, datasets: list[DatasetReceipt], told: list[str]) 
 
 
 def _sum(datasets: list[DatasetReceipt], *, packs: int, cut_by_packs: int, told: list[str]) -> DataReceipt:
-    counts = ("samples", "tokens", "trained_tokens", "truncated", "dropped", "bad_lines", "held_out")
     return DataReceipt(
         packs=packs,
         cut_by_packs=cut_by_packs,
         first_bad_lines=told[:MOST_TOLD],
         datasets=datasets,
-        **{count: sum(getattr(dataset, count) for dataset in datasets) for count in counts},
+        **{count: sum(getattr(dataset, count) for dataset in datasets) for count in Counts.model_fields},
     )
