@@ -14,7 +14,7 @@ import numpy as np
 
 from sft_trainer.datasets.bad_rows import NO_BAD_ROWS, BadRows
 from sft_trainer.datasets.cache import TokenCache
-from sft_trainer.datasets.config import DataloaderConfig
+from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
 from sft_trainer.datasets.evaluation import hold_out
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
 from sft_trainer.datasets.open_tokens import bad_rows_of_cache, open_tokens
@@ -159,7 +159,7 @@ def _packed(
     lengths = np.concatenate([np.diff(cache.offsets) for cache in caches])[drawn]
     trained = np.concatenate([cache.trained_counts for cache in caches])[drawn].astype(np.int64)
     # With `split` a sample may be longer than a pack: what is packed are its parts.
-    most = np.array([config.max_length(entry) for entry in config.dataset_config_list])
+    most = np.array([_longest_part(config, entry) for entry in config.dataset_config_list])
     whose, begins, part_lengths = cut_to(most[np.searchsorted(first_ids, drawn, side="right") - 1], lengths)
     packs = pack_samples(part_lengths, max_length=config.pack_max_length, level=config.pack_level, seed=seed)
     draws, starts = whose[packs.members], packs.offsets[:-1]
@@ -187,6 +187,12 @@ def _packed(
             ),
         ),
     )
+
+
+def _longest_part(config: DataloaderConfig, entry: DatasetEntry) -> int:
+    most = config.max_length(entry)
+    cuts_anyway = config.pack_level == "hard" and most == config.pack_max_length
+    return np.iinfo(np.int64).max if cuts_anyway else most
 
 
 def _drawn(samples: int, ratio: float, *, seed: tuple[int, ...]) -> np.ndarray:
