@@ -113,6 +113,11 @@ def ledger_rank(file: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def compiled_layers(storage: Path) -> Path:
+    """What `torch.compile` has made, for all attempts."""
+    return storage / CACHE / "compiled"
+
+
 def default_storage(output_uri: str) -> str:
     """Where checkpoints go when `spec.checkpoint.storage` is absent."""
     return output_uri.rstrip("/") + ".checkpoints"

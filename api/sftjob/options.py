@@ -144,6 +144,6 @@ BadLineBudget = Annotated[
 ]
 OutputFormat = Literal["hf", "adapter"]
 SaveMode = Literal["sync", "async"]
-Overlong = Literal["truncate", "drop", "error"]
+Overlong = Literal["truncate", "drop", "split", "error"]
 PackLevel = Literal["soft", "hard", "none"]
 RowFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca", "text"]

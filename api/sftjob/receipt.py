@@ -40,7 +40,7 @@ class DataReceipt(Counts):
     """What became of the data: every row is counted once."""
 
     cut_by_packs: Whole = 0
-    """Of `samples`, those that lie in two packs, with level `hard`: the rest begins without context."""
+    """Of `samples`, those in several pieces, by level `hard` or `overlong: split`: a rest begins without context."""
     first_bad_lines: list[str] = []
     """Bounded: `<file>:<line>: <field>: <what>; <remedy>`."""
     packs: Whole
@@ -52,9 +52,14 @@ class DataReceipt(Counts):
         """Without its lists, where room is short."""
         return self.model_copy(update={"first_bad_lines": [], "datasets": []})
 
+    @property
+    def title(self) -> str:
+        """For its words, which tell the formats of several datasets: that of the only one."""
+        return f"data ({self.datasets[0].format})" if len(self.datasets) == 1 else "data"
+
     def in_words(self) -> list[str]:
         """The sum; a line for each dataset where there are several; the bad rows."""
-        cut = f", whose ends cut {self.cut_by_packs:,} samples" if self.cut_by_packs else ""
+        cut = f", between which {self.cut_by_packs:,} samples are cut" if self.cut_by_packs else ""
         lines = [f"{_counts(self)}; {self.packs:,} packs{cut}"]
         if len(self.datasets) > 1:
             lines += [f"  {each.name} ({each.format}): {_counts(each)}" for each in self.datasets]

@@ -99,6 +99,27 @@ def overrides_need_a_preset(fields: Iterable[str]) -> Rule:
     )
 
 
+def overrides_fit_the_preset(fields: Mapping[str, str]) -> list[tuple[list[str], Rule]]:
+    """`fields`: their names in a file, by those of the presets' own. A rule for those that the same presets lack."""
+    without = {
+        name: [preset for preset, config in PRESETS.items() if name not in config.model_fields] for name in fields
+    }
+    found = []
+    for presets in dict.fromkeys(map(tuple, without.values())):
+        alike = [name for name in fields if without[name] == list(presets)]
+        aliases = [fields[name] for name in alike]
+        given = " || ".join(f"has(self.overrides.{alias})" for alias in aliases)
+        rule = Rule(
+            "overrides",
+            f"!has(self.preset) || !(self.preset in {list(presets)}) || !({given})",
+            f"'{{preset}}' has no {', '.join(aliases)}; remove {'them' if aliases[1:] else 'it'}",
+            {"preset": "self.preset"},
+        )
+        if presets:
+            found.append((alike, rule))
+    return found
+
+
 DATASET_NAMES_DIFFER = Rule(
     "datasets",
     "self.datasets.all(one, self.datasets.exists_one(other, other.name == one.name))",

@@ -70,6 +70,7 @@ from sftjob.rules import (
     VALUE_OR_SOURCE,
     VARIABLE_IS_FREE,
     Rule,
+    overrides_fit_the_preset,
     overrides_need_a_preset,
     rules,
 )
@@ -142,19 +143,31 @@ class ModelOverrides(Declared):
     num_key_value_heads: int | None = Field(
         default=None, ge=1, description="Key and value heads of each layer, shared by the query heads."
     )
+    head_dim: int | None = Field(default=None, ge=1, description="Size of a head, where presets have one of their own.")
     max_position_embeddings: int | None = Field(default=None, ge=1, description="Longest sequence, in tokens.")
+    rms_norm_eps: float | None = Field(default=None, gt=0, description="Added to the square of each norm.")
+    rope_theta: float | None = Field(default=None, gt=0, description="Base of the rotary embedding's wavelengths.")
     tie_word_embeddings: bool | None = Field(default=None, description="Whether output and embedding share weights.")
+    num_experts: int | None = Field(default=None, ge=1, description="Experts of each layer, in a mixture of them.")
+    num_experts_per_tok: int | None = Field(default=None, ge=1, description="Of these, those that a token is sent to.")
+    moe_intermediate_size: int | None = Field(default=None, ge=1, description="Width inside each expert.")
 
 
-_OVERRIDES_NEED_A_PRESET = overrides_need_a_preset(
-    field.alias or name for name, field in ModelOverrides.model_fields.items()
-)
+_OVERRIDES = {name: field.alias or name for name, field in ModelOverrides.model_fields.items()}
+_OVERRIDES_NEED_A_PRESET = overrides_need_a_preset(_OVERRIDES.values())
+_OVERRIDES_FIT_THE_PRESET = overrides_fit_the_preset(_OVERRIDES)
 
 
 class ModelSpec(Declared):
     """What to start from: a pretrained model, or a preset to train from scratch."""
 
-    model_config = rules(PRESET_IS_KNOWN, MODEL_OR_PRESET, TOKENIZER_FROM_SOMEWHERE, _OVERRIDES_NEED_A_PRESET)
+    model_config = rules(
+        PRESET_IS_KNOWN,
+        MODEL_OR_PRESET,
+        TOKENIZER_FROM_SOMEWHERE,
+        _OVERRIDES_NEED_A_PRESET,
+        *(rule for _, rule in _OVERRIDES_FIT_THE_PRESET),
+    )
 
     load_from: UriSource | None = Field(
         default=None, description="A Hugging Face model. Absent: train `preset` from scratch."
@@ -172,6 +185,10 @@ class ModelSpec(Declared):
         problems = []
         if self.preset is not None and self.preset not in PRESETS:
             problems.append(PRESET_IS_KNOWN.told(preset=self.preset))
+        elif self.preset is not None:
+            unknown = self.overrides.model_dump(exclude_none=True).keys() - PRESETS[self.preset].model_fields.keys()
+            broken = [rule for names, rule in _OVERRIDES_FIT_THE_PRESET if unknown.intersection(names)]
+            problems += [rule.told(preset=self.preset) for rule in broken]
         if self.load_from is None and self.preset is None:
             problems.append(MODEL_OR_PRESET.told())
         if self.load_from is None and self.tokenizer is None:
@@ -242,7 +259,10 @@ class DataSpec(Declared):
     datasets: list[DatasetSpec] = Field(min_length=1, max_length=32, description="Files of chats, mixed together.")
     packing: PackingSpec = PackingSpec()
     overlong: Overlong = Field(
-        default="truncate", description="What happens to a sample longer than `packing.maxLength`; always counted."
+        default="truncate",
+        description="What happens to a sample longer than `packing.maxLength`; always counted. truncate: its tail is "
+        "cut off. drop: it is left out. split: it is trained in pieces, none of which sees what stood before. error: "
+        "the job ends, with every such row.",
     )
     bad_line_budget: BadLineBudget = 0
     chat_template: str | None = Field(

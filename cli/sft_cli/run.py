@@ -70,7 +70,7 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
         plot_loss(rows, folder.loss_curve, title=job.metadata.name)
     if status.data is not None:
         for index, line in enumerate(status.data.in_words()):
-            say(line if index else f"data: {line}")
+            say(line if index else f"{status.data.title}: {line}")
     if status.phase is Phase.SUCCEEDED:
         final_loss = f", final loss {rows[-1].loss:.3f}" if rows else ""
         say(f"{job.metadata.name} succeeded: {trained_time(status)}{final_loss}")

@@ -44,6 +44,34 @@ def test_a_job_whose_ranks_are_killed_at_random_ends_bit_equal_to_an_undisturbed
     assert_bit_equal(run, undisturbed)
 
 
+@pytest.mark.full
+def test_a_job_in_which_a_rank_is_killed_after_each_step_in_turn_ends_bit_equal(
+    run: LocalRun, undisturbed: LocalRun
+) -> None:
+    """Each attempt reaches one step more than the one before it, the last one the end of training."""
+    run.start()
+    for step in range(1, TOTAL_STEPS + 1):
+        run.until_step(step, attempt=step)
+        kill(run.rank(step % 2))
+        run.until(lambda attempt=step + 1: run.status()["attempts"]["current"] == attempt)
+    run.succeed()
+    assert run.status()["attempts"]["failures"] == TOTAL_STEPS
+    assert_bit_equal(run, undisturbed)
+
+
+@pytest.mark.full
+def test_an_attempt_compiles_nothing_that_the_one_before_it_has_compiled(run: LocalRun) -> None:
+    run.manifest["spec"]["training"]["fsdp"] = {"torchCompile": True}
+    run.start()
+    run.until_step(3)
+    kill(run.rank(1))
+    run.until(lambda: run.status()["attempts"]["current"] == 2)
+    compiled = set((run.storage / "cache" / "compiled" / "fxgraph").rglob("*"))
+    assert compiled
+    run.succeed()
+    assert set((run.storage / "cache" / "compiled" / "fxgraph").rglob("*")) == compiled
+
+
 def test_a_truncated_newest_checkpoint_is_told_and_the_one_before_it_is_taken(
     run: LocalRun, undisturbed: LocalRun
 ) -> None:

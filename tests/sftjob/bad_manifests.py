@@ -13,7 +13,7 @@ GOOD: dict[str, Any] = {
     "spec": {
         "model": {
             "loadFrom": {"uri": "hf://Qwen/Qwen3-8B", "revision": "refs/pr/1"},
-            "preset": "Qwen3Dense8B",
+            "preset": "Qwen3MoE30BA3",
             "overrides": {
                 "vocabSize": 1024,
                 "hiddenSize": 64,
@@ -23,6 +23,12 @@ GOOD: dict[str, Any] = {
                 "numKeyValueHeads": 2,
                 "maxPositionEmbeddings": 512,
                 "tieWordEmbeddings": True,
+                "headDim": 16,
+                "rmsNormEps": 1e-5,
+                "ropeTheta": 1e4,
+                "numExperts": 8,
+                "numExpertsPerTok": 2,
+                "moeIntermediateSize": 32,
             },
             "tokenizer": {"uri": "pvc://models/tokenizer/"},
         },
@@ -361,6 +367,16 @@ BAD = [
         "spec.model.overrides",
         "given without preset; name the preset whose fields they replace",
         {"model": LOAD_FROM | {"overrides": {"tieWordEmbeddings": False}}},
+    ),
+    Bad(
+        "spec.model.overrides",
+        "'Llama3Dense8B' has no headDim; remove it",
+        {"model": LOAD_FROM | {"preset": "Llama3Dense8B", "overrides": {"headDim": 16}}},
+    ),
+    Bad(
+        "spec.model.overrides",
+        "'Qwen3Dense8B' has no numExperts, numExpertsPerTok, moeIntermediateSize; remove them",
+        {"model": LOAD_FROM | {"preset": "Qwen3Dense8B", "overrides": {"headDim": 16, "numExperts": 4}}},
     ),
     Bad("spec.data.datasets[0].name", f"'Chats' has the wrong form; {LABEL}", dataset(name="Chats")),
     Bad(

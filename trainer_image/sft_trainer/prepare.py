@@ -21,14 +21,17 @@ from sftjob.failure import JobFailure, Reason, exit_code
 from sftjob.plan import LaunchPlan
 
 _MOST_PROCESSES_PER_CPU = 4
+_MOST_WORKERS = 16
+"""Each needs some 100 MB, which a pod of many CPUs may not have counted."""
 
 
 def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
     """Raises JobFailure for whatever a user has to mend before a rank can start."""
     _refuse_too_many_processes(plan)
     options = run_options(plan)
+    workers = min(_MOST_WORKERS, max(1, int(available_cpus())))
     data = prepare_data(
-        options.dataloader_cfg,
+        options.dataloader_cfg.model_copy(update={"num_workers": workers}),
         tokenizer_path=options.tokenizer_path,
         cache_dir=Path(plan.storage) / names.CACHE,
         seed=options.seed,

@@ -265,7 +265,8 @@ def test_a_runs_start_tells_counts_bad_rows_and_three_samples_with_their_marks(t
         log_samples(data, tokenizer_path=tokenizer)
     counts, bad, first, second, third = caplog.messages
     assert re.fullmatch(
-        r"data: 42 samples, [\d,]+ tokens, [\d,]+ of them trained; 0 truncated, 0 dropped, 1 bad rows skipped; .*",
+        r"data \(messages\): 42 samples, [\d,]+ tokens, [\d,]+ of them trained; 0 truncated, 0 dropped, "
+        r"1 bad rows skipped; .*",
         counts,
     )
     assert bad == f"  skipped {path}:2: {ROBOT}"

@@ -90,12 +90,36 @@ def test_overlong_drop_keeps_whole_samples_only(prepared, tmp_path) -> None:
     assert summed(data.receipt) == DataReceipt(samples=1, tokens=26, trained_tokens=2, dropped=2, packs=1)
 
 
+@pytest.mark.parametrize("level", ["soft", "none", "hard"])
+def test_overlong_split_trains_every_token_in_pieces_of_the_datasets_limit(level, prepared, tmp_path) -> None:
+    path = write_chats(tmp_path / "d.jsonl", LETTERS)
+    data = prepared(config(path, pack_max_length=40, overlong="split", pack_level=level))
+    # 26, 40 + 35 and 40 + 35 tokens; as one text, 176 of them fill four packs of 40 and 16 more.
+    assert summed(data.receipt) == DataReceipt(
+        samples=3, tokens=176, trained_tokens=55, cut_by_packs=data.receipt.cut_by_packs, packs=5
+    )
+    assert data.receipt.cut_by_packs == {"soft": 2, "none": 2}.get(level, data.receipt.cut_by_packs)
+    assert data.stored.trained.sum() == 55
+    pieces = sorted(piece for pack in range(len(data.packs)) for piece in data.packs.pieces(pack))
+    assert max(length for _, _, length in pieces) <= 40
+    ends = {0: 0, 1: 0, 2: 0}
+    for sample, begin, length in pieces:
+        assert begin == ends[sample]
+        ends[sample] += length
+    assert ends == {0: 26, 1: 75, 2: 75}
+
+    # The dataset's own limit cuts, in packs that hold more.
+    data = prepared(config(path, pack_max_length=66, max_length=40, overlong="split", pack_level=level))
+    assert data.receipt.trained_tokens == data.stored.trained.sum() == 55
+    assert max(length for pack in range(len(data.packs)) for _, _, length in data.packs.pieces(pack)) <= 40
+
+
 def test_overlong_error_names_the_lines_and_their_lengths(prepared, tmp_path) -> None:
     path = write_chats(tmp_path / "d.jsonl", LETTERS)
     with pytest.raises(JobFailure) as failure:
         prepared(config(path, pack_max_length=40, overlong="error"))
     assert failure.value.reason is Reason.INVALID_DATA
-    remedy = "75 tokens, at most 40 fit; shorten it, or set overlong to truncate or drop"
+    remedy = "75 tokens, at most 40 fit; shorten it, or set overlong to truncate, drop or split"
     assert failure.value.message == f"{path}:2: messages: {remedy}\n{path}:3: messages: {remedy}"
 
 

@@ -68,6 +68,8 @@ class SmallRun:
     save_mode: str = "sync"
     grace_seconds: float = 1000
     packing: str = "soft"
+    pack_tokens: int = 96
+    batch: int = 2
     threshold: float | None = None
     chat_template: str | None = None
     load_from: Path | None = None
@@ -143,7 +145,7 @@ class SmallRun:
                         "tokenize_fn": OpenaiTokenizeFunctionConfig(chat_template=self.chat_template),
                     }
                 ],
-                pack_max_length=96,
+                pack_max_length=self.pack_tokens,
                 pack_level=self.packing,
                 evaluation=evaluation and EvaluationConfig(**evaluation),
             ),
@@ -151,7 +153,7 @@ class SmallRun:
             lr_cfg=LRConfig(lr_type="constant", warmup_ratio=0),
             loss_cfg=CELossConfig(),
             fsdp_cfg=FSDPConfig(),
-            global_batch_size=2,
+            global_batch_size=self.batch,
             total_epoch=self.total_epoch,
             total_step=None if self.total_epoch else self.total_steps,
             precision="fp32",

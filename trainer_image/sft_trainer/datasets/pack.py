@@ -14,7 +14,7 @@ from sftjob.options import PackLevel
 
 @dataclass(frozen=True)
 class Packs:
-    """A piece is a run of a sample's tokens within one pack: the whole sample, unless level `hard` cuts it."""
+    """A piece is a run of a sample's tokens within one pack: the whole sample, unless `hard` or `split` cuts it."""
 
     members: np.ndarray
     """[pieces]: the sample of each piece, pack after pack."""
@@ -46,10 +46,10 @@ def pack_samples(lengths: np.ndarray, *, max_length: int, level: PackLevel, seed
 
     The packs are shuffled: best-fit-decreasing makes those of long samples first.
     """
-    assert not len(lengths) or lengths.max() <= max_length, "a sample is longer than a pack"
     if level == "hard":
         members, begins, sizes, counts = _cut_at_pack_ends(lengths, max_length, seed)
     else:
+        assert not len(lengths) or lengths.max() <= max_length, "a sample is longer than a pack"
         if level == "none":
             members, counts = np.arange(len(lengths)), np.ones(len(lengths), dtype=np.int64)
         else:
@@ -61,6 +61,14 @@ def pack_samples(lengths: np.ndarray, *, max_length: int, level: PackLevel, seed
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     moved = np.repeat(starts - offsets[:-1], counts) + np.arange(len(members))
     return Packs(members=members[moved], begins=begins[moved], lengths=sizes[moved], offsets=offsets)
+
+
+def cut_to(most: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pieces of at most so many tokens, each as long as may be: whose they are, where they begin in it, lengths."""
+    counts = -(-lengths // most)
+    members = np.repeat(np.arange(len(lengths)), counts)
+    begins = (np.arange(len(members)) - np.repeat(np.cumsum(counts) - counts, counts)) * most[members]
+    return members, begins, np.minimum(most[members], lengths[members] - begins)
 
 
 def _best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,12 @@ import numpy as np
 
 from sft_trainer.datasets.bad_rows import NO_BAD_ROWS, BadRows
 from sft_trainer.datasets.cache import TokenCache
-from sft_trainer.datasets.config import DataloaderConfig
+from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
 from sft_trainer.datasets.evaluation import hold_out
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
 from sft_trainer.datasets.open_tokens import bad_rows_of_cache, open_tokens
 from sft_trainer.datasets.order import permutation
-from sft_trainer.datasets.pack import Packs, pack_samples
+from sft_trainer.datasets.pack import Packs, cut_to, pack_samples
 from sft_trainer.datasets.pack_cache import StoredPacks, open_or_pack
 from sft_trainer.datasets.receipt import PackCounts, count_samples, receipt_of, with_evaluated, with_held_out
 from sftjob.base import digest
@@ -158,16 +158,20 @@ def _packed(
     """The samples with these ids."""
     lengths = np.concatenate([np.diff(cache.offsets) for cache in caches])[drawn]
     trained = np.concatenate([cache.trained_counts for cache in caches])[drawn].astype(np.int64)
-    packs = pack_samples(lengths, max_length=config.pack_max_length, level=config.pack_level, seed=seed)
-    ids, starts = drawn[packs.members], packs.offsets[:-1]
-    piece_trained, is_piece = trained[packs.members], packs.lengths < lengths[packs.members]
+    # With `split` a sample may be longer than a pack: what is packed are its parts.
+    most = np.array([_longest_part(config, entry) for entry in config.dataset_config_list])
+    whose, begins, part_lengths = cut_to(most[np.searchsorted(first_ids, drawn, side="right") - 1], lengths)
+    packs = pack_samples(part_lengths, max_length=config.pack_max_length, level=config.pack_level, seed=seed)
+    draws, starts = whose[packs.members], packs.offsets[:-1]
+    packs = replace(packs, members=drawn[draws], begins=begins[packs.members] + packs.begins)
+    piece_trained, is_piece = trained[draws], packs.lengths < lengths[draws]
     for piece in np.flatnonzero(is_piece).tolist():
-        _, flags = sample_of(caches, first_ids, int(ids[piece]))
+        _, flags = sample_of(caches, first_ids, int(packs.members[piece]))
         # What the piece's last token predicts is counted here, though it stands in another pack.
         begin, end = int(packs.begins[piece]), int(packs.begins[piece] + packs.lengths[piece])
         piece_trained[piece] = np.count_nonzero(flags[begin + 1 : end + 1])
     return StoredPacks(
-        packs=replace(packs, members=ids),
+        packs=packs,
         tokens=np.add.reduceat(packs.lengths, starts),
         trained=np.add.reduceat(piece_trained, starts),
         attention=np.add.reduceat(packs.lengths**2, starts),
@@ -183,6 +187,12 @@ def _packed(
             ),
         ),
     )
+
+
+def _longest_part(config: DataloaderConfig, entry: DatasetEntry) -> int:
+    most = config.max_length(entry)
+    cuts_anyway = config.pack_level == "hard" and most == config.pack_max_length
+    return np.iinfo(np.int64).max if cuts_anyway else most
 
 
 def _drawn(samples: int, ratio: float, *, seed: tuple[int, ...]) -> np.ndarray:

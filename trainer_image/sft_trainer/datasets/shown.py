@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def log_receipt(data: PreparedData) -> None:
     first, *others = data.receipt.in_words()
-    log.info("data: %s", first)
+    log.info("%s: %s", data.receipt.title, first)
     for line in others:
         log.info("%s", line)
 

@@ -121,13 +121,13 @@ def _sample(row: Row | Fault, row_format: str) -> Sample | Fault:
 def _fitted(row: Tokens, reading: Reading) -> tuple[np.ndarray, np.ndarray, bool] | Fault | None:
     """The sample and whether it was cut; None where it is dropped."""
     ids, trained, most = row.ids, row.trained, reading.max_length
-    if len(ids) <= most:
-        return ids, trained, False
+    if len(ids) <= most or reading.overlong == "split":
+        return ids, trained, False  # whole: its pieces are packed, not tokenised
     if reading.overlong == "error":
         return Fault(
             row.line,
             f"{field_of(reading.row_format)}: {len(ids)} tokens, at most {most} fit; shorten it, "
-            "or set overlong to truncate or drop",
+            "or set overlong to truncate, drop or split",
         )
     if reading.overlong == "drop" or not trained[:most].any():
         return None

@@ -18,7 +18,7 @@ from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_e
 from sft_trainer.launcher.kubeflow import KubeflowEndpoint
 from sft_trainer.launcher.placement import Placement, wait_for_name
 from sft_trainer.launcher.publish import finished_before, publish_outputs
-from sft_trainer.launcher.resources import available_cpus, rank_environment
+from sft_trainer.launcher.resources import available_cpus, compiler_environment, rank_environment
 from sft_trainer.launcher.script import script_command, script_environment
 from sft_trainer.launcher.serve import serve_progress
 from sft_trainer.progress import read_progress, write_progress, write_stage
@@ -82,6 +82,7 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
 
 def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     environment = rank_environment(processes_per_node=plan.spec.compute.processes_per_node, cpus=available_cpus())
+    environment |= compiler_environment(Path(plan.storage))
     log.info("environment of ranks: %s", " ".join(f"{name}={value}" for name, value in environment.items()))
     RankTask(plan=plan).write(placement.scratch)
 

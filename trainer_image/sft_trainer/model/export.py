@@ -4,19 +4,23 @@ Weights are gathered one by one; rank 0 alone keeps them (in the dtype of the ex
 """
 
 import json
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sft_trainer.model import lora, transformers_private
+from sftjob.failure import JobFailure, storage_reason
 from sftjob.options import Precision
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -55,7 +59,7 @@ def export_model(
     LoRA is merged into the weights. `source` is the folder that training started from: with `dtype` auto its dtype is
     the export's (its bf16 model stays one in bf16), fp32 without it; config.json says which. `chat_template` (its text)
     replaces the tokenizer's. Rank 0 returns when all is written, the others when all is gathered: the caller publishes
-    after rank 0.
+    after rank 0. Raises JobFailure there: STORAGE_FULL or STORAGE_UNAVAILABLE.
     """
     assert isinstance(model, PreTrainedModel)
     fields: dict[str, Any] = model.config_json
@@ -66,14 +70,14 @@ def export_model(
     tensors = _gathered(model, dtype=getattr(torch, dtype_name), keeps=writes)
     if not writes:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(transformers_private.to_saved_layout(model, tensors), folder)
     written = {key: value for key, value in fields.items() if key not in ("dtype", "torch_dtype", "auto_map")}
     spelled = "torch_dtype" if "torch_dtype" in fields else "dtype"
-    _write_json(folder / "config.json", written | {"architectures": [_class_name(model)], spelled: dtype_name})
-    if source is not None:
-        _copy(Path(source), folder, names=["generation_config.json"])
-    _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
+    with _written_to(folder):
+        _write_weights(transformers_private.to_saved_layout(model, tensors), folder)
+        _write_json(folder / "config.json", written | {"architectures": [_class_name(model)], spelled: dtype_name})
+        if source is not None:
+            _copy(Path(source), folder, names=["generation_config.json"])
+        _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
 
 
 def export_adapter(
@@ -95,11 +99,27 @@ def export_adapter(
     tensors = lora.adapter_tensors(model, keeps=writes)
     if not writes:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor.to(getattr(torch, _DTYPES[dtype])).contiguous() for name, tensor in tensors.items()}
-    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    lora.adapter_config(model, base=base).save_pretrained(str(folder))
-    _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
+    with _written_to(folder):
+        save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        lora.adapter_config(model, base=base).save_pretrained(str(folder))
+        _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        # What safetensors raises has the number in its words alone.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        cause = error if isinstance(error, OSError) else OSError(int(number[1]) if number else None, str(error))
+        raise JobFailure(
+            storage_reason(cause),
+            f"spec.output: writing {folder} failed ({error}); free some room, or check the volume: the next attempt "
+            "writes it from the last checkpoint",
+        ) from error
 
 
 @torch.no_grad()

@@ -54,7 +54,13 @@ class _ShardWriter(FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         self._sync_ledger()
-        return super().write_data(plan, planner)
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            # torch tells of a full volume as of an "unexpected pos" in its own file format.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def state_of(

@@ -14,7 +14,7 @@ from sft_trainer.run import RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import this_rank
-from sftjob.failure import JobFailure, Reason
+from sftjob.failure import JobFailure, Reason, storage_reason
 
 
 def report_of(error: Exception, *, stop: StopSignal | None, state: RunState) -> Report:
@@ -24,6 +24,8 @@ def report_of(error: Exception, *, stop: StopSignal | None, state: RunState) -> 
             return Report(reason=Reason.PREEMPTED, message=str(error), saved=error.saved)
         case JobFailure():
             return Report(reason=error.reason, message=error.message)
+        case OSError() if storage_reason(error) is Reason.STORAGE_FULL:
+            return Report(reason=Reason.STORAGE_FULL, message=f"{error}; free some room there")
         case torch.OutOfMemoryError():
             message = f"{error}; use shorter packs, or more ranks"
             return Report(reason=Reason.GPU_OUT_OF_MEMORY, message=message)

@@ -28,6 +28,7 @@ from sft_trainer.train.memory import estimate_memory, memory_line
 from sft_trainer.train.metrics import finite_or_none
 from sft_trainer.train.optimizer import build_optimizer, clip_gradients, update
 from sft_trainer.train.queued import LateNumbers, QueuedStep, steps_ahead
+from sft_trainer.train.same_data import refuse_different_data
 from sft_trainer.train.saver import CheckpointSaver
 from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.skip import judge_gradient, skips
@@ -113,6 +114,7 @@ class _Run:
     def _load(self) -> None:
         options, world, storage = self.options, self.world, self.place.fence.storage
         self.teller.progress(stage=Stage.LOADING_MODEL, detail=options.load_from, total_steps=self.total_steps)
+        refuse_different_data(self.data, options, world)
         # Before the weights are read: with LoRA it is of the base that the adapters are trained on.
         self.config_digest = world.from_first(options.digest)
         self.model = build_model(

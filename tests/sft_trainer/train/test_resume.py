@@ -1,0 +1,107 @@
+"""N steps, an end without a word, and the rest, on as many ranks or on fewer: as if nothing had been."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_run import TRAINED, SmallRun
+from torch.distributed.device_mesh import init_device_mesh
+
+from sft_trainer.train import loop
+from sft_trainer.train.world import World
+from sftjob.failure import JobFailure, Reason
+from tests.sft_trainer.datasets.chats import write_chats
+
+EPOCHS = 2
+
+
+def die_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the step is evaluated or saved."""
+    train_step = loop._Run._train_step
+
+    def train_and_die(run: loop._Run, number: int) -> None:
+        train_step(run, number)
+        if number == step:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(loop._Run, "_train_step", train_and_die)
+
+
+@pytest.mark.parametrize(("batch", "last"), [(2, 10), pytest.param(4, 5, marks=pytest.mark.full)])
+def test_a_run_that_dies_after_any_step_goes_on_bit_equal(
+    batch: int, last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch has ten packs: it ends with a step of two packs, and within one of four."""
+    plain = SmallRun(tmp_path / "plain", total_epoch=EPOCHS, batch=batch)
+    assert plain.go().last_step == last
+    told, final = plain.lines(), plain.tensors(last)
+    assert [line["step"] for line in told if line["epoch"] in (1, 2)] == ([5, 10] if batch == 2 else [5])
+    for step in range(1, last + 1):
+        run = plain.another(f"died-{step}", interval=2)
+        die_after(step, monkeypatch)
+        with pytest.raises(ZeroDivisionError):
+            run.go()
+        monkeypatch.undo()
+        saved = (step - 1) // 2 * 2
+        assert run.go().resumed_from == (saved or None)
+        for line, expected in zip(run.lines(), told[saved:], strict=True):
+            assert {name: line[name] for name in ("step", "loss", "grad_norm", "lr", "samples")} == {
+                name: expected[name] for name in ("step", "loss", "grad_norm", "lr", "samples")
+            }
+        ours = run.tensors(last)
+        assert ours.keys() == final.keys()
+        for name, tensor in final.items():
+            assert torch.equal(ours[name], tensor), (step, name)
+
+
+def test_what_two_ranks_began_one_ends_in_the_same_order_and_to_the_same_losses(tmp_path: Path) -> None:
+    plain = SmallRun(tmp_path / "plain", total_epoch=EPOCHS)
+    last = plain.go().last_step
+    run = plain.another("run")
+    run.options()
+    mp.spawn(_one_of_two_that_die, args=(run, tmp_path), nprocs=2)
+    run.attempts = 1
+    assert run.go().resumed_from == 4
+    lines = [*run.lines(attempt=1)[:4], *run.lines()]
+    assert [line["samples"] for line in lines] == [line["samples"] for line in plain.lines()]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in plain.lines()], rel=1e-5)
+    assert run.manifest(last).world_size == 1
+    assert run.manifest(4).world_size == 2
+
+
+def test_a_checkpoint_of_other_options_or_other_data_is_left_as_it_is(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=4)
+    run.go()
+    before = {path: path.read_bytes() for path in (run.storage / "step-4").iterdir()}
+    words = r"step-4 was trained with other options \(model, lora, optimizer, schedule, .*\); use the same ones, or"
+    for changes in ({"lr": 1e-3}, {"batch": 4}, {"total_steps": 5}, {"packing": "none"}):
+        with pytest.raises(JobFailure) as refused:
+            replace(run, **changes).go()
+        if "packing" in changes:
+            assert refused.value.reason is Reason.INVALID_DATA
+            assert "the data, its template or its packing changed since" in refused.value.message
+            assert "restore it, or start a new run with another storage folder" in refused.value.message
+        else:
+            assert refused.value.reason is Reason.INVALID_CONFIGURATION
+            assert re.search(words, refused.value.message)
+    write_chats(run.folder / "trained.jsonl", TRAINED[1:])
+    with pytest.raises(JobFailure, match=r"the data, its template or its packing changed since .*step-4 was saved"):
+        run.go()
+    write_chats(run.folder / "trained.jsonl", TRAINED)
+    run.go()
+    assert {path: path.read_bytes() for path in (run.storage / "step-4").iterdir()} == before
+    assert run.checkpoints() == [1, 2, 3, 4]
+
+
+def _one_of_two_that_die(rank: int, run: SmallRun, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    world = World(rank=rank, size=2, device=torch.device("cpu"), mesh=init_device_mesh("cpu", (2,)))
+    die_after(5, pytest.MonkeyPatch())
+    with pytest.raises(ZeroDivisionError):
+        run.go(world=world)
+    dist.destroy_process_group()
