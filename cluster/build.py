@@ -59,6 +59,8 @@ PROGRAMS = (
     ),
 )
 """In an order in which each finds most of what it needs compiled by those before it."""
+MINIO = Program("minio", versions.MINIO, "github.com/minio/minio", versions.MINIO_MODULE)
+"""No part of a cluster: the object store that tests of `s3://` run against."""
 BESIDE_KIND = ("kubectl", "provisioner", "helm", "training-operator")
 """kind's nodes have the others."""
 
@@ -84,8 +86,16 @@ def is_built(cache: Path, backend: Backend) -> bool:
     return there and manifests.rendered(cache).exists()
 
 
-def build(cache: Path, program: Program) -> Iterator[str]:
-    """Yields what it compiles. The binary appears whole or not at all; what was compiled before is not compiled again.
+def build_alone(cache: Path, program: Program) -> Iterator[str]:
+    """As `build`, beside whatever else is being built, and with nothing left of Go's caches."""
+    go = cache / f"go-{program.name}"
+    yield from build(cache, program, go=go)
+    _give_back(go)
+
+
+def build(cache: Path, program: Program, *, go: Path | None = None) -> Iterator[str]:
+    """Yields what it compiles. The binary appears whole or not at all; what was compiled before is not compiled again,
+    as long as Go's caches are kept (in `go`).
 
     Raises CommandFailed with the compiler's last words.
     """
@@ -100,7 +110,7 @@ def build(cache: Path, program: Program) -> Iterator[str]:
         ["go", "build", *flags, "-o", str(unfinished), program.package],
         what=f"{program.name} {program.version}",
         folder=program.module,
-        environment=_environment(cache) | ({"GOOS": "linux"} if program.in_pods else {}),
+        environment=_environment(go or cache / "go") | ({"GOOS": "linux"} if program.in_pods else {}),
     )
     (built,) = unfinished.iterdir()
     target.parent.mkdir(exist_ok=True)
@@ -115,22 +125,27 @@ def finish(cache: Path) -> None:
     if not manifests.rendered(cache).exists():
         module = versions.TRAINING_OPERATOR_MODULE
         command = ["go", "list", "-m", "-f", "{{.Dir}}", "github.com/kubeflow/training-operator"]
-        told = subprocess.run(command, cwd=module, env=_environment(cache), capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            command, cwd=module, env=_environment(cache / "go"), capture_output=True, text=True, check=True
+        )
         manifests.render(cache, Path(told.stdout.strip()), binary_of(cache, "kubectl"))
     if (cache / "go").exists():
-        # Go writes its modules read-only.
-        subprocess.run(["go", "clean", "-modcache"], env=_environment(cache), check=True)
-        shutil.rmtree(cache / "go")
+        _give_back(cache / "go")
 
 
-def _environment(cache: Path) -> dict[str, str]:
+def _give_back(go: Path) -> None:
+    # Go writes its modules read-only.
+    subprocess.run(["go", "clean", "-modcache"], env=_environment(go), check=True)
+    shutil.rmtree(go)
+
+
+def _environment(go: Path) -> dict[str, str]:
     # Without C: some run in images that hold nothing else. Caches of our own: 10 GB that go again.
-    go = {"CGO_ENABLED": "0", "GOCACHE": str(cache / "go/compiled"), "GOMODCACHE": str(cache / "go/modules")}
-    return os.environ | go
+    return os.environ | {"CGO_ENABLED": "0", "GOCACHE": str(go / "compiled"), "GOMODCACHE": str(go / "modules")}
 
 
 def old_files(cache: Path) -> list[Path]:
     """Programs of earlier versions and their images: nothing uses them any more."""
-    used = {program.file_name for program in PROGRAMS}
+    used = {program.file_name for program in (*PROGRAMS, MINIO)}
     files = [*(cache / "bin").glob("*"), *(cache / "images").glob("*")]
     return [file for file in files if file.name.removesuffix(".tar") not in used and file != manifests.rendered(cache)]

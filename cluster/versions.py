@@ -6,6 +6,7 @@ from pathlib import Path
 
 PROGRAMS = Path(__file__).parent / "programs"
 TRAINING_OPERATOR_MODULE = PROGRAMS / "training-operator"
+MINIO_MODULE = PROGRAMS / "minio"
 
 
 def _required(module: str, *, by: Path = PROGRAMS) -> str:
@@ -22,6 +23,7 @@ KUBERNETES = _required("k8s.io/kubernetes")
 COREDNS = _required("github.com/coredns/coredns")
 REGISTRY = _required("github.com/distribution/distribution/v3")
 HELM = _required("helm.sh/helm/v3")
+MINIO = _required("github.com/minio/minio", by=MINIO_MODULE)
 TRAINING_OPERATOR = _required("github.com/kubeflow/training-operator", by=TRAINING_OPERATOR_MODULE)
 
 _GO_LINE = re.findall(r"^go (\d+)\.(\d+)", (TRAINING_OPERATOR_MODULE / "go.mod").read_text(), re.MULTILINE)

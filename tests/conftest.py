@@ -1,11 +1,16 @@
-"""What tests of every room share: the two options of the command line, and the pretrained model."""
+"""What tests of every room share: the two options of the command line, the pretrained model, and an object store."""
 
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parents[1]
 # `pytest` alone, unlike `python -m pytest`, leaves the root out, where `examples` and `benchmarks` lie.
@@ -47,6 +52,21 @@ def _leave_cluster_out(config: pytest.Config, items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if WITHOUT_CLUSTER in config.stash:
         terminalreporter.write_line(config.stash[WITHOUT_CLUSTER], yellow=True)
+
+
+@pytest.fixture(scope="session")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
+    from s3_server import S3Server
+
+    with S3Server(tmp_path_factory.mktemp("minio")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(minio: "S3Server") -> "S3Server":
+    """A real MinIO with an empty bucket, `bucket`."""
+    minio.clear()
+    return minio
 
 
 @pytest.fixture(scope="session")

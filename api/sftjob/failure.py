@@ -25,6 +25,7 @@ class Reason(StrEnum):
     INVALID_DATA = "InvalidData"
     MODEL_UNREADABLE = "ModelUnreadable"
     HUB_UNREACHABLE = "HubUnreachable"
+    BUCKET_UNREACHABLE = "BucketUnreachable"
     STORAGE_REFUSED = "StorageRefused"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     STORAGE_FULL = "StorageFull"

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-URI_FORMS = "pvc://<claim>/<path> or file:///<absolute path>"
+URI_FORMS = "s3://<bucket>/<path>, pvc://<claim>/<path> or file:///<absolute path>"
 MODEL_URI_FORMS = f"hf://<owner>/<name>, {URI_FORMS}"
 SCRIPT_URI_FORMS = "pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>"
-DATA_URI_FORMS = f"hf://datasets/<owner>/<name>/<path>, {SCRIPT_URI_FORMS}"
+DATA_URI_FORMS = f"hf://datasets/<owner>/<name>/<path>, s3://<bucket>/<path>, {SCRIPT_URI_FORMS}"
 ARGUMENT_FORMS = "pvc://<claim>/<path> or configMap://<name>/<key>"
 
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
@@ -20,13 +20,14 @@ _KEY = "[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 _SPACE = r"\x00-\x20"
 # No part of a path is `.` or `..`: a path on a claim stays on that claim.
 _PATH = rf"(/\.?[^/.{_SPACE}][^/{_SPACE}]*)+/?"
-_PLACE = f"(pvc://{_NAME}|file://){_PATH}"
+_FILE = f"(pvc://{_NAME}|file://){_PATH}"
+_PLACE = f"((pvc|s3)://{_NAME}|file://){_PATH}"
 _PART_OF_REPOSITORY = "[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _REPOSITORY = f"{_PART_OF_REPOSITORY}/{_PART_OF_REPOSITORY}"
 
 PLACE = f"^{_PLACE}$"
 MODEL_PLACE = f"^({_PLACE}|hf://{_REPOSITORY})$"
-SCRIPT_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY})$"
+SCRIPT_PLACE = f"^({_FILE}|configMap://{_NAME}/{_KEY})$"
 DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY}|hf://datasets/{_REPOSITORY}{_PATH})$"
 ARGUMENT_PLACE = f"^(pvc://{_NAME}{_PATH}|configMap://{_NAME}/{_KEY})$"
 REVISION = "^[A-Za-z0-9_]([A-Za-z0-9_./-]*[A-Za-z0-9_])?$"

@@ -50,6 +50,12 @@ class CheckpointManifest(Record):
         return digest(self.to_json_dict())
 
 
+class ExportOwner(Record):
+    """`sftjob-owner.json` beside what is not all there yet."""
+
+    owner_uid: str
+
+
 class ExportManifest(Record):
     """`sftjob-manifest.json` of an output folder: whose it is and what it holds."""
 

@@ -28,6 +28,9 @@ OUTPUT_VARIABLE = "SFTJOB_OUTPUT"
 RESERVED_VARIABLES = ("SFTJOB_", "PET_")
 """Beginnings of names that jobs must not set: ours, and those with which torchrun is told its options."""
 
+SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
+"""What opens buckets and hubs: jobs name them, Secrets hold them."""
+
 # On a job's PyTorchJobs and pods.
 JOB_LABEL = f"{GROUP}/job-name"
 JOB_UID_LABEL = f"{GROUP}/job-uid"
@@ -39,10 +42,15 @@ RETRY_ANNOTATION = f"{GROUP}/retry"
 # In a pod.
 SERVE_PORT = 8080
 CLAIMS_FOLDER = "/claims"
+POD_SCRATCH = "/tmp"
 CONFIG_MAPS_FOLDER = "/config-maps"
 
 HUB = "hf://"
 """Beginning of URIs of a Hugging Face hub's repositories."""
+S3 = "s3://"
+"""Beginning of URIs of what lies in a bucket, in an object store that speaks S3."""
+S3_FOLDER = "s3"
+"""Where a node keeps its own copy of what the job writes into buckets: `s3/<bucket>/<path>` of its scratch."""
 
 PROGRESS = "progress.json"
 RUN_RECORD = "run.json"
@@ -52,6 +60,8 @@ DOWNLOADS = "hub"
 MANIFEST = "manifest.json"
 LATEST = "latest"
 EXPORT_MANIFEST = "sftjob-manifest.json"
+EXPORT_OWNER = "sftjob-owner.json"
+"""Of an output in a bucket that is being uploaded; gone when its manifest is there."""
 METRICS = "metrics.jsonl"
 
 _STEP = re.compile(r"step-(\d+)")

@@ -24,7 +24,8 @@ class LaunchPlan(Record):
     attempt: int
     spec: SFTJobSpec
     mounts: list[Mount]
-    """Where each URI of the spec lies on a node; those of a hub lie in storage once they are downloaded."""
+    """Where each URI of the spec lies on a node; what comes from a hub or a bucket lies in storage once it
+    is downloaded, and what goes into a bucket is written there first."""
 
     def path(self, uri: str) -> str:
         return next(mount.path for mount in self.mounts if mount.uri == uri)
@@ -34,10 +35,21 @@ class LaunchPlan(Record):
         return self.path(self.spec.storage_uri)
 
 
+class PinnedObject(Record):
+    """An object in a bucket, as the first attempt found it."""
+
+    path: str
+    """Below the URI; empty where that is an object itself."""
+    bytes: int
+    etag: str
+
+
 class RunRecord(Record):
     """`run.json` in a job's storage: it outlives the object and says whose the storage is."""
 
     owner: JobReference
     spec: SFTJobSpec
     resolved: Resolved | None = None
-    """None where nothing was looked up at a hub."""
+    """None where nothing comes from a hub or a bucket."""
+    objects: dict[str, list[PinnedObject]] = {}
+    """What is read from buckets, by URI."""

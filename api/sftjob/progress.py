@@ -26,14 +26,17 @@ class Stage(StrEnum):
 
 
 class Resolved(Record):
-    """Commits of a hub's repositories, as the first attempt found them: later attempts take the same."""
+    """Commits of a hub's repositories, as the first attempt found them: later attempts take the same.
+
+    Of what lies in a bucket, the digest of its objects' names, sizes and ETags.
+    """
 
     model_revision: str | None = None
     """Of `spec.model.loadFrom`."""
     tokenizer_revision: str | None = None
     """Of `spec.model.tokenizer`."""
     data_revisions: list[str] = []
-    """Of each dataset, those of evaluation after the others; empty for one that is no hub's."""
+    """Of each dataset, those of evaluation after the others; empty for one that is neither a hub's nor in a bucket."""
 
 
 class Progress(Record):

@@ -23,12 +23,17 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     Reason.HUB_UNREACHABLE: Explanation(
         "The model hub gave no useful answer.", "see that the pods reach it, or name another one with `HF_ENDPOINT`"
     ),
+    Reason.BUCKET_UNREACHABLE: Explanation(
+        "The object store gave no useful answer.",
+        "see that the pods reach it, and that `AWS_ENDPOINT_URL` and `AWS_REGION` name the right one",
+    ),
     Reason.STORAGE_REFUSED: Explanation(
         "Storage or an output belongs to another job, or to nobody known.",
         "name another folder, or delete the one that the message names",
     ),
     Reason.STORAGE_UNAVAILABLE: Explanation(
-        "Storage can't be written.", "give the pods' user (1000) write access, and look at the volume"
+        "Storage can't be written.",
+        "give the pods' user (1000) write access, and look at the volume; for a bucket, look at its credentials",
     ),
     Reason.STORAGE_FULL: Explanation(
         "The volume has no room left. The last whole checkpoint is intact.",

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from sftjob.forms import ARGUMENT_FORMS, ARGUMENT_PLACE
-from sftjob.names import HUB, RESERVED_VARIABLES
+from sftjob.names import HUB, RESERVED_VARIABLES, S3, SECRET_VARIABLES
 from sftjob.presets import PRESETS
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -159,6 +159,12 @@ NOT_VALUE_AND_SOURCE = Rule(
     "!has(self.value) || !has(self.valueFrom)",
     "given together with valueFrom; give one of them",
 )
+SECRET_IS_NAMED = Rule(
+    "value",
+    f"!has(self.value) || !(self.name in {list(SECRET_VARIABLES)})",
+    "given for {name}, and everyone who may read the job would read it; use valueFrom, with a Secret",
+    {"name": "self.name"},
+)
 VARIABLE_IS_FREE = Rule(
     "name",
     " && ".join(f"!self.name.startsWith('{prefix}')" for prefix in RESERVED_VARIABLES),
@@ -212,6 +218,22 @@ STORAGE_FROM_SOMEWHERE = Rule(
     "checkpoint.storage",
     "!has(self.script) || has(self.output) || has(self.checkpoint.storage)",
     "missing, and there is no output to put it beside; name a folder of this job alone",
+    reason=_MISSING,
+)
+
+_STORAGE = "(has(self.checkpoint.storage) ? self.checkpoint.storage : has(self.output) ? self.output[0].uri : '')"
+_IN_A_BUCKET = f"{_STORAGE}.startsWith('{S3}')"
+BUCKET_STORAGE_IS_OF_ONE_NODE = Rule(
+    "checkpoint.storage",
+    f"self.compute.nodes == 1 || !({_IN_A_BUCKET})",
+    "{nodes} nodes share the files of their storage, and this one is in a bucket; name a folder on a volume claim that "
+    "all nodes mount (outputs may be in a bucket), or use compute.nodes: 1",
+    {"nodes": "self.compute.nodes"},
+)
+BUCKET_STORAGE_NEEDS_AN_OUTPUT = Rule(
+    "output",
+    f"has(self.output) || !({_IN_A_BUCKET})",
+    "missing, and checkpoint.storage, where the script's model would lie, is in a bucket; name where it goes",
     reason=_MISSING,
 )
 

@@ -29,7 +29,7 @@ from sftjob.forms import (
     ScriptUri,
     Uri,
 )
-from sftjob.names import HUB, OUTPUT_VARIABLE, RESERVED_VARIABLES, default_storage
+from sftjob.names import HUB, OUTPUT_VARIABLE, RESERVED_VARIABLES, S3, SECRET_VARIABLES, default_storage
 from sftjob.options import (
     AdamWConfig,
     BadLineBudget,
@@ -50,6 +50,8 @@ from sftjob.rules import (
     ADAPTER_NEEDS_LORA,
     ARGUMENTS_HAVE_A_FORM,
     BATCH_IS_DIVISIBLE,
+    BUCKET_STORAGE_IS_OF_ONE_NODE,
+    BUCKET_STORAGE_NEEDS_AN_OUTPUT,
     DATA_OR_SCRIPT,
     DATASET_NAMES_DIFFER,
     EVALUATION_DATA_FROM_SOMEWHERE,
@@ -65,6 +67,7 @@ from sftjob.rules import (
     OUTPUT_OR_SCRIPT,
     PRESET_IS_KNOWN,
     REVISION_OF_A_HUB,
+    SECRET_IS_NAMED,
     STORAGE_FROM_SOMEWHERE,
     TOKENIZER_FROM_SOMEWHERE,
     VALUE_OR_SOURCE,
@@ -402,7 +405,7 @@ class EnvSource(Declared):
 class EnvVar(Declared):
     """For libraries; what sftjob itself does is told by the spec alone."""
 
-    model_config = rules(VALUE_OR_SOURCE, NOT_VALUE_AND_SOURCE, VARIABLE_IS_FREE)
+    model_config = rules(VALUE_OR_SOURCE, NOT_VALUE_AND_SOURCE, SECRET_IS_NAMED, VARIABLE_IS_FREE)
 
     name: str = Field(
         max_length=253, pattern=VARIABLE, description=f"Not beginning with {' or '.join(RESERVED_VARIABLES)}."
@@ -416,6 +419,8 @@ class EnvVar(Declared):
     def _source(self) -> Self:
         if (self.value is None) == (self.value_from is None):
             raise ValueError((VALUE_OR_SOURCE if self.value is None else NOT_VALUE_AND_SOURCE).told())
+        if self.value is not None and self.name in SECRET_VARIABLES:
+            raise ValueError(SECRET_IS_NAMED.told(name=self.name))
         if self.name.startswith(RESERVED_VARIABLES):
             raise ValueError(VARIABLE_IS_FREE.told(name=self.name))
         return self
@@ -444,7 +449,7 @@ class ComputeSpec(Declared):
         default=None, description="Whom the job's pods may displace, and who displaces them."
     )
     env: list[EnvVar] = Field(
-        default=[], max_length=64, description="Variables for libraries, as HF_TOKEN and NCCL_DEBUG."
+        default=[], max_length=64, description="Variables for libraries, as HF_TOKEN, AWS_ACCESS_KEY_ID and NCCL_DEBUG."
     )
 
     @property
@@ -505,6 +510,8 @@ class SFTJobSpec(Declared):
         NOT_DATA_AND_SCRIPT,
         NOT_TRAINING_AND_SCRIPT,
         STORAGE_FROM_SOMEWHERE,
+        BUCKET_STORAGE_NEEDS_AN_OUTPUT,
+        BUCKET_STORAGE_IS_OF_ONE_NODE,
         BATCH_IS_DIVISIBLE,
         LORA_NEEDS_A_MODEL,
         ADAPTER_NEEDS_LORA,
@@ -546,6 +553,11 @@ class SFTJobSpec(Declared):
         problems = []
         if self.script and self.output is None and self.checkpoint.storage is None:
             problems.append(STORAGE_FROM_SOMEWHERE.told())
+        storage = self.checkpoint.storage or (self.outputs[0].uri if self.outputs else "")
+        if storage.startswith(S3) and self.output is None:
+            problems.append(BUCKET_STORAGE_NEEDS_AN_OUTPUT.told())
+        if storage.startswith(S3) and self.compute.nodes > 1:
+            problems.append(BUCKET_STORAGE_IS_OF_ONE_NODE.told(nodes=self.compute.nodes))
         batch, world = self.training.global_batch_size if self.training else None, self.compute.world_size
         if batch is not None and batch % world:
             problems.append(BATCH_IS_DIVISIBLE.told(batch=batch, world=world))
@@ -585,6 +597,11 @@ class SFTJobSpec(Declared):
     def uris(self) -> list[str]:
         """Every place the job reads or writes, each once."""
         return list(dict.fromkeys(self.places.values()))
+
+    @property
+    def written_uris(self) -> list[str]:
+        """Storage and outputs."""
+        return [self.storage_uri, *(output.uri for output in self.outputs)]
 
 
 _MISSING_WITHOUT_SCRIPT: dict[str | None, Rule] = {

@@ -86,7 +86,7 @@ def train(
     manifest = parse_manifest(document)
     if dry_run:
         typer.echo(yaml_text(manifest.to_json_dict()), nl=False)
-        claims = Claims(Path("claims"), dict(_claim_folder(option) for option in claim or []))
+        claims = Claims(Path("claims"), dict(_claim_folder(option) for option in claim or []), scratch=Path())
         for line in (arithmetic(manifest.spec), *memory_lines(manifest.spec, claims)):
             typer.echo(f"# {line}")
         return

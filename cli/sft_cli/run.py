@@ -19,6 +19,7 @@ from sft_operator.local.backend import LocalBackend
 from sftjob.base import utc_now
 from sftjob.failure import ExitCode, exit_code
 from sftjob.job import SFTJob
+from sftjob.names import S3
 from sftjob.status import Phase
 
 POLL_SECONDS = 0.5
@@ -75,7 +76,7 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
         final_loss = f", final loss {rows[-1].loss:.3f}" if rows else ""
         say(f"{job.metadata.name} succeeded: {trained_time(status)}{final_loss}")
         for output in job.spec.outputs:
-            say(f"model: {claims.path_of(output.uri)}")
+            say(f"model: {output.uri if output.uri.startswith(S3) else claims.path_of(output.uri)}")
     else:
         failed = next(condition for condition in status.conditions if condition.type == "Failed")
         say(f"{job.metadata.name} failed: {failed.reason}: {failed.message}")

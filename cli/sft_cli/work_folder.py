@@ -2,6 +2,7 @@
 
 job.json              the SFTJob object, with its status
 claims.json           the folders that its claims stand for
+s3/<bucket>/<path>/   its own copy of what it writes into buckets
 run.lock, job.lock    held by `sft run`, and while job.json is replaced
 attempts/<N>/node-<k>/launcher.log, outcome.json, progress.json, pid, lock, terminated
 loss.png              the loss curve, once the job has ended
@@ -45,7 +46,7 @@ class WorkFolder:
 
     def claims(self) -> Claims:
         recorded = json.loads(self._claims.read_text())
-        return Claims(Path("claims"), {claim: Path(folder) for claim, folder in recorded.items()})
+        return Claims(Path("claims"), {claim: Path(folder) for claim, folder in recorded.items()}, scratch=self.path)
 
     def storage(self) -> Path:
         return Path(self.claims().path_of(self.job().spec.storage_uri))

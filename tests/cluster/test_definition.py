@@ -57,7 +57,7 @@ def test_everything_wrong_is_told_at_once(api: Cluster) -> None:
     spec = {
         "model": {"preset": "GPT9"},
         "data": {"datasets": [{"name": "a", "uri": "/a"}, {"name": "a", "uri": "pvc://data/b.jsonl"}]},
-        "output": [{"uri": "s3://bucket/model"}],
+        "output": [{"uri": "gs://bucket/model"}],
         "compute": {"env": [{"name": "PET_NNODES"}]},
     }
     assert {line.partition(": ")[0] for line in refusal(api, LEAST | {"spec": spec})} == {

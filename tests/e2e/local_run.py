@@ -80,6 +80,10 @@ class LocalRun:
         return self.folder / "model.checkpoints"
 
     @property
+    def claims(self) -> list[str]:
+        return ["--claim", f"results={self.folder}"]
+
+    @property
     def log(self) -> str:
         return (self.folder / "sft.log").read_text()
 
@@ -98,7 +102,7 @@ class LocalRun:
         command = [Path(sys.executable).with_name("sft"), "run", file, "--work-dir", self.folder]
         with (self.folder / "sft.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*map(str, command), "--claim", f"results={self.folder}"],
+                [*map(str, command), *self.claims],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | self.environment,

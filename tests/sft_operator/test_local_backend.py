@@ -32,7 +32,7 @@ class Attempt:
         self.backend = LocalBackend(folder, command=STUB)
 
     def create(self) -> None:
-        claims = Claims(self.folder / "claims", {})
+        claims = Claims(self.folder / "claims", {}, scratch=self.folder)
         asyncio.run(self.backend.create(self.job, launch_plan(self.job, 1, path_of=claims.path_of)))
 
     def delete(self) -> None:

@@ -73,16 +73,17 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
 
 
 def test_claims_are_folders() -> None:
-    claims = Claims(Path("/runs/claims"), {"data": Path("/home/me/chats")})
+    claims = Claims(Path("/runs/claims"), {"data": Path("/home/me/chats")}, scratch=Path("/runs/support"))
     assert claims.path_of("pvc://models/base") == "/runs/claims/models/base"
     assert claims.path_of("pvc://data/2026/chats.jsonl") == "/home/me/chats/2026/chats.jsonl"
     assert claims.path_of("file:///srv/base") == "/srv/base"
+    assert claims.path_of("s3://bucket/tuned/model") == "/runs/support/s3/bucket/tuned/model"
     assert claims_of(a_job().spec) == ["data", "models"]
 
 
 def test_the_launch_plan_says_where_everything_lies_and_fixes_the_batch() -> None:
     job = a_job(nodes=2)
-    plan = launch_plan(job, 3, path_of=Claims(Path("/c"), {}).path_of)
+    plan = launch_plan(job, 3, path_of=Claims(Path("/c"), {}, scratch=Path("/runs/support")).path_of)
     training = TrainingSpec(global_batch_size=2)
     assert plan == LaunchPlan(
         job=JobReference(namespace="default", name="tiny", uid="uid-1"),

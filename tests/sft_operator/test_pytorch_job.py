@@ -161,6 +161,25 @@ def test_what_comes_from_a_hub_needs_no_volume() -> None:
     assert {mount.uri for mount in plan.mounts} == {"pvc://results/tuned", "pvc://results/tuned.checkpoints"}
 
 
+def test_what_goes_into_a_bucket_is_written_into_the_pod_s_scratch_first() -> None:
+    key = {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "store", "key": "secret"}}}
+    plan, body = built(
+        a_job(
+            model={"loadFrom": {"uri": "s3://bucket/llama"}},
+            data={"datasets": [{"name": "chats", "uri": "s3://bucket/chats.jsonl"}]},
+            output=[{"uri": "s3://bucket/tuned"}],
+            compute={"env": [key]},
+        )
+    )
+    pod = body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["scratch", "shared-memory"]
+    assert pod["containers"][0]["env"][0] == key
+    assert {mount.uri: mount.path for mount in plan.mounts} == {
+        "s3://bucket/tuned": "/tmp/s3/bucket/tuned",
+        "s3://bucket/tuned.checkpoints": "/tmp/s3/bucket/tuned.checkpoints",
+    }
+
+
 def test_a_script_and_its_places_are_mounted_read_only_and_named_as_paths() -> None:
     arguments = ["--data", "pvc://data/chats.jsonl", "--few", "configMap://few-chats/few.jsonl", "--cost", "$(5)"]
     spec = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sft_trainer.storage import fence
+from sft_trainer.storage import fence, records
 from sftjob.failure import JobFailure, Reason
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec
@@ -40,7 +40,7 @@ def test_a_full_volume_or_quota_is_told_apart_from_one_that_may_not_be_written(
     def refuse(path: Any, *_: Any, **__: Any) -> int:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(fence.os, "open", refuse)
+    monkeypatch.setattr(records.os, "open", refuse)
     with pytest.raises(JobFailure, match=r"tuned\.checkpoints can't be written") as failure:
         fence.enter(a_plan(tmp_path), node_rank=0, pod_uid=None)
     assert failure.value.reason is reason

@@ -36,6 +36,7 @@ GOOD: dict[str, Any] = {
             "datasets": [
                 {"name": "chats", "uri": "pvc://data/.hidden/chats.jsonl", "format": "sharegpt", "sampleRatio": 0.5},
                 {"name": "more", "uri": "configMap://chats/more.jsonl", "format": "text", "sampleRatio": 2.0},
+                {"name": "most", "uri": "s3://a.bucket/chats/", "format": "auto", "sampleRatio": 1.0},
             ],
             "packing": {"level": "none", "maxLength": 512},
             "overlong": "drop",
@@ -168,11 +169,14 @@ class Bad:
 LABEL = "use lower-case letters, digits and dashes, with a letter or digit at both ends"
 NAME = "use lower-case letters, digits, dashes and dots, with a letter or digit at both ends"
 WORD = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
-PLACE = "use pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
-MODEL_PLACE = "use hf://<owner>/<name>, pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
+PLACE = "use s3://<bucket>/<path>, pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
+MODEL_PLACE = (
+    "use hf://<owner>/<name>, s3://<bucket>/<path>, pvc://<claim>/<path> or file:///<absolute path>, without .. and "
+    "spaces"
+)
 SCRIPT_PLACE = "use pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>, without .. and spaces"
 DATA_PLACE = (
-    "use hf://datasets/<owner>/<name>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or "
+    "use hf://datasets/<owner>/<name>/<path>, s3://<bucket>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or "
     "file:///<absolute path>, without .. and spaces"
 )
 REVISION = "use a branch, a tag or a commit: letters, digits, dots, dashes, underscores and slashes"
@@ -316,6 +320,23 @@ BAD = [
     ),
     Bad(
         "spec.output[0].uri",
+        f"'s3://bucket' has the wrong form; {PLACE}",
+        {"output": [{"uri": "s3://bucket"}]},
+    ),
+    Bad(
+        "spec.checkpoint.storage",
+        "2 nodes share the files of their storage, and this one is in a bucket; name a folder on a volume claim that "
+        "all nodes mount (outputs may be in a bucket), or use compute.nodes: 1",
+        {"output": [{"uri": "s3://bucket/model"}], "compute": {"nodes": 2}},
+    ),
+    Bad(
+        "spec.checkpoint.storage",
+        "3 nodes share the files of their storage, and this one is in a bucket; name a folder on a volume claim that "
+        "all nodes mount (outputs may be in a bucket), or use compute.nodes: 1",
+        {"checkpoint": {"storage": "s3://bucket/checkpoints"}, "compute": {"nodes": 3}},
+    ),
+    Bad(
+        "spec.output[0].uri",
         f"'pvc://results/../other' has the wrong form; {PLACE}",
         {"output": [{"uri": "pvc://results/../other"}]},
     ),
@@ -333,6 +354,11 @@ BAD = [
         "spec.checkpoint.storage",
         "missing, and there is no output to put it beside; name a folder of this job alone",
         script() | {"output": None},
+    ),
+    Bad(
+        "spec.output",
+        "missing, and checkpoint.storage, where the script's model would lie, is in a bucket; name where it goes",
+        script() | {"output": None, "checkpoint": {"storage": "s3://bucket/checkpoints"}},
     ),
     Bad("spec.script.uri", f"'train.py' has the wrong form; {SCRIPT_PLACE}", script(uri="train.py")),
     Bad(
@@ -601,6 +627,11 @@ BAD = [
     Bad("spec.compute.env[0].name", "'PET_NNODES' is set by sftjob; remove it", variable(name="PET_NNODES", value="1")),
     Bad("spec.compute.env[0].name", "'SFTJOB_X' is set by sftjob; remove it", variable(name="SFTJOB_X", value="1")),
     Bad("spec.compute.env[0].value", "missing, as is valueFrom; give one of them", variable()),
+    Bad(
+        "spec.compute.env[0].value",
+        "given for HF_TOKEN, and everyone who may read the job would read it; use valueFrom, with a Secret",
+        variable(name="HF_TOKEN", value="secret"),
+    ),
     Bad(
         "spec.compute.env[0].value",
         "given together with valueFrom; give one of them",

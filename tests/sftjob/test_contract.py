@@ -51,8 +51,8 @@ def test_every_problem_is_told_at_once_with_path_value_and_remedy() -> None:
         output=[],
     )
     uri = (
-        "use hf://datasets/<owner>/<name>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or "
-        "file:///<absolute path>, without .. and spaces"
+        "use hf://datasets/<owner>/<name>/<path>, s3://<bucket>/<path>, pvc://<claim>/<path>, "
+        "configMap://<name>/<key> or file:///<absolute path>, without .. and spaces"
     )
     assert problems(document) == [
         f"spec.model.preset: 'GPT9' is not known; use one of {PRESETS}",
@@ -76,7 +76,11 @@ def test_every_problem_is_told_at_once_with_path_value_and_remedy() -> None:
             "spec.training.globalBatchSize: 10 is not divisible by the 8 ranks of compute; use a multiple of 8",
         ),
         ({"output": [{"uri": "pvc://models/../other"}]}, "spec.output[0].uri: 'pvc://models/../other' has the wrong"),
-        ({"output": [{"uri": "s3://bucket/x"}]}, "spec.output[0].uri: 's3://bucket/x' has the wrong form"),
+        ({"output": [{"uri": "s3://bucket"}]}, "spec.output[0].uri: 's3://bucket' has the wrong form"),
+        (
+            {"output": [{"uri": "s3://bucket/x"}], "compute": {"nodes": 2}},
+            "spec.checkpoint.storage: 2 nodes share the files of their storage, and this one is in a bucket",
+        ),
     ],
 )
 def test_what_fields_can_t_say_alone_is_refused_too(spec: dict[str, Any], said: str) -> None:

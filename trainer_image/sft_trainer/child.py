@@ -21,7 +21,7 @@ def main(stage: str, parent_pid: str, scratch: str, *script: str) -> int:
 
         return prepare_stage(Path(scratch))
     if stage == "download":
-        from sft_trainer.hub.stage import download_stage
+        from sft_trainer.downloads.stage import download_stage
 
         code = download_stage(Path(scratch))
     elif stage == "script":

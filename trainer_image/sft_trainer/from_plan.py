@@ -5,7 +5,7 @@ from typing import Any
 
 from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, EvaluationConfig
-from sft_trainer.hub.sources import hub_source, local_path
+from sft_trainer.downloads.sources import local_path, source_of
 from sft_trainer.model import FolderConfig, ModelConfig, get_model_config_from_hf
 from sft_trainer.run import Export, RunOptions, RunPlace
 from sft_trainer.storage.exports import export_folder
@@ -47,7 +47,7 @@ def run_options(plan: LaunchPlan) -> RunOptions:
     return RunOptions(
         model_cfg=model_config(model, folder=load_from),
         load_from=load_from,
-        base_repository=of_hub.repository if (of_hub := hub_source(plan, model.load_from)) else None,
+        base_repository=source.origin if (source := source_of(plan, model.load_from)) else None,
         tokenizer_path=local_path(plan, tokenizer),
         dataloader_cfg=DataloaderConfig(
             dataset_config_list=entries(data.datasets),
@@ -78,7 +78,7 @@ def run_options(plan: LaunchPlan) -> RunOptions:
 
 def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
     return RunPlace(
-        fence=Fence(Path(plan.storage), plan.job.uid, plan.attempt),
+        fence=Fence.of(plan),
         resume=True,
         exports=[
             Export(export_folder(plan, output.uri, attempt=plan.attempt), output.format, output.dtype)

@@ -40,10 +40,10 @@ def write_progress(scratch: Path, progress: Progress) -> bool:
     return True
 
 
-def write_stage(scratch: Path, stage: Stage) -> None:
+def write_stage(scratch: Path, stage: Stage, detail: str | None = None) -> None:
     """For the launcher, between its children: what they wrote stays."""
     progress = read_progress(scratch)
-    write_progress(scratch, progress.model_copy(update={"stage": stage, "detail": None, "reported_at": utc_now()}))
+    write_progress(scratch, progress.model_copy(update={"stage": stage, "detail": detail, "reported_at": utc_now()}))
 
 
 class ProgressReporter:

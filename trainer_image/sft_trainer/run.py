@@ -45,7 +45,7 @@ class RunOptions:
     lora_cfg: LoRAConfig | None = None
     """Not without `load_from`."""
     base_repository: str | None = None
-    """Of a hub, where `load_from` was downloaded from one."""
+    """Where `load_from` was downloaded from: a hub's repository, or a place in a bucket."""
 
     @property
     def chat_template(self) -> str | None:

@@ -6,9 +6,13 @@ from sftjob.spec import SFTJobSpec
 
 
 def path_of(uri: str) -> str:
-    """`pvc://claim/path` and `configMap://name/key` as the path in a pod; other places don't exist there."""
+    """The path in a pod: `s3://bucket/path` in its scratch, claims and ConfigMaps mounted. No `file:///` is there."""
     scheme, _, rest = uri.partition("://")
-    folder = {"pvc": names.CLAIMS_FOLDER, "configMap": names.CONFIG_MAPS_FOLDER}[scheme]
+    folder = {
+        "pvc": names.CLAIMS_FOLDER,
+        "configMap": names.CONFIG_MAPS_FOLDER,
+        "s3": f"{names.POD_SCRATCH}/{names.S3_FOLDER}",
+    }[scheme]
     return f"{folder}/{rest}"
 
 
@@ -17,7 +21,7 @@ def volumes(spec: SFTJobSpec) -> tuple[list[Object], list[Object]]:
 
     By the container: a volume that is read-only as a whole is not made readable for the pod's group.
     """
-    written = {claim_of(uri) for uri in [spec.storage_uri, *(output.uri for output in spec.outputs)]}
+    written = {claim_of(uri) for uri in spec.written_uris}
     found: list[Object] = []
     mounts: list[Object] = []
     claims = list(dict.fromkeys(claim for uri in spec.uris if (claim := claim_of(uri))))

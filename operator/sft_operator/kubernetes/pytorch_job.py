@@ -19,7 +19,6 @@ CONTAINER = "pytorch"
 RANK_LABEL = "training.kubeflow.org/replica-index"
 
 _USER = 1000
-_SCRATCH = "/tmp"
 _MASTER_PORT = 23456
 """Of the service that the controller makes for each worker."""
 
@@ -99,7 +98,7 @@ def _pod_spec(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Objec
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
     ]
     mounts += [
-        {"name": "scratch", "mountPath": _SCRATCH},
+        {"name": "scratch", "mountPath": names.POD_SCRATCH},
         {"name": "shared-memory", "mountPath": "/dev/shm"},
     ]
     container = {
@@ -161,7 +160,7 @@ def _environment(job: SFTJob, plan: LaunchPlan) -> list[Object]:
         # Alone in its pod it needs no name to be found by.
         names.MASTER_ADDRESS_VARIABLE: "localhost" if plan.spec.compute.nodes == 1 else f"{attempt}-worker-0",
         names.MASTER_PORT_VARIABLE: str(_MASTER_PORT),
-        names.SCRATCH_VARIABLE: _SCRATCH,
+        names.SCRATCH_VARIABLE: names.POD_SCRATCH,
         names.TERMINATION_MESSAGE_VARIABLE: "/dev/termination-log",
         names.SERVE_ADDRESS_VARIABLE: f"0.0.0.0:{names.SERVE_PORT}",
     }

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from sftjob.job import SFTJob
-from sftjob.names import HUB
+from sftjob.names import HUB, S3
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec, TrainingSpec
 
@@ -15,7 +15,11 @@ def launch_plan(job: SFTJob, attempt: int, *, path_of: Callable[[str], str]) -> 
         job=JobReference(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid),
         attempt=attempt,
         spec=spec if spec.script else spec.model_copy(update={"training": _training(spec)}),
-        mounts=[Mount(uri=uri, path=path_of(uri)) for uri in spec.uris if not uri.startswith(HUB)],
+        mounts=[
+            Mount(uri=uri, path=path_of(uri))
+            for uri in spec.uris
+            if not uri.startswith((HUB, S3)) or uri in spec.written_uris
+        ],
     )
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from sft_trainer.hub import patience
+from sft_trainer.downloads import patience
+from sft_trainer.downloads.sources import HubSource
 from sft_trainer.hub.download import commit_of
-from sft_trainer.hub.sources import HubSource
 from sftjob.failure import NEVER_RETRIED, JobFailure, exit_code
 
 

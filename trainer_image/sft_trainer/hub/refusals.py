@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sft_trainer.hub.sources import HubSource
+from sft_trainer.downloads.sources import HubSource
 from sftjob.failure import JobFailure, Reason
 
 REFUSALS = (httpx2.HTTPError, httpx2.InvalidURL, HFValidationError, OfflineModeIsEnabled, json.JSONDecodeError)

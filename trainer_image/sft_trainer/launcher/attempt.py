@@ -11,7 +11,7 @@ import traceback
 from datetime import datetime
 from pathlib import Path
 
-from sft_trainer.hub.sources import hub_sources
+from sft_trainer.downloads.sources import sources_of
 from sft_trainer.launcher.cause import Cause, cause_of_failure
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
@@ -27,6 +27,7 @@ from sft_trainer.stop import StopSignal
 from sft_trainer.storage import fence
 from sft_trainer.storage.checkpoints import newest_step
 from sft_trainer.storage.exports import remove_unpublished
+from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import write_atomically
 from sft_trainer.task import RankTask
 from sftjob.base import utc_now
@@ -57,6 +58,8 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
         entered = True
         if placement.node_rank == 0:
             remove_unpublished(plan, gate)
+            if gate.remote:
+                _fetch_checkpoint(plan, gate, placement, children)
         else:
             wait_for_name(placement.master_address, is_stopped=lambda: children.stopping)
             if children.stopping:
@@ -78,6 +81,17 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
         server.shutdown()
         server.server_close()
     return _end(plan, placement, started_at, cause, artifacts, entered=entered)
+
+
+def _fetch_checkpoint(plan: LaunchPlan, gate: Fence, placement: Placement, children: Children) -> None:
+    """Of a storage in a bucket. Raises JobFailure."""
+
+    def tell(detail: str) -> None:
+        if children.stopping:
+            raise JobFailure(Reason.PREEMPTED, "stopped before training, while the checkpoint was fetched")
+        write_stage(placement.scratch, Stage.LOADING_CHECKPOINT, detail)
+
+    gate.remote.fetch(gate.storage, attempt=plan.attempt, on_detail=tell)
 
 
 def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
@@ -127,7 +141,7 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
 
 def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Cause | None:
     """None: model and data are ready. A Trainer in a script prepares its own."""
-    stages = {"download": Stage.DOWNLOADING_MODEL} if hub_sources(plan) else {}
+    stages = {"download": Stage.DOWNLOADING_MODEL} if sources_of(plan) else {}
     for name, stage in (stages | {"prepare": Stage.PREPARING_DATA}).items():
         write_stage(placement.scratch, stage)
         code = children.run("sft_trainer.child", [name, str(os.getpid()), str(placement.scratch)], environment={})
@@ -205,7 +219,9 @@ def _end(
     )
     _leave_message(placement.termination_message, outcome.to_message())
     if entered:
-        fence.leave(plan, outcome, pod_uid=placement.pod_uid)
+        # The termination message has it too, where storage is what has failed.
+        with contextlib.suppress(JobFailure):
+            fence.leave(plan, outcome, pod_uid=placement.pod_uid)
     shutil.rmtree(placement.scratch / "tmp", ignore_errors=True)
     shutil.rmtree(torchrun_logs(placement.scratch), ignore_errors=True)
     log.info("%s (exit code %d) %s", outcome.reason, outcome.exit_code, outcome.message)

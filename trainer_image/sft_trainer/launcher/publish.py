@@ -1,4 +1,4 @@
-"""The last stage of node 0: what the ranks exported becomes the job's output, by one rename each."""
+"""The last stage of node 0: what the ranks exported becomes the job's output."""
 
 import shutil
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from pathlib import Path
 from sft_trainer.report import Report
 from sft_trainer.storage.checkpoints import find_newest
 from sft_trainer.storage.exports import export_folder
-from sft_trainer.storage.fence import Fence, read_export_manifest
-from sft_trainer.storage.folders import first_difference, hash_tree, publish, write_atomically
+from sft_trainer.storage.fence import Fence
+from sft_trainer.storage.folders import hash_tree
+from sft_trainer.storage.outputs import output_at
 from sftjob import names
 from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest, ExportManifest
@@ -27,7 +28,7 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
 
     Such an attempt ended before it could prove its success; this one only tells it.
     """
-    exports = {output.uri: read_export_manifest(Path(plan.path(output.uri))) for output in plan.spec.outputs}
+    exports = {output.uri: output_at(plan, output.uri).manifest() for output in plan.spec.outputs}
     if not exports or not all(exports.values()):
         return None
     final = find_newest(Path(plan.storage)).manifest
@@ -36,8 +37,7 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
     if final is not None and final.step != final.total_steps:
         return None
     for uri, export in exports.items():
-        folder = Path(plan.path(uri))
-        if export.checkpoint_digest != (final and final.digest()) or first_difference(folder, export.files):
+        if export.checkpoint_digest != (final and final.digest()) or not output_at(plan, uri).holds(export):
             return None
     artifacts = [_artifact(plan, uri, export) for uri, export in exports.items()]
     if final is None:
@@ -67,7 +67,7 @@ def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
 
 
 def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManifest | None) -> Artifact:
-    folder, temporary = Path(plan.path(uri)), export_folder(plan, uri, attempt=plan.attempt)
+    place, temporary = output_at(plan, uri), export_folder(plan, uri, attempt=plan.attempt)
     manifest = ExportManifest(
         owner_uid=plan.job.uid,
         attempt=plan.attempt,
@@ -75,19 +75,18 @@ def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManif
         checkpoint_digest=final and final.digest(),
         files=hash_tree(temporary, leave_out=names.EXPORT_MANIFEST),
     )
-    write_atomically(temporary / names.EXPORT_MANIFEST, manifest.to_json(indent=2))
     fence.check()
-    published = read_export_manifest(folder)
+    published = place.manifest()
     is_of_this = published and published.checkpoint_digest == manifest.checkpoint_digest
-    if is_of_this and not first_difference(folder, published.files):
+    if is_of_this and place.holds(published):
         shutil.rmtree(temporary)
         return _artifact(plan, uri, published)
     try:
-        publish(temporary, folder)
+        place.publish(temporary, manifest, check=fence.check)
     except FileExistsError:
         raise JobFailure(
             Reason.STORAGE_REFUSED,
-            f"spec.output: {folder} appeared during training; delete it, and the model is published",
+            f"spec.output: {place.name} appeared during training; delete it, and the model is published",
         ) from None
     return _artifact(plan, uri, manifest)
 

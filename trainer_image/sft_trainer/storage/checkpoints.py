@@ -1,10 +1,12 @@
 """Which checkpoints a storage folder holds, which of them are whole, and which may go.
 
-A checkpoint is a folder `step-<K>` whose `manifest.json` lists every file with size and hash. Called by rank 0 and
-by the launcher of node 0.
+A checkpoint is a folder `step-<K>` whose `manifest.json` lists every file with size and hash. Where the storage is a
+bucket, what lies there counts (`remote`), and the folder is the copy that this node works on. Called by rank 0 and by
+the launcher of node 0.
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ def set_aside(fence: Fence, steps: list[int]) -> None:
     """Renames checkpoints that do not verify, for their steps will be saved again."""
     fence.check()
     for step in steps:
+        if fence.remote:
+            fence.remote.set_aside(step, attempt=fence.attempt)
         folder = fence.storage / names.checkpoint_folder(step)
         folder.rename(fence.storage / names.corrupt(folder.name, attempt=fence.attempt))
 
@@ -60,6 +64,8 @@ def set_aside(fence: Fence, steps: list[int]) -> None:
 def remove_leftovers(fence: Fence) -> None:
     """Deletes what earlier attempts were writing when they ended."""
     fence.check()
+    if fence.remote:
+        fence.remote.remove_unpublished()
     for path in fence.storage.iterdir():
         attempt = names.temporary_checkpoint_attempt(path.name)
         if attempt is not None and attempt < fence.attempt:
@@ -74,8 +80,12 @@ def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManife
     manifest = manifest.model_copy(update={"files": hash_tree(temporary, leave_out=names.MANIFEST)})
     write_atomically(temporary / names.MANIFEST, manifest.to_json(indent=2))
     fence.check()
+    if fence.remote:
+        # The ledger first: a checkpoint never knows more than it.
+        fence.remote.tell(fence.storage, attempt=fence.attempt)
+        fence.remote.publish(temporary, manifest, check=fence.check)
     publish(temporary, fence.storage / names.checkpoint_folder(manifest.step))
-    write_atomically(fence.storage / names.LATEST, names.checkpoint_folder(manifest.step))
+    fence.records.replace(names.LATEST, names.checkpoint_folder(manifest.step))
     return manifest
 
 
@@ -84,6 +94,8 @@ def amend_manifest(fence: Fence, step: int, changes: dict[str, Any]) -> Checkpoi
     folder = fence.storage / names.checkpoint_folder(step)
     manifest = CheckpointManifest.from_json((folder / names.MANIFEST).read_text()).model_copy(update=changes)
     fence.check()
+    if fence.remote:
+        fence.remote.amend(manifest)
     write_atomically(folder / names.MANIFEST, manifest.to_json(indent=2))
     return manifest
 
@@ -94,10 +106,11 @@ def retain(fence: Fence, *, keep_last: int) -> None:
     Called right after a publish: the newest is known to be whole.
     """
     fence.check()
-    kept = _best_step(fence.storage)
-    for step in sorted(_steps(fence.storage), reverse=True)[keep_last:]:
-        if step == kept:
-            continue
+    if fence.remote:
+        for step in _superfluous(fence.remote.manifests(), keep_last=keep_last):
+            fence.remote.delete(step)
+    # A copy is needed of the newest alone.
+    for step in _superfluous(_manifests(fence.storage), keep_last=1 if fence.remote else keep_last):
         folder = fence.storage / names.checkpoint_folder(step)
         # Under its temporary name first: a folder called step-<K> is always whole.
         doomed = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
@@ -105,19 +118,27 @@ def retain(fence: Fence, *, keep_last: int) -> None:
         shutil.rmtree(doomed)
 
 
-def _best_step(storage: Path) -> int | None:
-    """Of the checkpoint with the lowest evaluation loss at its very step: the earliest of equals."""
-    losses = {}
-    for step in sorted(_steps(storage)):
+def _superfluous(manifests: Mapping[int, CheckpointManifest | None], *, keep_last: int) -> list[int]:
+    """Of the checkpoints there are, by step; one without a manifest that can be read is no good to anyone."""
+    losses = {
+        step: manifest.evaluation.loss
+        for step, manifest in sorted(manifests.items())
+        if manifest and manifest.evaluation and manifest.evaluation.step == step
+    }
+    # With the lowest evaluation loss at its very step: the earliest of equals.
+    best = min(losses, key=lambda step: losses[step], default=None)
+    return [step for step in sorted(manifests, reverse=True)[keep_last:] if step != best]
+
+
+def _manifests(storage: Path) -> dict[int, CheckpointManifest | None]:
+    found: dict[int, CheckpointManifest | None] = {}
+    for step in _steps(storage):
         try:
-            manifest = CheckpointManifest.from_json(
-                (storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()
-            )
-        except (FileNotFoundError, ValidationError):  # it will not verify, and is no good to anyone
-            continue
-        if manifest.evaluation and manifest.evaluation.step == step:
-            losses[step] = manifest.evaluation.loss
-    return min(losses, key=lambda step: losses[step], default=None)
+            text = (storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()
+            found[step] = CheckpointManifest.from_json(text)
+        except (FileNotFoundError, ValidationError):
+            found[step] = None
+    return found
 
 
 def _steps(storage: Path) -> list[int]:

@@ -3,20 +3,23 @@
 A launcher enters once, at its start; whoever publishes or deletes calls `check` again just before.
 """
 
-import os
+import secrets
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from pydantic import ValidationError
 
-from sft_trainer.storage.folders import sync_path, write_atomically
+from sft_trainer.storage.outputs import output_at
+from sft_trainer.storage.records import FIELD, BucketRecords, FolderRecords, Records
+from sft_trainer.storage.remote import RemoteCheckpoints
 from sftjob import names
 from sftjob.base import Record
-from sftjob.failure import JobFailure, Reason, storage_reason
-from sftjob.manifest import ExportManifest
+from sftjob.failure import JobFailure, Reason
 from sftjob.outcome import Outcome
-from sftjob.plan import LaunchPlan, RunRecord
+from sftjob.plan import LaunchPlan, PinnedObject, RunRecord
 from sftjob.progress import Resolved
 
 _SHARED_WITHIN_SECONDS = 60
@@ -29,21 +32,40 @@ class NodeClaim(Record):
     attempt: int
     node_rank: int
     pod_uid: str | None = None
+    nonce: str = ""
+    """Of this launcher alone, so that it knows its own claim where the answer to its creation was lost."""
     outcome: Outcome | None = None
 
 
 @dataclass(frozen=True)
 class Fence:
     storage: Path
+    """On this machine."""
     job_uid: str
     attempt: int
+    uri: str | None = None
+    """Of the storage, where that is in a bucket: what counts lies there, and `storage` is this node's copy."""
+
+    @classmethod
+    def of(cls, plan: LaunchPlan) -> Self:
+        uri = plan.spec.storage_uri
+        return cls(Path(plan.storage), plan.job.uid, plan.attempt, uri if uri.startswith(names.S3) else None)
+
+    @cached_property
+    def records(self) -> Records:
+        return BucketRecords(self.uri) if self.uri else FolderRecords(self.storage)
+
+    @cached_property
+    def remote(self) -> RemoteCheckpoints | None:
+        return RemoteCheckpoints(self.uri) if self.uri else None
 
     def check(self) -> None:
         """Raises JobFailure(SUPERSEDED) where a later attempt has entered this storage."""
-        for folder in _entries(self.storage / names.ATTEMPTS):
+        records = self.records
+        for folder in records.folders(names.ATTEMPTS):
             if folder.isdecimal() and int(folder) > self.attempt:
                 raise JobFailure(
-                    Reason.SUPERSEDED, f"attempt {self.attempt} gives way: attempt {folder} uses {self.storage}"
+                    Reason.SUPERSEDED, f"attempt {self.attempt} gives way: attempt {folder} uses {records.name}"
                 )
 
 
@@ -53,29 +75,30 @@ def enter(plan: LaunchPlan, *, node_rank: int, pod_uid: str | None) -> Fence:
     Raises JobFailure: SUPERSEDED where the attempt, or a later one, was claimed before; STORAGE_REFUSED where
     storage or an output belongs to another job; STORAGE_UNAVAILABLE or STORAGE_FULL where it can't be written.
     """
-    storage = Path(plan.storage)
-    fence = Fence(storage, plan.job.uid, plan.attempt)
-    try:
-        _refuse_foreign_storage(plan)
-        fence.check()
-        claim = names.node_claim(storage, plan.attempt, node_rank)
-        claim.parent.mkdir(parents=True, exist_ok=True)
-        content = NodeClaim(job_uid=plan.job.uid, attempt=plan.attempt, node_rank=node_rank, pod_uid=pod_uid)
-        _create(claim, content.to_json())
-        fence.check()
-        if node_rank == 0:
-            _own(plan)
-    except OSError as error:
+    fence = Fence.of(plan)
+    records = fence.records
+    _refuse_foreign_storage(plan, records)
+    fence.check()
+    claim = NodeClaim(
+        job_uid=plan.job.uid,
+        attempt=plan.attempt,
+        node_rank=node_rank,
+        pod_uid=pod_uid,
+        nonce=secrets.token_hex(8),
+    )
+    key = _claim(plan, node_rank)
+    if not records.create(key, claim.to_json()):
         raise JobFailure(
-            storage_reason(error),
-            f"spec.checkpoint.storage: {storage} can't be written ({error.strerror}); "
-            "give the pod's user write access to it, or name another folder",
-        ) from None
+            Reason.SUPERSEDED, f"another launcher has claimed this attempt before: {records.name}/{key} exists"
+        )
+    fence.check()
+    if node_rank == 0:
+        _own(plan, records)
     return fence
 
 
 def leave(plan: LaunchPlan, outcome: Outcome, *, pod_uid: str | None) -> None:
-    """Writes the outcome into this node's claim."""
+    """Writes the outcome into this node's claim, and what this node told of the attempt beside it."""
     claim = NodeClaim(
         job_uid=plan.job.uid,
         attempt=plan.attempt,
@@ -83,68 +106,58 @@ def leave(plan: LaunchPlan, outcome: Outcome, *, pod_uid: str | None) -> None:
         pod_uid=pod_uid,
         outcome=outcome,
     )
-    write_atomically(names.node_claim(Path(plan.storage), plan.attempt, outcome.node_rank), claim.to_json())
+    fence = Fence.of(plan)
+    if fence.remote:
+        fence.remote.tell(fence.storage, attempt=plan.attempt)
+    fence.records.replace(_claim(plan, outcome.node_rank), claim.to_json())
 
 
-def _create(claim: Path, content: str) -> None:
-    try:
-        descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        raise JobFailure(
-            Reason.SUPERSEDED, f"another launcher has claimed this attempt before: {claim} exists"
-        ) from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_path(claim.parent)
+def _claim(plan: LaunchPlan, node_rank: int) -> str:
+    return names.node_claim(Path(), plan.attempt, node_rank).as_posix()
 
 
-def _refuse_foreign_storage(plan: LaunchPlan) -> None:
-    record = _read_run_record(Path(plan.storage))
+def _refuse_foreign_storage(plan: LaunchPlan, records: Records) -> None:
+    record = _read_run_record(records)
     if record and record.owner.uid != plan.job.uid:
         owner = record.owner
         raise JobFailure(
             Reason.STORAGE_REFUSED,
-            f"spec.checkpoint.storage: {plan.spec.storage_uri} belongs to the job {owner.namespace}/{owner.name} "
-            f"with uid {owner.uid}; name another folder, or delete {plan.storage} if that run is not needed any more",
+            f"{FIELD}: {plan.spec.storage_uri} belongs to the job {owner.namespace}/{owner.name} "
+            f"with uid {owner.uid}; name another folder, or delete {records.name} if that run is not needed any more",
         )
     for index, output in enumerate(plan.spec.outputs):
-        folder = Path(plan.path(output.uri))
-        if not _entries(folder):
+        place = output_at(plan, output.uri)
+        owner_uid = place.owner_uid()
+        if owner_uid == plan.job.uid or place.is_empty():
             continue
-        manifest = read_export_manifest(folder)
-        if manifest is None or manifest.owner_uid != plan.job.uid:
-            owner_text = f"the job with uid {manifest.owner_uid}" if manifest else "no job (it has no manifest of ours)"
-            raise JobFailure(
-                Reason.STORAGE_REFUSED,
-                f"spec.output[{index}].uri: {output.uri} is not empty and belongs to {owner_text}; "
-                f"name another folder, or delete {folder} if it is not needed any more",
-            )
-
-
-def _own(plan: LaunchPlan) -> None:
-    """Only node 0 of an attempt that holds the fence gets here, so no two of one job write at once."""
-    if _read_run_record(Path(plan.storage)) is None:
-        write_atomically(
-            Path(plan.storage) / names.RUN_RECORD, RunRecord(owner=plan.job, spec=plan.spec).to_json(indent=2)
+        owner_text = f"the job with uid {owner_uid}" if owner_uid else "no job (it has no manifest of ours)"
+        raise JobFailure(
+            Reason.STORAGE_REFUSED,
+            f"spec.output[{index}].uri: {output.uri} is not empty and belongs to {owner_text}; "
+            f"name another folder, or delete {place.name} if it is not needed any more",
         )
-    _refuse_foreign_storage(plan)
 
 
-def resolved_before(plan: LaunchPlan) -> Resolved | None:
-    """The commits that the first attempt took from hubs; None before it has looked them up."""
-    record = _read_run_record(Path(plan.storage))
-    return record.resolved if record else None
+def _own(plan: LaunchPlan, records: Records) -> None:
+    """Only node 0 of an attempt that holds the fence gets here, so no two of one job write at once."""
+    records.begin(names.RUN_RECORD, RunRecord(owner=plan.job, spec=plan.spec).to_json(indent=2))
+    _refuse_foreign_storage(plan, records)
 
 
-def record_resolved(plan: LaunchPlan, resolved: Resolved) -> None:
-    """For all later attempts. Called on node 0, before anything of these commits is used."""
-    storage = Path(plan.storage)
-    Fence(storage, plan.job.uid, plan.attempt).check()
-    record = _read_run_record(storage)
+def pins_before(plan: LaunchPlan) -> tuple[Resolved, dict[str, list[PinnedObject]]] | None:
+    """The commits and objects that the first attempt took from hubs and buckets; None before it has looked them up."""
+    record = _read_run_record(Fence.of(plan).records)
+    return (record.resolved, record.objects) if record and record.resolved else None
+
+
+def record_pins(plan: LaunchPlan, resolved: Resolved, objects: dict[str, list[PinnedObject]]) -> None:
+    """For all later attempts. Called on node 0, before anything of these is used."""
+    fence = Fence.of(plan)
+    fence.check()
+    record = _read_run_record(fence.records)
     assert record is not None
-    write_atomically(storage / names.RUN_RECORD, record.model_copy(update={"resolved": resolved}).to_json(indent=2))
+    changed = record.model_copy(update={"resolved": resolved, "objects": objects})
+    fence.records.replace(names.RUN_RECORD, changed.to_json(indent=2))
 
 
 def wait_for_node_zero(plan: LaunchPlan) -> None:
@@ -152,9 +165,9 @@ def wait_for_node_zero(plan: LaunchPlan) -> None:
 
     Raises JobFailure(STORAGE_NOT_SHARED) where it doesn't.
     """
-    claim = names.node_claim(Path(plan.storage), plan.attempt, 0)
+    records, claim = Fence.of(plan).records, _claim(plan, 0)
     deadline = time.monotonic() + _SHARED_WITHIN_SECONDS
-    while not claim.exists():
+    while records.read(claim) is None:
         if time.monotonic() > deadline:
             raise JobFailure(
                 Reason.STORAGE_NOT_SHARED,
@@ -164,29 +177,14 @@ def wait_for_node_zero(plan: LaunchPlan) -> None:
         time.sleep(0.2)
 
 
-def read_export_manifest(folder: Path) -> ExportManifest | None:
-    """None where the folder has none that can be read."""
-    try:
-        return ExportManifest.from_json((folder / names.EXPORT_MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
+def _read_run_record(records: Records) -> RunRecord | None:
+    text = records.read(names.RUN_RECORD)
+    if text is None:
         return None
-
-
-def _read_run_record(storage: Path) -> RunRecord | None:
-    path = storage / names.RUN_RECORD
     try:
-        return RunRecord.from_json(path.read_text())
-    except FileNotFoundError:
-        return None
+        return RunRecord.from_json(text)
     except ValidationError:
         raise JobFailure(
             Reason.STORAGE_REFUSED,
-            f"spec.checkpoint.storage: {path} can't be read, so its owner is unknown; name another folder",
+            f"{FIELD}: {records.name}/{names.RUN_RECORD} can't be read, so its owner is unknown; name another folder",
         ) from None
-
-
-def _entries(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208 - names only, and one call
-    except FileNotFoundError:
-        return []

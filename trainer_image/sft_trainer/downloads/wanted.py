@@ -1,17 +1,17 @@
-"""Which files of a repository training needs: chosen from the hub's listing, before any large one is downloaded.
+"""Which files of a repository or a folder training needs: chosen from a listing, before any large one is downloaded.
 
-Called by `download`. Of a model: configuration, tokenizer, and of the weights only the safetensors that our loader
-reads, once. Of a dataset: the file, or the files that lie directly in the folder.
+Called by both kinds of transfer. Of a model: configuration, tokenizer, and of the weights only the safetensors that our
+loader reads, once. Of a dataset: the file, or the files that lie directly in the folder.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
-from huggingface_hub.hf_api import RepoFile, RepoFolder
-
-from sft_trainer.hub.sources import HubSource
+from sft_trainer.downloads.sources import Source
+from sft_trainer.downloads.transfer import RemoteFile
 from sftjob.failure import JobFailure, Reason
 
 TEMPLATES = "additional_chat_templates"
@@ -20,16 +20,15 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LISTED = 5
 
-Listing = Mapping[str, RepoFile]
-"""The repository's files, by path."""
+F = TypeVar("F", bound=RemoteFile)
 
 
-def small_files(listing: Listing) -> list[RepoFile]:
+def small_files(listing: Mapping[str, F]) -> list[F]:
     """Of a model: everything but weights and papers."""
     return [file for path, file in listing.items() if any(fnmatch(path, pattern) for pattern in _SMALL)]
 
 
-def weight_files(source: HubSource, listing: Listing) -> list[RepoFile]:
+def weight_files(source: Source, listing: Mapping[str, F]) -> list[F]:
     """Of a model whose small files are on disk already. Raises JobFailure where there are no safetensors."""
     if _SINGLE in listing:
         return [listing[_SINGLE]]
@@ -39,7 +38,7 @@ def weight_files(source: HubSource, listing: Listing) -> list[RepoFile]:
         raise JobFailure(
             Reason.MODEL_UNREADABLE,
             f"{source.field}.uri: {source.uri} has neither {_SINGLE} nor {_INDEX}, but {has}; "
-            "name a repository, or a revision of this one, that has the model's safetensors",
+            "name a place, or another revision of this one, that has the model's safetensors",
         )
     try:
         index = json.loads((source.files / _INDEX).read_text(encoding="utf-8"))
@@ -59,16 +58,13 @@ def weight_files(source: HubSource, listing: Listing) -> list[RepoFile]:
     return [listing[name] for name in named]
 
 
-def data_files(source: HubSource, found: list[RepoFile | RepoFolder]) -> list[RepoFile]:
-    """Of what lies at the dataset's path. Raises JobFailure where that is no file, and no folder with any."""
-    files = [entry for entry in found if isinstance(entry, RepoFile) and not Path(entry.path).name.startswith(".")]
+def data_files(found: Sequence[F], *, folders: Sequence[str], field: str, place: str) -> list[F]:
+    """Of what lies at the dataset's path, without `folders`. Raises JobFailure where that is no file, and no folder
+    with any."""
+    files = [entry for entry in found if not Path(entry.path).name.startswith(".")]
     if files:
         return files
-    folders = [entry.path for entry in found if isinstance(entry, RepoFolder)]
     remedy = (
         f"name one of its folders {', '.join(folders[:_LISTED])}" if folders else "name a file, or a folder of files"
     )
-    raise JobFailure(
-        Reason.INVALID_DATA,
-        f"{source.field}.uri: there is no file at {source.path} of {source.repository} at {source.revision}; {remedy}",
-    )
+    raise JobFailure(Reason.INVALID_DATA, f"{field}.uri: there is no file at {place}; {remedy}")

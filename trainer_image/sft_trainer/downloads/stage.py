@@ -6,20 +6,23 @@ Node 0 downloads into the job's storage, which all nodes share; the others wait 
 import logging
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from huggingface_hub.utils import disable_progress_bars
 
-from sft_trainer.hub.download import commit_of, download, is_whole
-from sft_trainer.hub.sources import HubSource, Revision, hub_source, hub_sources
+from sft_trainer.downloads.sources import BucketSource, HubSource, Revision, Source, source_of, sources_of
+from sft_trainer.downloads.transfer import is_whole
+from sft_trainer.hub import download as hub
 from sft_trainer.launcher.placement import Placement
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.report import Report, write_report
+from sft_trainer.s3 import download as s3
 from sft_trainer.storage import fence
 from sft_trainer.task import RankTask
 from sftjob.failure import JobFailure, Reason, exit_code
-from sftjob.plan import LaunchPlan
+from sftjob.plan import LaunchPlan, PinnedObject
 from sftjob.progress import Resolved, Stage
 from sftjob.spec import DatasetSpec, UriSource
 
@@ -49,50 +52,74 @@ def download_stage(scratch: Path) -> int:
 
 def _download_all(plan: LaunchPlan, reporter: ProgressReporter) -> None:
     """Raises JobFailure."""
-    sources = hub_sources(plan)
-    resolved = fence.resolved_before(plan)
-    if resolved is None:
-        resolved = _looked_up(plan, sources, reporter)
-        fence.record_resolved(plan, resolved)
+    sources = sources_of(plan)
+    pins = fence.pins_before(plan)
+    if pins is None:
+        pins = _looked_up(plan, sources, reporter)
+        fence.record_pins(plan, *pins)
+    resolved, objects = pins
     reporter.report(resolved=resolved)
     commits = _commits(plan, resolved)
     for source in sources:
-        download(source, commits[source.of], on_detail=partial(_tell, reporter, source))
-        log.info("%s at %s lies in %s", source.uri, commits[source.of], source.local)
+        if isinstance(source, HubSource):
+            hub.download(source, commits[source.of], on_detail=_teller(reporter, source))
+        else:
+            s3.download(source, objects[source.uri], on_detail=_teller(reporter, source))
+        log.info("%s lies in %s", source.uri, source.local)
 
 
 def _wait_for_all(plan: LaunchPlan, reporter: ProgressReporter) -> None:
     """For as long as it takes: where node 0 fails, the attempt is ended, and this process with it."""
-    for source in hub_sources(plan):
+    for source in sources_of(plan):
         while not is_whole(source):
             _tell(reporter, source, f"{source.uri}: node 0 downloads it")
             time.sleep(_LOOK_SECONDS)
 
 
-def _tell(reporter: ProgressReporter, source: HubSource, detail: str) -> None:
+def _tell(reporter: ProgressReporter, source: Source, detail: str) -> None:
     stage = Stage.DOWNLOADING_DATA if source.kind == "dataset" else Stage.DOWNLOADING_MODEL
     reporter.report(stage=stage, detail=detail)
 
 
-def _looked_up(plan: LaunchPlan, sources: list[HubSource], reporter: ProgressReporter) -> Resolved:
-    """What the revisions stand for now, each of a repository asked for once. Raises JobFailure."""
+def _teller(reporter: ProgressReporter, source: Source) -> Callable[[str], None]:
+    return partial(_tell, reporter, source)
+
+
+def _looked_up(
+    plan: LaunchPlan, sources: list[Source], reporter: ProgressReporter
+) -> tuple[Resolved, dict[str, list[PinnedObject]]]:
+    """What the revisions stand for now, each of a repository asked for once, and what lies in buckets.
+
+    Raises JobFailure.
+    """
     commits: dict[Revision, str] = {}
+    objects: dict[str, list[PinnedObject]] = {}
     for source in sources:
-        if source.of not in commits:
-            commits[source.of] = commit_of(source, on_detail=partial(_tell, reporter, source))
-    model, tokenizer, *data = [(one := hub_source(plan, spec)) and commits[one.of] for spec in _specs(plan)]
-    return Resolved(
+        if isinstance(source, BucketSource):
+            objects[source.uri] = s3.pin(source, on_detail=_teller(reporter, source))
+        elif source.of not in commits:
+            commits[source.of] = hub.commit_of(source, on_detail=_teller(reporter, source))
+
+    def revision(spec: UriSource | DatasetSpec | None) -> str | None:
+        source = source_of(plan, spec)
+        if isinstance(source, BucketSource):
+            return s3.revision_of(objects[source.uri])
+        return commits[source.of] if source else None
+
+    model, tokenizer, *data = [revision(spec) for spec in _specs(plan)]
+    resolved = Resolved(
         model_revision=model,
         tokenizer_revision=tokenizer,
-        data_revisions=[commit or "" for commit in data] if any(data) else [],
+        data_revisions=[one or "" for one in data] if any(data) else [],
     )
+    return resolved, objects
 
 
 def _commits(plan: LaunchPlan, resolved: Resolved) -> dict[Revision, str]:
     recorded = [resolved.model_revision, resolved.tokenizer_revision, *resolved.data_revisions]
-    # Of data there are none where no dataset is of a hub.
-    pairs = [(hub_source(plan, spec), commit) for spec, commit in zip(_specs(plan), recorded, strict=False)]
-    return {source.of: commit for source, commit in pairs if source and commit}
+    # Of data there are none where no dataset is of a hub or in a bucket.
+    pairs = [(source_of(plan, spec), commit) for spec, commit in zip(_specs(plan), recorded, strict=False)]
+    return {source.of: commit for source, commit in pairs if isinstance(source, HubSource) and commit}
 
 
 def _specs(plan: LaunchPlan) -> list[UriSource | DatasetSpec | None]:

@@ -1,0 +1,165 @@
+"""Checkpoints in a bucket: whole with their manifest, none without; fetched, refused, kept and deleted by that."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from sft_trainer.storage import checkpoints
+from sft_trainer.storage.fence import Fence
+from sftjob.failure import JobFailure
+from sftjob.manifest import CheckpointManifest, EvaluationRecord
+from tests.s3_server import S3Server
+
+STORAGE = "tuned.checkpoints"
+
+
+@pytest.fixture(autouse=True)
+def credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def a_fence(folder: Path, *, attempt: int = 1) -> Fence:
+    folder.mkdir(exist_ok=True)
+    return Fence(folder, "uid-1", attempt, f"s3://bucket/{STORAGE}")
+
+
+def save(fence: Fence, step: int, *, loss: float | None = None, state: bytes | None = None) -> CheckpointManifest:
+    temporary = fence.storage / f"step-{step}.tmp-a{fence.attempt}"
+    temporary.mkdir()
+    (temporary / ".metadata").write_bytes(b"which")
+    (temporary / "__0_0.distcp").write_bytes(state or f"state of step {step}".encode())
+    manifest = CheckpointManifest(
+        step=step,
+        total_steps=9,
+        attempt=fence.attempt,
+        world_size=1,
+        config_digest="c",
+        data_digest="d",
+        saved_at=datetime(2026, 1, 1, tzinfo=UTC),
+        evaluation=loss
+        and EvaluationRecord(step=step, loss=loss, best_step=step, best_loss=loss, without_improvement=0),
+        files=[],
+    )
+    return checkpoints.publish_checkpoint(fence, temporary, manifest)
+
+
+def fetch(fence: Fence) -> list[str]:
+    fence.remote.fetch(fence.storage, attempt=fence.attempt, on_detail=lambda _: None)
+    return sorted(path.name for path in fence.storage.iterdir())
+
+
+def steps(s3: S3Server) -> list[str]:
+    return sorted({key.split("/")[1] for key in s3.listed(STORAGE) if "/step-" in key})
+
+
+def test_the_manifest_comes_last_after_what_the_ranks_have_told(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "storage")
+    told = fence.storage / "attempts" / "1"
+    told.mkdir(parents=True)
+    (told / "ledger-0.jsonl").write_text('{"step":1}\n')
+    save(fence, 1)
+    assert [one.key.removeprefix(f"bucket/{STORAGE}/") for one in s3.asked("PUT", STORAGE)] == [
+        "attempts/1/ledger-0.jsonl",
+        "step-1/.metadata",
+        "step-1/__0_0.distcp",
+        "step-1/manifest.json",
+        "latest",
+    ]
+    assert s3.get(f"{STORAGE}/attempts/1/ledger-0.jsonl") == b'{"step":1}\n'
+    assert s3.get(f"{STORAGE}/latest") == b"step-1"
+
+
+def test_another_machine_fetches_the_newest_alone(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    save(fence, 1)
+    newest = save(fence, 2)
+    other = a_fence(tmp_path / "other", attempt=2)
+    assert fetch(other) == ["step-2"]
+    found = checkpoints.find_newest(other.storage)
+    assert (found.manifest, found.corrupt) == (newest, {})
+    assert (other.storage / "step-2" / "__0_0.distcp").read_bytes() == b"state of step 2"
+    # What is here and whole is not fetched again; what the bucket does not have does not count.
+    shutil.copytree(other.storage / "step-2", other.storage / "step-3")
+    s3.requests.clear()
+    assert fetch(other) == ["step-2"]
+    assert s3.asked("GET", "distcp") == []
+
+
+def test_one_that_does_not_verify_is_passed_over_set_aside_and_saved_again(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    whole = save(fence, 1)
+    save(fence, 2)
+    save(fence, 3)
+    s3.put(f"{STORAGE}/step-2/manifest.json", b"{")
+    s3.put(f"{STORAGE}/step-3/__0_0.distcp", b"state of step ?")
+    other = a_fence(tmp_path / "other", attempt=2)
+    fetch(other)
+    found = checkpoints.find_newest(other.storage)
+    assert found.manifest == whole
+    assert found.corrupt == {
+        2: "manifest.json can't be read",
+        3: "__0_0.distcp has other content than was saved",
+    }
+    checkpoints.set_aside(other, [3, 2])
+    assert f"{STORAGE}/step-3/manifest.json" not in s3.listed()
+    assert f"{STORAGE}/step-3/manifest.json.corrupt-a2" in s3.listed()
+    save(other, 3)
+    assert s3.get(f"{STORAGE}/step-3/__0_0.distcp") == b"state of step 3"
+    assert fetch(a_fence(tmp_path / "third", attempt=3)) == ["step-3"]
+
+
+def test_a_checkpoint_is_never_replaced(s3: S3Server, tmp_path: Path) -> None:
+    save(a_fence(tmp_path / "first"), 1)
+    before = s3.contents()
+    with pytest.raises(FileExistsError, match=r"s3://bucket/tuned\.checkpoints/step-1 exists"):
+        save(a_fence(tmp_path / "other", attempt=2), 1, state=b"of another attempt")
+    assert s3.contents() == before
+
+
+def test_what_was_not_published_is_no_checkpoint_and_goes_with_the_next_attempt(s3: S3Server, tmp_path: Path) -> None:
+    save(a_fence(tmp_path / "first"), 1)
+    s3.put(f"{STORAGE}/step-2/__0_0.distcp", b"half")
+    other = a_fence(tmp_path / "other", attempt=2)
+    assert fetch(other) == ["step-1"]
+    checkpoints.remove_leftovers(other)
+    assert steps(s3) == ["step-1"]
+
+
+def test_an_older_attempt_publishes_and_deletes_nothing(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    save(fence, 1)
+    s3.put(f"{STORAGE}/attempts/2/node-0.json", b"{}")
+    before = s3.contents()
+    for act in (
+        lambda: save(fence, 2),
+        lambda: checkpoints.retain(fence, keep_last=1),
+        lambda: checkpoints.set_aside(fence, [1]),
+        lambda: checkpoints.remove_leftovers(fence),
+        lambda: checkpoints.amend_manifest(fence, 1, {"loss": 1.0}),
+    ):
+        with pytest.raises(JobFailure, match="attempt 1 gives way"):
+            act()
+    assert s3.contents() == before
+
+
+def test_the_newest_and_the_best_are_kept_and_this_machine_s_copy_of_the_newest(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    for step, loss in enumerate((3.0, 1.0, 2.0, None, 2.5), start=1):
+        save(fence, step, loss=loss)
+        checkpoints.retain(fence, keep_last=2)
+    assert steps(s3) == ["step-2", "step-4", "step-5"]
+    assert {path.name for path in fence.storage.glob("step-*")} == {"step-2", "step-5"}
+
+
+def test_an_amended_manifest_is_the_one_that_is_fetched(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    save(fence, 1)
+    amended = checkpoints.amend_manifest(fence, 1, {"total_steps": 1})
+    assert b'"totalSteps": 1' in s3.get(f"{STORAGE}/step-1/manifest.json")
+    other = a_fence(tmp_path / "other", attempt=2)
+    fetch(other)
+    assert checkpoints.find_newest(other.storage).manifest == amended
+    assert amended.total_steps == 1

@@ -1,0 +1,135 @@
+"""The small texts in a job's storage that decide who may do what: claims, `run.json`, `latest`.
+
+They lie where the storage is, in a folder or in a bucket, and are created and replaced whole there. Called by the
+fence, and by whoever publishes checkpoints.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from sft_trainer.s3.bucket import BucketFailure, Place
+from sft_trainer.s3.refusals import write_refusal
+from sft_trainer.storage.folders import sync_path, write_atomically
+from sftjob.failure import JobFailure, storage_reason
+
+FIELD = "spec.checkpoint.storage"
+
+
+class Records(Protocol):
+    """Every method raises JobFailure where the storage can't be read or written."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    def read(self, key: str) -> str | None:
+        """None where there is none."""
+
+    def create(self, key: str, text: str) -> bool:
+        """False where there is one already. Of several who try, one gets True."""
+
+    def begin(self, key: str, text: str) -> None:
+        """Where there is none yet: whole, or not at all."""
+
+    def replace(self, key: str, text: str) -> None: ...
+
+    def folders(self, key: str) -> list[str]:
+        """Names below a key."""
+
+
+class FolderRecords:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def name(self) -> str:
+        return str(self._folder)
+
+    def read(self, key: str) -> str | None:
+        with self._told():
+            try:
+                return (self._folder / key).read_text()
+            except FileNotFoundError:
+                return None
+
+    def create(self, key: str, text: str) -> bool:
+        path = self._folder / key
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                return False
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_path(path.parent)
+        return True
+
+    def begin(self, key: str, text: str) -> None:
+        # A folder can't do both, be exclusive and whole: whoever comes second here sees it when he looks again.
+        if self.read(key) is None:
+            self.replace(key, text)
+
+    def replace(self, key: str, text: str) -> None:
+        with self._told():
+            write_atomically(self._folder / key, text)
+
+    def folders(self, key: str) -> list[str]:
+        with self._told():
+            try:
+                return os.listdir(self._folder / key)  # noqa: PTH208 - names only, and one call
+            except FileNotFoundError:
+                return []
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise JobFailure(
+                storage_reason(error),
+                f"{FIELD}: {self._folder} can't be written ({error.strerror}); "
+                "give the pod's user write access to it, or name another folder",
+            ) from None
+
+
+class BucketRecords:
+    def __init__(self, uri: str) -> None:
+        self._place = Place(uri)
+
+    @property
+    def name(self) -> str:
+        return self._place.uri
+
+    def read(self, key: str) -> str | None:
+        with bucket_told(FIELD, self._place):
+            content = self._place.read(key)
+        return None if content is None else content.decode()
+
+    def create(self, key: str, text: str) -> bool:
+        with bucket_told(FIELD, self._place):
+            return self._place.create(key, text.encode())
+
+    def begin(self, key: str, text: str) -> None:
+        self.create(key, text)
+
+    def replace(self, key: str, text: str) -> None:
+        with bucket_told(FIELD, self._place):
+            self._place.replace(key, text.encode())
+
+    def folders(self, key: str) -> list[str]:
+        with bucket_told(FIELD, self._place):
+            return self._place.folders(key)
+
+
+@contextmanager
+def bucket_told(field: str, place: Place) -> Iterator[None]:
+    try:
+        yield
+    except BucketFailure as failure:
+        raise write_refusal(field, place, failure) from failure

@@ -1,0 +1,141 @@
+"""Checkpoints that are kept in a bucket; every node works on a copy in its own scratch.
+
+    <storage>/step-<K>/...            its files, uploaded first
+                      /manifest.json  created last: without it, it is no checkpoint
+             /attempts/<N>/           ledgers and metrics, beside the claims
+
+In: the folder that the ranks write and read. Called through the fence by rank 0, which publishes, and by the launcher
+of node 0, which fetches before anything is read.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sft_trainer.s3.bucket import PART_BYTES, Listed, Place
+from sft_trainer.storage.folders import first_difference
+from sft_trainer.storage.records import FIELD, bucket_told
+from sftjob import names
+from sftjob.manifest import CheckpointManifest
+
+
+class RemoteCheckpoints:
+    """Every method raises JobFailure where the bucket can't be read or written."""
+
+    def __init__(self, uri: str) -> None:
+        self._place = Place(uri)
+
+    def manifests(self) -> dict[int, CheckpointManifest | None]:
+        """By step; None for one that can't be read."""
+        found: dict[int, CheckpointManifest | None] = {}
+        for step in sorted(self._folders()):
+            text = self._manifest(step)
+            if text is None:
+                continue
+            try:
+                found[step] = CheckpointManifest.from_json(text)
+            except ValidationError:
+                found[step] = None
+        return found
+
+    def publish(self, folder: Path, manifest: CheckpointManifest, *, check: Callable[[], None]) -> None:
+        """Raises FileExistsError rather than replace a checkpoint."""
+        if self._manifest(manifest.step) is not None:
+            raise FileExistsError(f"{self._place.uri}/{_key(manifest.step)} exists")
+        with bucket_told(FIELD, self._place):
+            for entry in manifest.files:
+                self._place.upload(_key(manifest.step, entry.path), folder / entry.path, before_end=check)
+            check()
+            if not self._place.create(_key(manifest.step, names.MANIFEST), (folder / names.MANIFEST).read_bytes()):
+                raise FileExistsError(f"{self._place.uri}/{_key(manifest.step)} exists")
+
+    def amend(self, manifest: CheckpointManifest) -> None:
+        with bucket_told(FIELD, self._place):
+            self._place.replace(_key(manifest.step, names.MANIFEST), manifest.to_json(indent=2).encode())
+
+    def set_aside(self, step: int, *, attempt: int) -> None:
+        """It is no checkpoint any more; its manifest stays under another name until the step is saved again."""
+        text = self._manifest(step)
+        with bucket_told(FIELD, self._place):
+            if text is not None:
+                self._place.replace(_key(step, names.corrupt(names.MANIFEST, attempt=attempt)), text.encode())
+            self._place.delete([_key(step, names.MANIFEST)])
+
+    def delete(self, step: int) -> None:
+        with bucket_told(FIELD, self._place):
+            # The manifest first: what has one is always whole.
+            self._place.delete([_key(step, names.MANIFEST)])
+            self._place.delete([one.path for one in self._place.listed(_key(step))])
+
+    def remove_unpublished(self) -> None:
+        """What earlier attempts did not live to publish."""
+        for step in self._folders():
+            if self._manifest(step) is None:
+                self.delete(step)
+
+    def tell(self, storage: Path, *, attempt: int) -> None:
+        """What the ranks of this node have written down of their attempt so far."""
+        folder = names.attempt_folder(storage, attempt)
+        with bucket_told(FIELD, self._place):
+            for path in sorted(folder.glob("*.jsonl")):
+                self._place.replace(path.relative_to(storage).as_posix(), path.read_bytes())
+
+    def fetch(self, storage: Path, *, attempt: int, on_detail: Callable[[str], None]) -> None:
+        """Makes the copy in `storage` right: the newest checkpoint that verifies, and newer ones as they are, so that
+        rank 0 finds and tells what is wrong with them. All others go: what counts is in the bucket."""
+        storage.mkdir(parents=True, exist_ok=True)
+        wanted = set()
+        for step, manifest in sorted(self.manifests().items(), reverse=True):
+            wanted.add(step)
+            folder = storage / names.checkpoint_folder(step)
+            if manifest and _is_here(folder, manifest):
+                break
+            self._fetch_one(folder, step, attempt=attempt, on_detail=on_detail)
+            if manifest and _is_here(folder, manifest):
+                break
+        for path in storage.iterdir():
+            step = names.checkpoint_step(path.name)
+            if step is not None and step not in wanted:
+                shutil.rmtree(path)
+
+    def _fetch_one(self, folder: Path, step: int, *, attempt: int, on_detail: Callable[[str], None]) -> None:
+        temporary = folder.with_name(names.temporary(folder.name, attempt=attempt))
+        for leftover in (folder, temporary):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with bucket_told(FIELD, self._place):
+            for one in self._place.listed(_key(step)):
+                target = temporary / one.path.removeprefix(f"{_key(step)}/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._download(one, target, on_detail)
+        temporary.rename(folder)
+
+    def _download(self, one: Listed, target: Path, on_detail: Callable[[str], None]) -> None:
+        with target.open("wb") as file:
+            for start in range(0, one.size, PART_BYTES):
+                on_detail(f"{self._place.uri}/{one.path}: {start / 1e6:.0f} of {one.size / 1e6:.0f} MB")
+                end = min(start + PART_BYTES, one.size)
+                file.write(self._place.read_range(one.path, start, end, etag=one.etag))
+
+    def _folders(self) -> list[int]:
+        with bucket_told(FIELD, self._place):
+            names_ = self._place.folders("")
+        return [step for name in names_ if (step := names.checkpoint_step(name)) is not None]
+
+    def _manifest(self, step: int) -> str | None:
+        with bucket_told(FIELD, self._place):
+            content = self._place.read(_key(step, names.MANIFEST))
+        return None if content is None else content.decode(errors="replace")
+
+
+def _is_here(folder: Path, manifest: CheckpointManifest) -> bool:
+    try:
+        here = CheckpointManifest.from_json((folder / names.MANIFEST).read_text())
+    except (FileNotFoundError, ValidationError):
+        return False
+    return here == manifest and first_difference(folder, manifest.files) is None
+
+
+def _key(step: int, path: str = "") -> str:
+    return f"{names.checkpoint_folder(step)}/{path}".rstrip("/")
