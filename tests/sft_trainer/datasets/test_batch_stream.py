@@ -209,3 +209,13 @@ def test_no_two_ranks_are_further_apart_than_the_packs_of_one_micro_batch(length
     trained = sorted(b.input_ids.tolist() for batches in micro_batches for b in batches)
     alone = stream(of_lengths(lengths), batch=8, seed=seed)
     assert trained == sorted(b.input_ids.tolist() for b in alone.micro_batches(2))
+
+
+def test_a_cut_sample_is_listed_once_a_step_as_often_as_it_is_drawn() -> None:
+    samples = [([1] * 9, [1] * 9), ([2] * 4, [1] * 4)]
+    # The first one is drawn twice, and cut at another token each time; then the second.
+    packs = [[(0, 0, 6)], [(0, 6, 3), (0, 0, 3)], [(0, 3, 6)], [(1, 0, 4)]]
+    assert sorted(stream(in_pieces(samples, packs), batch=4).sample_ids(1)) == [0, 0, 1]
+    ids = [stream(in_pieces(samples, packs), batch=1).sample_ids(step) for step in (1, 2, 3, 4)]
+    # A step that trains the rest of a sample names it.
+    assert sorted(ids) == [[0], [0], [0], [1]]

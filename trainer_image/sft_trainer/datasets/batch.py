@@ -12,6 +12,7 @@ T tokens of a pack.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -76,8 +77,16 @@ class BatchStream:
         return [length for pack in self._packs_of(step) for _, _, length in self._data.packs.pieces(pack)]
 
     def sample_ids(self, step: int) -> list[int]:
-        """Over all ranks, in the order of the stream."""
-        return [int(sample) for pack in self._packs_of(step) for sample in self._data.packs[pack]]
+        """Over all ranks, in the order of the stream: each as often as it was drawn, though packs may have cut it."""
+        pieces, listed = Counter[tuple[int, int]](), Counter[int]()
+        ids = []
+        for pack in self._packs_of(step):
+            for sample, begin, _ in self._data.packs.pieces(pack):
+                pieces[sample, begin] += 1
+                if pieces[sample, begin] > listed[sample]:
+                    listed[sample] += 1
+                    ids.append(sample)
+        return ids
 
     def epoch(self, step: int) -> float:
         """Passes over the data that are done after this step."""
