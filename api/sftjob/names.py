@@ -56,7 +56,7 @@ METRICS = "metrics.jsonl"
 
 _STEP = re.compile(r"step-(\d+)")
 _LEDGER = re.compile(r"ledger-(\d+)\.jsonl")
-_STEP_TEMPORARY = re.compile(r"step-\d+(?:\.tmp-a\d+)*\.tmp-a(\d+)")
+_TEMPORARY = re.compile(r"(?:step-\d+|hf|adapter)(?:\.tmp-a\d+)*\.tmp-a(\d+)")
 
 
 def attempt_name(job_name: str, uid: str, attempt: int) -> str:
@@ -82,9 +82,12 @@ def temporary(folder: str, *, attempt: int) -> str:
     return f"{folder}.tmp-a{attempt}"
 
 
-def temporary_checkpoint_attempt(folder: str) -> int | None:
-    """The attempt that was writing this unpublished checkpoint folder; None for any other name."""
-    match = _STEP_TEMPORARY.fullmatch(folder)
+def temporary_attempt(folder: str) -> int | None:
+    """The attempt that was writing this folder of a storage, a checkpoint or a Trainer's own export, or deleting it.
+
+    None for any other name.
+    """
+    match = _TEMPORARY.fullmatch(folder)
     return int(match[1]) if match else None
 
 

@@ -61,7 +61,7 @@ def remove_leftovers(fence: Fence) -> None:
     """Deletes what earlier attempts were writing when they ended."""
     fence.check()
     for path in fence.storage.iterdir():
-        attempt = names.temporary_checkpoint_attempt(path.name)
+        attempt = names.temporary_attempt(path.name)
         if attempt is not None and attempt < fence.attempt:
             # A lost attempt that lives on and writes finds its folder gone, and none disappears under the deletion.
             doomed = path.with_name(names.temporary(path.name, attempt=fence.attempt))
