@@ -53,6 +53,7 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 EXPORT_MANIFEST = "sftjob-manifest.json"
 METRICS = "metrics.jsonl"
+SHORTAGE = "out-of-memory"
 
 _STEP = re.compile(r"step-(\d+)")
 _LEDGER = re.compile(r"ledger-(\d+)\.jsonl")
@@ -103,6 +104,11 @@ def attempt_folder(storage: Path, attempt: int) -> Path:
 def node_claim(storage: Path, attempt: int, node_rank: int) -> Path:
     """The file whose exclusive creation lets a launcher run: the fence."""
     return attempt_folder(storage, attempt) / f"node-{node_rank}.json"
+
+
+def shortage(storage: Path, attempt: int) -> Path:
+    """Says that memory ran out in this attempt, where no operator counts such ends."""
+    return attempt_folder(storage, attempt) / SHORTAGE
 
 
 def ledger(storage: Path, attempt: int, rank: int) -> Path:

@@ -25,6 +25,8 @@ class LaunchPlan(Record):
     spec: SFTJobSpec
     mounts: list[Mount]
     """Where each URI of the spec lies on a node; those of a hub lie in storage once they are downloaded."""
+    shortages: int = 0
+    """Attempts before this one that ended because memory ran out: each halves what goes through the model at a time."""
 
     def path(self, uri: str) -> str:
         return next(mount.path for mount in self.mounts if mount.uri == uri)

@@ -16,6 +16,7 @@ def launch_plan(job: SFTJob, attempt: int, *, path_of: Callable[[str], str]) -> 
         attempt=attempt,
         spec=spec if spec.script else spec.model_copy(update={"training": _training(spec)}),
         mounts=[Mount(uri=uri, path=path_of(uri)) for uri in spec.uris if not uri.startswith(HUB)],
+        shortages=job.status.attempts.shortages,
     )
 
 
