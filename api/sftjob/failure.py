@@ -100,6 +100,9 @@ NEVER_RETRIED = frozenset(
 )
 """Another attempt would end the same way: the run is deterministic, so is a refused file, and time only passes."""
 
+SHORTAGES = frozenset({Reason.OUT_OF_MEMORY, Reason.GPU_OUT_OF_MEMORY})
+"""Of memory: the next attempt lets fewer tokens through the model at a time."""
+
 DISRUPTIONS = frozenset(
     {
         Reason.PREEMPTED,

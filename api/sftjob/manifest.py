@@ -44,6 +44,8 @@ class CheckpointManifest(Record):
     """Of these steps, those that changed nothing for their gradient's norm."""
     non_finite_steps: int = 0
     """How many of the last steps, in a row, had a gradient that was not finite."""
+    halvings: int = 0
+    """How often the micro-batches were halved for lack of memory, beside once for each attempt that it has ended."""
     files: list[FileEntry]
 
     def digest(self) -> str:

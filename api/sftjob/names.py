@@ -63,10 +63,11 @@ EXPORT_MANIFEST = "sftjob-manifest.json"
 EXPORT_OWNER = "sftjob-owner.json"
 """Of an output in a bucket that is being uploaded; gone when its manifest is there."""
 METRICS = "metrics.jsonl"
+SHORTAGE = "out-of-memory"
 
 _STEP = re.compile(r"step-(\d+)")
 _LEDGER = re.compile(r"ledger-(\d+)\.jsonl")
-_STEP_TEMPORARY = re.compile(r"step-\d+(?:\.tmp-a\d+)*\.tmp-a(\d+)")
+_TEMPORARY = re.compile(r"(?:step-\d+|hf|adapter)(?:\.tmp-a\d+)*\.tmp-a(\d+)")
 
 
 def attempt_name(job_name: str, uid: str, attempt: int) -> str:
@@ -92,9 +93,12 @@ def temporary(folder: str, *, attempt: int) -> str:
     return f"{folder}.tmp-a{attempt}"
 
 
-def temporary_checkpoint_attempt(folder: str) -> int | None:
-    """The attempt that was writing this unpublished checkpoint folder; None for any other name."""
-    match = _STEP_TEMPORARY.fullmatch(folder)
+def temporary_attempt(folder: str) -> int | None:
+    """The attempt that was writing this folder of a storage, a checkpoint or a Trainer's own export, or deleting it.
+
+    None for any other name.
+    """
+    match = _TEMPORARY.fullmatch(folder)
     return int(match[1]) if match else None
 
 
@@ -110,6 +114,11 @@ def attempt_folder(storage: Path, attempt: int) -> Path:
 def node_claim(storage: Path, attempt: int, node_rank: int) -> Path:
     """The file whose exclusive creation lets a launcher run: the fence."""
     return attempt_folder(storage, attempt) / f"node-{node_rank}.json"
+
+
+def shortage(storage: Path, attempt: int) -> Path:
+    """Says that memory ran out in this attempt, where no operator counts such ends."""
+    return attempt_folder(storage, attempt) / SHORTAGE
 
 
 def ledger(storage: Path, attempt: int, rank: int) -> Path:

@@ -26,6 +26,8 @@ class LaunchPlan(Record):
     mounts: list[Mount]
     """Where each URI of the spec lies on a node; what comes from a hub or a bucket lies in storage once it
     is downloaded, and what goes into a bucket is written there first."""
+    shortages: int = 0
+    """Attempts before this one that ended because memory ran out: each halves what goes through the model at a time."""
 
     def path(self, uri: str) -> str:
         return next(mount.path for mount in self.mounts if mount.uri == uri)

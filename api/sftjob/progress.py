@@ -62,6 +62,9 @@ class Progress(Record):
     """Of the last finished step, before clipping."""
     skipped_steps: Whole = 0
     """Steps of this run that changed nothing, for the norm of their gradient."""
+    micro_batch_tokens: Whole | None = None
+    """Tokens that go through the model at a time, at most, but for a longer document: memory ran out with more. Absent
+    while whole packs do."""
     eval_loss: float | None = None
     """Cross-entropy a trained token of the data that is never trained on, at the last evaluation."""
     best_eval_loss: float | None = None

@@ -54,12 +54,15 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "lower `spec.training.optimizer.lr`, and look at the samples that the message names",
     ),
     Reason.OUT_OF_MEMORY: Explanation(
-        "The kernel ended the container for its memory, or it could not get any.",
+        "The kernel ended the container for its memory, or it could not get any. The next attempt lets half as many "
+        "tokens through the model at a time, with the same global batch and loss, where a pack has several documents.",
         "raise `spec.compute.resources.limits.memory`, or use shorter packs (`spec.data.packing.maxLength`)",
     ),
     Reason.GPU_OUT_OF_MEMORY: Explanation(
-        "A rank could not get memory on its GPU.",
-        "use shorter packs (`spec.data.packing.maxLength`), more `spec.training.fsdp.recomputeRatio`, or more ranks",
+        "A rank could not get memory on its GPU. The next attempt lets half as many tokens through the model at a "
+        "time, with the same global batch and loss, where a pack has several documents. A single rank does so at once.",
+        "use shorter packs (`spec.data.packing.maxLength`), more `spec.training.fsdp.recomputeRatio`, "
+        "`spec.training.lora`, or more ranks",
     ),
     Reason.GPU_FAULT: Explanation(
         "A GPU or its link reported an error that only broken hardware brings about: uncorrectable ECC or NVLink.",

@@ -2,6 +2,7 @@
 the model that holds both, with its sentence and its form for the API server in `rules.py`.
 """
 
+import json
 import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -77,6 +78,12 @@ from sftjob.rules import (
     overrides_need_a_preset,
     rules,
 )
+
+ARGUMENT_BYTES = 128 * 1024 - 1
+"""The longest argument that Linux gives to a program. The launch plan is one."""
+_PLAN_BYTES = 4096
+"""Of a plan beside the spec and the mounts: names, and defaults of training that it fixes."""
+_MOUNT_BYTES = 64
 
 _S = TypeVar("_S", "UriSource", "DatasetSpec")
 
@@ -567,9 +574,30 @@ class SFTJobSpec(Declared):
         adapters = [output.uri for output in self.outputs if output.format == "adapter"]
         if adapters and not has_lora and not self.script:
             problems.append(ADAPTER_NEEDS_LORA.told(uri=adapters[0]))
+        if not problems and (too_long := self._too_long()):
+            problems.append(too_long)
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _too_long(self) -> str | None:
+        """What the launchers get as one argument is this spec, and every place in it once more with its path."""
+
+        def written(value: Any) -> int:
+            # A dollar is written twice: the kubelet puts variables into arguments.
+            return len(text := json.dumps(value, ensure_ascii=False).encode()) + text.count(b"$")
+
+        spec = self.to_json_dict()
+        size = written(spec) + sum(2 * written(uri) + _MOUNT_BYTES for uri in self.uris)
+        if size <= ARGUMENT_BYTES - _PLAN_BYTES:
+            return None
+        lists = {("script", "args"), ("compute", "env"), ("data", "datasets")}
+        sizes = {f"{section}.{name}": written(spec.get(section, {}).get(name, [])) for section, name in lists}
+        longest = max(sizes, key=lambda path: sizes[path])
+        return (
+            f"{longest}: with {sizes[longest]} bytes of it launchers are told {size} bytes, but a program's argument "
+            f"takes {ARGUMENT_BYTES - _PLAN_BYTES}; shorten it, or put what is long into a file"
+        )
 
     @property
     def outputs(self) -> list[OutputSpec]:

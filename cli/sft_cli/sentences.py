@@ -55,6 +55,7 @@ def training_figures(progress: Progress) -> str:
         f"evaluation loss {progress.eval_loss:.3f}" if progress.eval_loss is not None else None,
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second is not None else None,
         f"MFU {progress.mfu:.0%}" if progress.mfu is not None else None,
+        f"packs in parts of {progress.micro_batch_tokens} tokens" if progress.micro_batch_tokens is not None else None,
         f"{duration_in_words(progress.eta_seconds)} left" if progress.eta_seconds is not None else None,
         f"saved step {progress.saved_step}" if progress.saved_step is not None else None,
     ]

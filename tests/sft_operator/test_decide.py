@@ -20,6 +20,7 @@ from jobs import (
 
 from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
+from sft_operator.lifecycle.plan import launch_plan
 from sftjob.failure import NEVER_RETRIED, Reason
 from sftjob.outcome import Artifact, Outcome
 from sftjob.progress import Resolved
@@ -249,6 +250,15 @@ def test_a_preempted_attempt_does_not_use_up_a_retry() -> None:
     assert summary(decide(a_job(status=in_attempt(1), retries=0), ended, now=NOW))[0] is Phase.RESTARTING
     decision = decide(a_job(status=in_attempt(1), disruptionRetries=0), ended, now=NOW)
     assert failed(decision) == ("DisruptionRetriesExhausted", "1 disruptions, 0 retries allowed; Preempted")
+
+
+@pytest.mark.parametrize("reason", [Reason.OUT_OF_MEMORY, Reason.GPU_OUT_OF_MEMORY])
+def test_an_attempt_that_memory_was_too_small_for_is_counted_in_the_next_ones_plan(reason: Reason) -> None:
+    job = a_job(status=in_attempt(2, shortages=1))
+    for ended, shortages in ((reason, 2), (Reason.RANK_KILLED, 1)):
+        status = decide(job, observing(seen(2, an_outcome(ended, attempt=2))), now=NOW).status
+        plan = launch_plan(job.model_copy(update={"status": status}), 3, path_of=str)
+        assert plan.shortages == status.attempts.shortages == shortages
 
 
 def test_three_attempts_without_a_newer_checkpoint_end_the_job() -> None:

@@ -176,6 +176,16 @@ def test_a_success_is_not_believed_of_a_container_that_was_killed() -> None:
     assert outcome.reason is Reason.LAUNCHER_LOST
 
 
+def test_a_rank_that_the_kernel_ended_for_its_memory_is_told_as_such_though_its_launcher_saw_a_signal_only() -> None:
+    told = an_outcome(Reason.RANK_KILLED, attempt=2, rank=0, signal=9, last_step=7)
+    for reason, known in (("OOMKilled", Reason.OUT_OF_MEMORY), ("Error", Reason.RANK_KILLED)):
+        ended = pod(2, 0, "Failed", terminated=terminated(70, reason=reason, message=told.to_json()))
+        (found,) = observed(ended, jobs=(pytorch_job(2),))
+        outcome = found.nodes[0].outcome
+        assert outcome is not None
+        assert (outcome.reason, outcome.rank, outcome.last_step) == (known, 0, 7)
+
+
 def test_the_words_of_another_attempt_are_not_believed() -> None:
     forged = an_outcome(Reason.SUCCEEDED, attempt=1, final_digest="sha256:00")
     (found,) = observed(pod(2, 0, "Failed", terminated=terminated(1, message=forged.to_json())), jobs=(pytorch_job(2),))

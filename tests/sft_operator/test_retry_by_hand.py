@@ -12,7 +12,7 @@ from sftjob.status import AttemptRecord, Phase, SFTJobStatus
 def a_failure() -> SFTJobStatus:
     """After attempt 3, which had used up everything."""
     used = {"failures": 3, "disruptions": 7, "without_progress": 2, "saved_step": 40, "running_seconds": 900}
-    status = in_attempt(3, **used, avoided_nodes=["node-1"])
+    status = in_attempt(3, **used, shortages=2, avoided_nodes=["node-1"])
     ended = seen(3, an_outcome(Reason.RANK_KILLED, attempt=3, saved_step=40))
     failed = decide(a_job(status=status), observing(ended), now=NOW).status
     assert failed.phase is Phase.FAILED
@@ -31,7 +31,7 @@ def test_a_new_value_starts_the_next_attempt_with_fresh_budgets_and_keeps_the_hi
         0,
         0,
     )
-    assert (attempts.saved_step, attempts.avoided_nodes) == (40, [])
+    assert (attempts.saved_step, attempts.avoided_nodes, attempts.shortages) == (40, [], 0)
     assert attempts.history == before.attempts.history
     conditions = {c.type: (c.status, c.reason, c.message, c.last_transition_time) for c in status.conditions}
     assert conditions["Failed"] == ("False", "Starting", "", at(60))

@@ -1,11 +1,13 @@
 """What pydantic says of the table of bad manifests."""
 
+from typing import Any
+
 import pytest
 
 from sftjob.job import parse_manifest
 from sftjob.problems import SpecError
 from sftjob.spec import TrainingSpec
-from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, ON_ONE_MACHINE, SCRIPT, Bad
+from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, ON_ONE_MACHINE, SCRIPT, Bad, script
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.path}: {bad.says[:40]}")
@@ -30,6 +32,28 @@ def test_good_sets_every_field_and_none_to_its_default() -> None:
         given, default = getattr(spec, section).model_dump(), (getattr(least, section) or TrainingSpec()).model_dump()
         same = {name for name in given if given[name] == default[name]}
         assert same == ({"total_step"} if section == "training" else set())
+
+
+@pytest.mark.parametrize(("text", "times"), [("a", 1), ("$", 2), ("ü", 2)])
+def test_what_no_program_could_get_as_an_argument_is_refused_with_the_longest_list(text: str, times: int) -> None:
+    def with_arguments(number: int, variables: int) -> dict[str, Any]:
+        arguments = [text * (1024 // times)] * number
+        env = [{"name": f"V{index}", "value": "v" * 4096} for index in range(variables)]
+        return SCRIPT | {"spec": SCRIPT["spec"] | script(*arguments) | {"compute": {"env": env}}}
+
+    def told(document: dict[str, Any]) -> str:
+        with pytest.raises(SpecError) as refused:
+            parse_manifest({**document, "spec": {k: v for k, v in document["spec"].items() if v is not None}})
+        [problem] = refused.value.problems
+        return str(problem)
+
+    spec = {key: value for key, value in with_arguments(60, 14)["spec"].items() if value is not None}
+    parse_manifest(SCRIPT | {"spec": spec})
+    assert told(with_arguments(64, 15)).startswith(f"spec.script.args: with {64 * 1028} bytes of it ")
+    assert told(with_arguments(10, 32)).startswith("spec.compute.env: with 13")
+    assert told(with_arguments(10, 32)).endswith(
+        " bytes, but a program's argument takes 126975; shorten it, or put what is long into a file"
+    )
 
 
 def test_a_script_s_places_are_the_job_s() -> None:

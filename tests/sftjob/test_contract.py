@@ -7,7 +7,7 @@ import pytest
 
 from sftjob.failure import NEVER_RETRIED, Reason, exit_code
 from sftjob.job import parse_manifest
-from sftjob.names import attempt_name, checkpoint_step, default_storage, temporary_checkpoint_attempt
+from sftjob.names import attempt_name, checkpoint_step, default_storage, temporary_attempt
 from sftjob.outcome import Outcome
 from sftjob.plan import RunRecord
 from sftjob.problems import SpecError
@@ -103,7 +103,7 @@ def test_an_attempt_s_name_is_a_dns_label_for_any_job() -> None:
 def test_folder_names_say_what_they_are() -> None:
     assert checkpoint_step("step-12") == 12
     assert checkpoint_step("step-12.tmp-a3") is checkpoint_step("step-12.corrupt-a3") is None
-    assert temporary_checkpoint_attempt("step-12.tmp-a3") == 3
+    assert temporary_attempt("step-12.tmp-a3") == temporary_attempt("hf.tmp-a3") == 3
 
 
 def test_an_older_version_reads_what_a_newer_one_wrote() -> None:

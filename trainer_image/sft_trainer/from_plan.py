@@ -87,6 +87,7 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
         checkpoint_interval=plan.spec.checkpoint.every_steps,
         keep_last=plan.spec.checkpoint.keep_last,
         save_mode=plan.spec.checkpoint.save_mode,
+        shortages=plan.shortages,
         grace_seconds=plan.spec.run_policy.termination_grace_period_seconds,
         scratch=scratch,
     )

@@ -113,6 +113,8 @@ class RunPlace:
     """In steps; None is at the end only."""
     keep_last: int
     save_mode: SaveMode
+    shortages: int
+    """Attempts before this one that memory was too small for: each has halved the micro-batches."""
     grace_seconds: float
     """From SIGTERM until the process is killed."""
     scratch: Path | None

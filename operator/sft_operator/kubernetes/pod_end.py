@@ -3,6 +3,7 @@
 Pure. Called by `observe`.
 """
 
+import signal
 from datetime import datetime
 from typing import Any
 
@@ -37,12 +38,12 @@ def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -
         pass
     else:
         if (told.attempt, told.node_rank, told.exit_code) == (attempt, rank, code):
-            return told
+            # Where the kernel ends one process of a container, its launcher saw no more than the signal.
+            is_shortage = told.signal == signal.SIGKILL and terminated.get("reason") == "OOMKilled"
+            known = {"reason": Reason.OUT_OF_MEMORY, "message": _shortage(pod)}
+            return told.model_copy(update=known) if is_shortage else told
     if terminated.get("reason") == "OOMKilled":
-        limit = _memory_limit(pod) or "all that its node has"
-        sentence = (
-            f"spec.compute.resources.limits.memory: {limit} of memory was not enough; raise it, or use shorter packs"
-        )
+        sentence = _shortage(pod)
         return _told_by_cluster(Reason.OUT_OF_MEMORY, sentence, attempt, rank, pod, terminated)
     if eviction:
         return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, terminated)
@@ -91,6 +92,11 @@ def _told_by_cluster(
         started_at=datetime.fromisoformat(started),
         ended_at=datetime.fromisoformat(ended),
     )
+
+
+def _shortage(pod: Object) -> str:
+    limit = _memory_limit(pod) or "all that its node has"
+    return f"spec.compute.resources.limits.memory: {limit} of memory was not enough; raise it, or use shorter packs"
 
 
 def _memory_limit(pod: Object) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import takewhile
 
-from sftjob.failure import DISRUPTIONS, NEVER_RETRIED, Reason, Verdict
+from sftjob.failure import DISRUPTIONS, NEVER_RETRIED, SHORTAGES, Reason, Verdict
 from sftjob.spec import SFTJobSpec
 from sftjob.status import HISTORY_LIMIT, AttemptRecord, AttemptsStatus
 
@@ -45,6 +45,7 @@ def account(
         update={
             "failures": attempts.failures + (is_counted and not is_disruption),
             "disruptions": attempts.disruptions + (is_counted and is_disruption),
+            "shortages": attempts.shortages + (is_counted and record.reason in SHORTAGES),
             "without_progress": 0 if is_newer or is_success else attempts.without_progress + is_idle,
             "saved_step": record.saved_step if is_newer else attempts.saved_step,
             "running_since": None,
@@ -110,6 +111,7 @@ def renewed(attempts: AttemptsStatus) -> AttemptsStatus:
         update={
             "failures": 0,
             "disruptions": 0,
+            "shortages": 0,
             "without_progress": 0,
             "running_seconds": 0,
             "avoided_nodes": [],

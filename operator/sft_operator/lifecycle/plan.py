@@ -20,6 +20,7 @@ def launch_plan(job: SFTJob, attempt: int, *, path_of: Callable[[str], str]) -> 
             for uri in spec.uris
             if not uri.startswith((HUB, S3)) or uri in spec.written_uris
         ],
+        shortages=job.status.attempts.shortages,
     )
 
 

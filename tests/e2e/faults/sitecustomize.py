@@ -2,6 +2,9 @@
 
 `SFTJOB_TEST_FAULT` is JSON: audit event, a pattern for its arguments, how many such events pass before, a file
 that marks the deed, and the signal's name. It lies in the tests: the product has no crash points.
+
+`SFTJOB_TEST_MEMORY` is a number of tokens: a rank whose micro-batch has more of them asks torch for memory that there
+is not.
 """
 
 import json
@@ -25,3 +28,15 @@ if "SFTJOB_TEST_FAULT" in os.environ:
             os.kill(os.getpid(), signal.Signals[fault["signal"]])
 
     sys.addaudithook(signal_at)
+
+if "SFTJOB_TEST_MEMORY" in os.environ and "RANK" in os.environ:
+    import torch
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    most = int(os.environ["SFTJOB_TEST_MEMORY"])
+
+    def ask(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, torch.nn.Embedding) and torch.is_grad_enabled() and arguments[0].numel() > most:
+            torch.empty(1 << 50)
+
+    register_module_forward_pre_hook(ask)

@@ -209,3 +209,73 @@ def test_no_two_ranks_are_further_apart_than_the_packs_of_one_micro_batch(length
     trained = sorted(b.input_ids.tolist() for batches in micro_batches for b in batches)
     alone = stream(of_lengths(lengths), batch=8, seed=seed)
     assert trained == sorted(b.input_ids.tolist() for b in alone.micro_batches(2))
+
+
+def documents_of(*batches) -> list[list[int]]:
+    """Sorted, without pads."""
+    found = []
+    for batch in batches:
+        ids = batch.input_ids[0].split(batch.cu_seqlens.diff().tolist())
+        found += [document.tolist() for document in ids][: len(batch.pieces)]
+    return sorted(found)
+
+
+@given(
+    st.lists(st.lists(st.integers(2, 20), min_size=1, max_size=6), min_size=4, max_size=9),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_halved_packs_are_the_same_documents_in_parts_as_many_on_every_rank(lengths, world, halvings, padded) -> None:
+    prepared, longest = of_lengths(lengths), 128 if padded else max(map(sum, lengths))
+    options = {"batch": 4, "world": world, "total_epoch": 1, "pad_to": 128 if padded else None}
+    ranks = [stream(prepared, rank=rank, **options) for rank in range(world)]
+    for step in range(1, ranks[0].total_steps(1) + 1):
+        whole = [batch for rank in ranks for batch in rank.micro_batches(step)]
+        halved = [rank.micro_batches(step, halvings=halvings) for rank in ranks]
+        assert len({len(batches) for batches in halved}) == 1
+        parts = [batch for batches in halved for batch in batches]
+        assert documents_of(*parts) == documents_of(*whole)
+        assert sum(len(part.trained_rows) for part in parts) == ranks[0].trained_tokens(step)
+        for part in parts:
+            documents = documents_of(part)
+            assert sum(map(len, documents)) <= longest >> halvings or len(documents) == 1 or not documents
+            if padded:
+                assert part.input_ids.shape[1] in [128 >> often for often in range(halvings + 1)]
+
+
+def test_first_fit_decreasing_makes_few_parts_of_a_pack() -> None:
+    [pack] = stream(of_lengths([[3, 6, 2, 5]])).micro_batches(1)
+    assert pack.cu_seqlens.diff().tolist() == [3, 6, 2, 5]
+    halved = stream(of_lengths([[3, 6, 2, 5]])).micro_batches(1, halvings=1)
+    assert [part.cu_seqlens.diff().tolist() for part in halved] == [[6, 2], [5, 3]]
+    assert [part.pieces for part in halved] == [((1, 0), (2, 0)), ((3, 0), (0, 0))]
+
+
+def test_a_micro_batch_is_halved_as_often_as_it_takes_to_make_it_smaller() -> None:
+    of_two_packs = stream(of_lengths([[16], [3, 2]]), batch=2)
+    large, small = of_two_packs.micro_batches(1)
+    assert of_two_packs.halvings_for(large, halvings=0) is None
+    # Parts of 8 would hold all of its 5 tokens.
+    assert of_two_packs.halvings_for(small, halvings=0) == 2
+    assert of_two_packs.halvings_for(small, halvings=2) == 3
+    assert [part.cu_seqlens.diff().tolist() for part in of_two_packs.micro_batches(1, halvings=2)] == [[16], [3], [2]]
+
+
+def test_a_padded_document_may_become_smaller_without_its_pads() -> None:
+    padded = stream(of_lengths([[3]]), pad_to=16)
+    [pack] = padded.micro_batches(1)
+    assert padded.halvings_for(pack, halvings=0) == 1
+    [part] = padded.micro_batches(1, halvings=5)
+    assert part.cu_seqlens.tolist() == [0, 3, 4]
+    assert padded.halvings_for(part, halvings=5) is None
+
+
+def test_a_cut_sample_is_listed_once_a_step_as_often_as_it_is_drawn() -> None:
+    samples = [([1] * 9, [1] * 9), ([2] * 4, [1] * 4)]
+    # The first one is drawn twice, and cut at another token each time; then the second.
+    packs = [[(0, 0, 6)], [(0, 6, 3), (0, 0, 3)], [(0, 3, 6)], [(1, 0, 4)]]
+    assert sorted(stream(in_pieces(samples, packs), batch=4).sample_ids(1)) == [0, 0, 1]
+    ids = [stream(in_pieces(samples, packs), batch=1).sample_ids(step) for step in (1, 2, 3, 4)]
+    # A step that trains the rest of a sample names it.
+    assert sorted(ids) == [[0], [0], [0], [1]]

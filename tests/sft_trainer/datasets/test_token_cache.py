@@ -25,8 +25,8 @@ def build_two_parts(folder: Path) -> list[Part]:
         np.array(trained, dtype=np.bool_).tofile(folder / f"trained-{part}.bin")
         np.save(folder / f"samples-{part}.npy", np.array(table, dtype=np.int32))
     return [
-        Part(rows=3, samples=2, tokens=4, trained_tokens=2, truncated=1, dropped=1),
-        Part(rows=2, samples=1, tokens=2, trained_tokens=1, bad_rows=1, told=[BAD]),
+        Part(rows=3, samples=2, tokens=4, trained_tokens=2, largest_token=4, truncated=1, dropped=1),
+        Part(rows=2, samples=1, tokens=2, trained_tokens=1, largest_token=6, bad_rows=1, told=[BAD]),
     ]
 
 
@@ -56,7 +56,7 @@ def test_parts_become_one_folder_that_opens_without_being_built_again(tmp_path) 
         1,
         1,
     )
-    assert (meta.bad_rows, meta.told) == (1, [BAD])
+    assert (meta.bad_rows, meta.told, meta.largest_token) == (1, [BAD], 6)
     names = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert sorted(names) == ["meta.json", "offsets.npy", "samples.npy", "tokens.bin", "trained.bin"]
 
@@ -103,6 +103,16 @@ def test_a_damaged_folder_is_built_again(damaged, how, tmp_path) -> None:
         file.write_bytes(file.read_bytes()[:-1])
     assert open_cache(file.parent, KEY) is None
     assert opened(tmp_path).tokens.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_folder_of_an_older_version_is_built_again_under_the_same_key(tmp_path) -> None:
+    opened(tmp_path)
+    meta = cache_folder(tmp_path, KEY) / "meta.json"
+    text = meta.read_text()
+    meta.write_text(text.replace(' "largestToken": 6,\n', ""))
+    assert len(meta.read_text()) < len(text)
+    assert opened(tmp_path).meta.largest_token == 6
+    assert meta.read_text() == text
 
 
 def test_what_a_killed_builder_left_is_cleared_away(tmp_path) -> None:

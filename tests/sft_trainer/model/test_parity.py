@@ -101,6 +101,32 @@ def test_bf16_without_a_mesh_keeps_parameters_and_gradients_in_fp32(tmp_path: Pa
     torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
 
 
+def test_experts_in_bf16_without_a_mesh_are_those_of_weights_in_bf16(tmp_path: Path) -> None:
+    """As FSDP2's mixed precision has them; the weights themselves, and their gradients, stay fp32."""
+    folder = tiny.save_random_model(tmp_path, "qwen3_moe")
+    model = tiny.built(folder, precision="bf16")
+    probe(model, vocab_size=tiny.VOCAB_SIZE)
+    experts = next(module for module in model.modules() if module.__class__.__name__ == "Qwen3MoeExperts")
+    width = experts.gate_up_proj.shape[-1]
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(7, width, generator=generator)
+    chosen = torch.randint(experts.num_experts, (7, 2), generator=generator)
+    shares = torch.rand(7, 2, generator=generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = experts(hidden, chosen, shares)
+    expected = torch.zeros(7, width)
+    for token in range(7):
+        for share, expert in zip(shares[token], chosen[token].tolist(), strict=True):
+            gate, up = (experts.gate_up_proj[expert].bfloat16() @ hidden[token].bfloat16()).chunk(2)
+            inner = torch.nn.functional.silu(gate) * up
+            expected[token] += share * (experts.down_proj[expert].bfloat16() @ inner).float()
+    # One rounding to bf16 apart, where the product in fp32 is some.
+    torch.testing.assert_close(ours, expected, rtol=2**-8, atol=1e-5)
+    assert (ours - experts(hidden, chosen, shares)).abs().max() > 1e-4
+    ours.sum().backward()
+    assert experts.gate_up_proj.grad.dtype == experts.down_proj.grad.dtype == torch.float32
+
+
 def test_compiled_layers_give_the_same_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, compiled, batch = _plain_and_compiled(tmp_path, monkeypatch)
     with torch.no_grad():

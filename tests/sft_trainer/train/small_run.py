@@ -75,6 +75,7 @@ class SmallRun:
     load_from: Path | None = None
     lora: LoRAConfig | None = None
     scratch: Path | None = None
+    shortages: int = 0
     attempts: int = field(default=0)
 
     @property
@@ -108,6 +109,7 @@ class SmallRun:
             checkpoint_interval=self.interval,
             keep_last=self.keep_last,
             save_mode=self.save_mode,
+            shortages=self.shortages,
             grace_seconds=self.grace_seconds,
             scratch=self.scratch,
         )

@@ -192,6 +192,18 @@ def test_the_time_that_saves_take_from_training_is_told_with_the_next_step(tmp_p
     assert fifth >= 0.2
 
 
+def test_what_lost_attempts_were_writing_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=1)
+    lost = ["step-1.tmp-a1", "hf.tmp-a1", "adapter.tmp-a1", "hf.tmp-a1.tmp-a1"]
+    kept = ["hf.tmp-a7", "hf", "mine.tmp-a1"]
+    for name in (*lost, *kept):
+        (run.storage / name).mkdir(parents=True)
+        (run.storage / name / "model.safetensors").write_text("torn")
+    run.attempts = 1
+    run.go()
+    assert {path.name for path in run.storage.iterdir()} == {*kept, "step-1", "attempts", "latest"}
+
+
 def test_torchs_own_reader_finds_the_weights_and_moments_of_two_ranks(tmp_path: Path) -> None:
     runs = {
         moments: SmallRun(tmp_path / moments, save_mode="async", interval=3, total_steps=4, moments=moments)

@@ -8,10 +8,14 @@ Packs form an endless stream: position p is in epoch p // packs, at its place in
 counted from 1, takes the G (global batch size) positions from (s - 1) * G on. How many ranks there are decides only who
 of them gets which of these packs: see `_dealt`.
 
-T tokens of a pack.
+A pack goes through the model in one piece, unless memory has shown to be too small for that: then in parts, each made
+of whole documents (`parts`).
+
+T tokens of a pack, or of a part.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 
 from sft_trainer.datasets.order import permutation
+from sft_trainer.datasets.parts import Piece, in_parts
 from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.packed import PackedBatch
 
@@ -53,15 +58,45 @@ class BatchStream:
         self._cost = data.stored.attention
         if pad_to is not None:
             self._cost = self._cost + (pad_to - data.stored.tokens) ** 2
+        self._longest = pad_to or int(data.stored.tokens.max())
         self._end = math.inf if total_epoch is None else total_epoch * self._packs
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def total_steps(self, total_epoch: int) -> int:
         return math.ceil(total_epoch * self._packs / self._global_batch_size)
 
-    def micro_batches(self, step: int) -> list[PackedBatch]:
-        """This rank's packs: as many on every rank, so that none waits in a collective for another."""
-        return [self._batch(position) for position in self._dealt(step)[self._rank]]
+    def micro_batches(self, step: int, *, halvings: int = 0) -> list[PackedBatch]:
+        """This rank's packs, or parts of them: as many on every rank, so that none waits in a collective for another.
+
+        Parts are of at most `most_tokens(halvings)` tokens, but for a document that is longer: it goes alone.
+        """
+        dealt = self._dealt(step)
+        if not halvings:
+            return [self._batch(position, self._pieces(position)) for position in dealt[self._rank]]
+        limit = self.most_tokens(halvings)
+        parts = [
+            [(position, part) for position in positions for part in in_parts(self._pieces(position), limit=limit)]
+            for positions in dealt
+        ]
+        mine, most = parts[self._rank], max(map(len, parts))
+        mine += [(None, [])] * (most - len(mine))
+        return [self._batch(position, part, halvings=halvings) for position, part in mine]
+
+    def most_tokens(self, halvings: int) -> int:
+        """That go through the model at a time, once packs have been halved so often; 0 where no token would be left."""
+        return self._longest >> halvings
+
+    def halvings_for(self, batch: PackedBatch, *, halvings: int) -> int | None:
+        """How often to halve, instead of `halvings` times, such that all of `batch` goes in smaller parts.
+
+        None: it is one document, which can't be divided.
+        """
+        tokens = batch.input_ids.shape[1]
+        longest = max(batch.cu_seqlens.diff()[: len(batch.pieces)].tolist(), default=0)
+        while self.most_tokens(halvings := halvings + 1):
+            if self.most_tokens(halvings) < tokens and self._padded(longest, halvings) < tokens:
+                return halvings
+        return None
 
     def trained_tokens(self, step: int) -> int:
         """Labels that count, over all ranks: what the step's loss is divided by."""
@@ -76,8 +111,16 @@ class BatchStream:
         return [length for pack in self._packs_of(step) for _, _, length in self._data.packs.pieces(pack)]
 
     def sample_ids(self, step: int) -> list[int]:
-        """Over all ranks, in the order of the stream."""
-        return [int(sample) for pack in self._packs_of(step) for sample in self._data.packs[pack]]
+        """Over all ranks, in the order of the stream: each as often as it was drawn, though packs may have cut it."""
+        pieces, listed = Counter[tuple[int, int]](), Counter[int]()
+        ids = []
+        for pack in self._packs_of(step):
+            for sample, begin, _ in self._data.packs.pieces(pack):
+                pieces[sample, begin] += 1
+                if pieces[sample, begin] > listed[sample]:
+                    listed[sample] += 1
+                    ids.append(sample)
+        return ids
 
     def epoch(self, step: int) -> float:
         """Passes over the data that are done after this step."""
@@ -115,11 +158,20 @@ class BatchStream:
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
         return permutation(self._packs, seed=(self._seed, 2, epoch))
 
-    def _batch(self, position: int | None) -> PackedBatch:
-        pieces = [] if position is None else self._data.packs.pieces(self._pack_at(position))
+    def _pieces(self, position: int | None) -> list[Piece]:
+        return [] if position is None else self._data.packs.pieces(self._pack_at(position))
+
+    def _padded(self, tokens: int, halvings: int) -> int:
+        """A compiled model sees as many lengths as there were halvings, and one more."""
+        if self._pad_to is None:
+            return tokens
+        sizes = [self._pad_to >> often for often in range(halvings + 1)]
+        return min(size for size in sizes if size >= min(tokens, self._pad_to))
+
+    def _batch(self, position: int | None, pieces: list[Piece], *, halvings: int = 0) -> PackedBatch:
         documents = list(self._documents(pieces))
         length = sum(len(ids) for ids, _ in documents)
-        wanted = self._pad_to or (length if documents else _DUMMY_TOKENS)
+        wanted = self._padded(length or _DUMMY_TOKENS, halvings)
         assert length <= wanted, "a pack is longer than pad_to"
         if length < wanted:
             pads = np.full(wanted - length, _PAD_ID, dtype=np.int64)
@@ -136,7 +188,7 @@ class BatchStream:
             pieces=tuple((sample, begin) for sample, begin, _ in pieces),
         )
 
-    def _documents(self, pieces: list[tuple[int, int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _documents(self, pieces: list[Piece]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids [T] and labels [T] of each piece: the label at a token is the token that follows it in the sample.
 
         So nothing is lost where a pack's end cuts a sample: the next pack's first token is learnt here, where all that

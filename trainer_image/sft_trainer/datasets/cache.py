@@ -56,6 +56,7 @@ class CacheMeta(FolderMeta):
     samples: int
     tokens: int
     trained_tokens: int
+    largest_token: int
     truncated: int
     dropped: int
     bad_rows: int
@@ -127,6 +128,7 @@ def _join(folder: Path, key: CacheKey, parts: list[Part]) -> None:
     meta = CacheMeta(
         key=key,
         bytes=sizes(folder, _FILES),
+        largest_token=max(part.largest_token for part in parts),
         told=[row for part in parts for row in part.told][:MOST_TOLD],
         **{count: sum(getattr(part, count) for part in parts) for count in counts},
     )

@@ -28,17 +28,11 @@ class Packs:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, pack: int) -> np.ndarray:
-        return self.members[self._pieces(pack)]
-
     def pieces(self, pack: int) -> list[tuple[int, int, int]]:
         """Sample, begin and length of each piece."""
-        of_pack = self._pieces(pack)
+        of_pack = slice(self.offsets[pack], self.offsets[pack + 1])
         members, begins, lengths = self.members[of_pack], self.begins[of_pack], self.lengths[of_pack]
         return list(zip(members.tolist(), begins.tolist(), lengths.tolist(), strict=True))
-
-    def _pieces(self, pack: int) -> slice:
-        return slice(self.offsets[pack], self.offsets[pack + 1])
 
 
 def pack_samples(lengths: np.ndarray, *, max_length: int, level: PackLevel, seed: int) -> Packs:

@@ -41,6 +41,7 @@ class Part(Record):
     samples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    largest_token: int = 0
     truncated: int = 0
     dropped: int = 0
     bad_rows: int = 0
@@ -63,7 +64,7 @@ def tokenize_range(
     """Writes `tokens-<part>.bin`, `trained-<part>.bin` and `samples-<part>.npy`; tells `on_rows` each few rows done."""
     told: list[BadRow] = []
     samples: list[tuple[int, int, bool]] = []
-    rows = bad_rows = 0
+    rows = bad_rows = largest = 0
     is_given_up = False
     with (
         (folder / f"tokens-{part}.bin").open("wb") as tokens_file,
@@ -81,6 +82,7 @@ def tokenize_range(
                     ids, trained, cut = sample
                     tokens_file.write(ids.tobytes())
                     flags_file.write(trained.tobytes())
+                    largest = max(largest, int(ids.max(initial=0)))
                     samples.append((len(ids), int(trained.sum()), cut))
             rows += len(batch)
             on_rows(rows)
@@ -94,6 +96,7 @@ def tokenize_range(
         samples=len(samples),
         tokens=int(table[:, 0].sum(dtype=np.int64)),
         trained_tokens=int(table[:, 1].sum(dtype=np.int64)),
+        largest_token=largest,
         truncated=int(table[:, 2].sum()),
         dropped=rows - len(samples) - bad_rows,
         bad_rows=bad_rows,

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sft_trainer.model import attention, lora, scratch, transformers_private, weights
+from sft_trainer.model import attention, experts, lora, scratch, transformers_private, weights
 from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
 from sftjob.failure import JobFailure, Reason
@@ -39,7 +39,11 @@ def build_model(
     they are the same on any number of ranks. Raises JobFailure: INVALID_CONFIGURATION or MODEL_UNREADABLE.
     """
     model = model_on_meta(model_cfg, load_from=load_from, precision=precision, lora_cfg=lora_cfg)
-    _replace_forward(model, loss_cfg=loss_cfg, autocast=precision == "bf16" and mesh is None, device=device)
+    # With a mesh FSDP2 casts.
+    autocast = precision == "bf16" and mesh is None
+    if autocast:
+        experts.follow_autocast(model)
+    _replace_forward(model, loss_cfg=loss_cfg, autocast=autocast, device=device)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = list(transformers_private.decoder_layers(model).values())
     for index in recomputed_layers(len(layers), ratio=fsdp_cfg.recompute_ratio):

@@ -67,7 +67,7 @@ def remove_leftovers(fence: Fence) -> None:
     if fence.remote:
         fence.remote.remove_unpublished()
     for path in fence.storage.iterdir():
-        attempt = names.temporary_checkpoint_attempt(path.name)
+        attempt = names.temporary_attempt(path.name)
         if attempt is not None and attempt < fence.attempt:
             # A lost attempt that lives on and writes finds its folder gone, and none disappears under the deletion.
             doomed = path.with_name(names.temporary(path.name, attempt=fence.attempt))

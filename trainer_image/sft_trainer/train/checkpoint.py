@@ -122,7 +122,7 @@ def load_checkpoint(
         state |= random
     # All ranks: each reads the parts of the shards that it holds.
     dcp.load(state, storage_reader=reader, no_dist=world.size == 1)
-    _set_random_state(random[f"rng.{world.rank}"], world.device)
+    set_random_state(random[f"rng.{world.rank}"], world.device)
     for parameter_state in optimizer.state.values():
         parameter_state["step"].fill_(updates)
 
@@ -146,7 +146,8 @@ def get_random_state(device: torch.device) -> torch.Tensor:
     return torch.cat(states)
 
 
-def _set_random_state(state: torch.Tensor, device: torch.device) -> None:
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """As `get_random_state` gave it."""
     cpu_bytes = torch.get_rng_state().numel()
     torch.set_rng_state(state[:cpu_bytes])
     if device.type == "cuda":

@@ -38,16 +38,18 @@ class Evaluation:
             return False
         return step % self._config.every_steps == 0 or step == total_steps
 
-    def mean_loss(self, model: torch.nn.Module, *, between_batches: Callable[[str], None]) -> float:
+    def mean_loss(self, model: torch.nn.Module, *, halvings: int, between_batches: Callable[[str], None]) -> float:
         """Over all trained tokens, however they are packed: one sum by one count, both over all ranks.
 
+        `halvings` of what goes through the model at a time, as in training.
         `between_batches` hears how far it is: `12 of 96 batches`.
         """
         total, batches = 0.0, self._stream.total_steps(1)
         for index in range(1, batches + 1):
             # Left for every pack: a stop may save in between, and a gathered model must not be saved.
             with evaluating(model):
-                total += sum(model(batch.to(self._world.device)).item() for batch in self._stream.micro_batches(index))
+                batch_parts = self._stream.micro_batches(index, halvings=halvings)
+                total += sum(model(part.to(self._world.device)).item() for part in batch_parts)
             between_batches(f"{index} of {batches} batches")
         return self._world.sum(total) / self._trained_tokens
 

@@ -6,12 +6,12 @@ Called by `rank`, and by a `Trainer` in a script that a launcher started.
 import traceback
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from sft_trainer.report import Report, write_report
 from sft_trainer.run import RunState
 from sft_trainer.stop import StopSignal
+from sft_trainer.train.accumulate import MEMORY_REMEDY, shortage_reason
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import this_rank
 from sftjob.failure import JobFailure, Reason, storage_reason
@@ -26,9 +26,9 @@ def report_of(error: Exception, *, stop: StopSignal | None, state: RunState) -> 
             return Report(reason=error.reason, message=error.message)
         case OSError() if storage_reason(error) is Reason.STORAGE_FULL:
             return Report(reason=Reason.STORAGE_FULL, message=f"{error}; free some room there")
-        case torch.OutOfMemoryError():
-            message = f"{error}; use shorter packs, or more ranks"
-            return Report(reason=Reason.GPU_OUT_OF_MEMORY, message=message)
+    shortage = shortage_reason(error)
+    if shortage is not None:
+        return Report(reason=shortage, message=f"{error}; {MEMORY_REMEDY}")
     if stop is not None and stop.received:  # another rank ended while this one waited for it
         saved = state.last_step == (state.saved_step or 0)
         return Report(reason=Reason.PREEMPTED, message=f"stopped by SIGTERM ({error})", saved=saved)

@@ -1,7 +1,7 @@
 """Every rank's own word for the samples that it has fed to the model, step by step: see `sftjob.ledger`.
 
-Called by the loop: `note` after each micro-batch's backward, `close_step` after the update, `sync` before a checkpoint
-is published.
+Called by the loop: `note` after each micro-batch's backward, `drop_step` where the step begins anew, `close_step` after
+the update, `sync` before a checkpoint is published.
 """
 
 import os
@@ -30,6 +30,10 @@ class Ledger:
             return
         samples, begins = ([piece[place] for piece in batch.pieces] for place in (0, 1))
         self._packs.append(FedPack(epoch=batch.epoch, samples=samples, begins=begins if any(begins) else []))
+
+    def drop_step(self) -> None:
+        """What was noted of a step that begins anew."""
+        self._packs = []
 
     def close_step(self, step: int) -> None:
         self._write(LedgerLine(step=step, packs=self._packs))

@@ -19,6 +19,7 @@ from sft_trainer.model.probe import probe
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
+from sft_trainer.train.accumulate import Accumulation
 from sft_trainer.train.card import write_card
 from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint
 from sft_trainer.train.evaluation import Evaluation, following
@@ -149,6 +150,7 @@ class _Run:
                 updates=resumed.step - resumed.skipped_steps,
             )
             self._take_up(resumed)
+        self.random_state = get_random_state(world.device)
         self.ledger = Ledger(
             storage,
             self.place.fence.attempt,
@@ -161,6 +163,14 @@ class _Run:
                 content=epoch_content(self.data.packs) if world.is_first else None,
             ),
         )
+        self.accumulation = Accumulation(
+            self.model,
+            stream=self.stream,
+            world=world,
+            ledger=self.ledger,
+            teller=self.teller,
+            halvings=self.place.shortages + (resumed.halvings if resumed else 0),
+        )
         self.saver = CheckpointSaver(
             self.model,
             self.optimizer,
@@ -170,7 +180,14 @@ class _Run:
             sync_ledger=self.ledger.sync,
         )
         ranks, batch = world.size, options.global_batch_size
-        log.info("global batch %d packs = %d ranks x %d accumulation steps of 1 pack", batch, ranks, batch // ranks)
+        parts_of = self.accumulation.micro_batch_tokens
+        log.info(
+            "global batch %d packs = %d ranks x %d accumulation steps of 1 pack%s",
+            batch,
+            ranks,
+            batch // ranks,
+            f", each in parts of at most {parts_of} tokens" if parts_of else "",
+        )
         log.info(
             "%s",
             memory_line(
@@ -198,6 +215,7 @@ class _Run:
             resumed_from=resume_step,
             saved_step=resume_step,
             skipped_steps=self.state.skipped_steps,
+            micro_batch_tokens=parts_of,
         )
         if self.state.evaluation:
             self.teller.evaluated(self.state.evaluation)
@@ -252,25 +270,24 @@ class _Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # One denominator for the whole step, known to every rank from the plan of packs.
-        trained_tokens = self.stream.trained_tokens(step)
-        loss_sum = torch.zeros((), device=self.world.device)
-        batches = self.stream.micro_batches(step)
-        data_seconds = time.perf_counter() - began
-        for batch in batches:
-            loss = self.model(batch.to(self.world.device))
-            (loss / max(1, trained_tokens)).backward()
-            loss_sum += loss.detach()
-            self.ledger.note(batch)
-            self._stop_if_agreed()
+        done = self.accumulation.add_gradient(step, random_state=self.random_state, between=self._stop_if_agreed)
         grad_norm = clip_gradients(self.model, max_norm=self.options.optim_cfg.max_grad_norm)
         # The norm is of all ranks' gradients: each decides alike.
         skipped = skips(grad_norm, threshold=self.options.optim_cfg.skip_grad_norm_threshold)
         update(self.optimizer, skipped=skipped)
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = LateNumbers(torch.stack([loss_sum, grad_norm, skipped]))
-        host_seconds = time.perf_counter() - began
-        self.unread.append(QueuedStep(step, rate, trained_tokens, began, data_seconds, host_seconds, numbers))
+        self.unread.append(
+            QueuedStep(
+                step=step,
+                rate=rate,
+                trained_tokens=self.stream.trained_tokens(step),
+                micro_batches=done.micro_batches,
+                began=began,
+                data_seconds=done.data_seconds,
+                host_seconds=time.perf_counter() - began,
+                numbers=LateNumbers(torch.stack([done.loss_sum, grad_norm, skipped])),
+            )
+        )
         self._read_steps(but=steps_ahead(self.world.device))
         self.random_state = get_random_state(self.world.device)
         self.state.last_step = step
@@ -320,7 +337,9 @@ class _Run:
             return False
         self._read_steps()
         self.teller.progress(stage=Stage.EVALUATING, detail=None)
-        loss = self.evaluation.mean_loss(self.model, between_batches=self._between_evaluated)
+        loss = self.evaluation.mean_loss(
+            self.model, halvings=self.accumulation.halvings, between_batches=self._between_evaluated
+        )
         record = self.state.evaluation = following(record, step=step, loss=loss)
         if self.evaluation.ends_training(record) and step < self.total_steps:
             log.info("no better evaluation loss in %d evaluations: the run ends here", record.without_improvement)
@@ -379,6 +398,7 @@ class _Run:
                 evaluation=self.state.evaluation,
                 skipped_steps=self.state.skipped_steps,
                 non_finite_steps=self.state.non_finite_steps,
+                halvings=self.accumulation.halvings - self.place.shortages,
                 files=[],
             ),
             random_state=self.random_state,

@@ -16,6 +16,8 @@ class QueuedStep:
     rate: float
     trained_tokens: int
     """Over all ranks."""
+    micro_batches: int
+    """Of this rank."""
     began: float
     """By time.perf_counter()."""
     data_seconds: float

@@ -64,6 +64,7 @@ class RunTeller:
                 "skipped_steps": skipped_steps,
                 "tokens": tokens,
                 "trained_tokens": queued.trained_tokens,
+                "micro_batches": queued.micro_batches,
                 "tokens_per_second": round(speed, 1),
                 "step_seconds": round(seconds, 4),
                 "save_stall_seconds": round(self.save_stall_seconds, 4),

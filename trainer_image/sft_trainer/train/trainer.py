@@ -17,7 +17,7 @@ from sft_trainer.train.own_exports import missing_own_exports, own_export, publi
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import World, open_world, this_rank
 from sftjob import names
-from sftjob.failure import ExitCode, JobFailure, Reason
+from sftjob.failure import SHORTAGES, ExitCode, JobFailure, Reason
 from sftjob.options import (
     AdamWConfig,
     CELossConfig,
@@ -171,10 +171,16 @@ class Trainer:
             checkpoint_interval=self._interval,
             keep_last=self._keep_last or _KEEP_LAST,
             save_mode=self._save_mode or "sync",
+            shortages=world.from_first(lambda: len(list(folder.glob(f"{names.ATTEMPTS}/*/{names.SHORTAGE}")))),
             grace_seconds=_GRACE_SECONDS,
             scratch=None,
         )
-        train(self._options, place, data, world=world, stop=stop, state=RunState())
+        try:
+            train(self._options, place, data, world=world, stop=stop, state=RunState())
+        except JobFailure as failure:
+            if failure.reason in SHORTAGES:
+                names.shortage(folder, attempt).touch()
+            raise
         world.from_first(lambda: publish_own_exports(place))
         log.info("the trained model is in %s", own_export(folder))
         return own_export(folder)

@@ -5,10 +5,9 @@ from sftjob.failure import JobFailure, Reason
 
 
 def refuse_unknown_tokens(data: PreparedData, *, rows: int, tokenizer_path: str) -> None:
-    """`rows`: those of the model's embedding. Raises JobFailure(INVALID_CONFIGURATION). Reads all tokens, on rank 0."""
+    """`rows`: those of the model's embedding. Raises JobFailure(INVALID_CONFIGURATION)."""
     held_out = data.evaluation.caches if data.evaluation else []
-    caches = data.caches if held_out is data.caches else [*data.caches, *held_out]
-    largest = max(int(cache.tokens.max(initial=0)) for cache in caches)
+    largest = max(cache.meta.largest_token for cache in [*data.caches, *held_out])
     if largest >= rows:
         raise JobFailure(
             Reason.INVALID_CONFIGURATION,
