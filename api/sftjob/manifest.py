@@ -44,6 +44,8 @@ class CheckpointManifest(Record):
     """Of these steps, those that changed nothing for their gradient's norm."""
     non_finite_steps: int = 0
     """How many of the last steps, in a row, had a gradient that was not finite."""
+    exported_step: int | None = None
+    """Of a run's last checkpoint: the step whose weights are exported, where it is an earlier one."""
     files: list[FileEntry]
 
     def digest(self) -> str:

@@ -53,6 +53,8 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 EXPORT_MANIFEST = "sftjob-manifest.json"
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+TRACKIO = "trackio"
 
 _STEP = re.compile(r"step-(\d+)")
 _LEDGER = re.compile(r"ledger-(\d+)\.jsonl")

@@ -42,6 +42,7 @@ from sftjob.options import (
     Overlong,
     PackLevel,
     Precision,
+    ReportTo,
     RowFormat,
     SaveMode,
 )
@@ -50,6 +51,8 @@ from sftjob.rules import (
     ADAPTER_NEEDS_LORA,
     ARGUMENTS_HAVE_A_FORM,
     BATCH_IS_DIVISIBLE,
+    BEST_IS_OF_CHECKPOINTS,
+    BEST_IS_OF_EVALUATED_CHECKPOINTS,
     DATA_OR_SCRIPT,
     DATASET_NAMES_DIFFER,
     EVALUATION_DATA_FROM_SOMEWHERE,
@@ -292,6 +295,7 @@ class TrainingSpec(Declared):
     loss: CELossConfig = CELossConfig()
     precision: Precision = Field(default="auto", description="auto: bf16 on GPUs that have it, fp32 on CPU.")
     seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Of initialisation, sampling and order.")
+    report_to: ReportTo = ["tensorboard"]
 
     @model_validator(mode="after")
     def _length(self) -> Self:
@@ -486,6 +490,8 @@ class SFTJobSpec(Declared):
         NOT_TRAINING_AND_SCRIPT,
         STORAGE_FROM_SOMEWHERE,
         BATCH_IS_DIVISIBLE,
+        BEST_IS_OF_CHECKPOINTS,
+        BEST_IS_OF_EVALUATED_CHECKPOINTS,
         LORA_NEEDS_A_MODEL,
         ADAPTER_NEEDS_LORA,
     )
@@ -529,6 +535,13 @@ class SFTJobSpec(Declared):
         batch, world = self.training.global_batch_size if self.training else None, self.compute.world_size
         if batch is not None and batch % world:
             problems.append(BATCH_IS_DIVISIBLE.told(batch=batch, world=world))
+        evaluation, saved = self.data.evaluation if self.data else None, self.checkpoint.every_steps
+        if evaluation and evaluation.export_best:
+            if saved is None:
+                problems.append(BEST_IS_OF_CHECKPOINTS.told())
+            elif saved % evaluation.every_steps:
+                told = BEST_IS_OF_EVALUATED_CHECKPOINTS.told(saved=saved, evaluated=evaluation.every_steps)
+                problems.append(told)
         has_lora = self.training is not None and self.training.lora is not None
         if has_lora and self.model and not self.model.load_from:
             problems.append(LORA_NEEDS_A_MODEL.told())

@@ -17,14 +17,14 @@ from sft_trainer.datasets.config import (
 )
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.model import Qwen3Dense0P6BConfig
-from sft_trainer.run import Export, RunOptions, RunPlace, RunState
+from sft_trainer.run import Export, RunOptions, RunPlace, RunState, Tracking
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.loop import train
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.manifest import CheckpointManifest
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig, Tracker
 from tests.sft_trainer.datasets.chats import LLAMA3_TOKENS, pair, trl_template, write_chats
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), mesh=None)
@@ -73,6 +73,7 @@ class SmallRun:
     load_from: Path | None = None
     lora: LoRAConfig | None = None
     scratch: Path | None = None
+    report_to: tuple[Tracker, ...] = ()
     attempts: int = field(default=0)
 
     @property
@@ -108,6 +109,7 @@ class SmallRun:
             save_mode=self.save_mode,
             grace_seconds=self.grace_seconds,
             scratch=self.scratch,
+            tracking=Tracking(self.report_to, run_id="0123456789abcdef", run_name="small"),
         )
         self.state = RunState()
         train(options, place, data, world=world, stop=StopSignal(), state=self.state)

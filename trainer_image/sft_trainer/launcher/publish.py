@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft_trainer.report import Report
-from sft_trainer.storage.checkpoints import find_newest
+from sft_trainer.storage.checkpoints import exported_checkpoint, find_newest
 from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence, read_export_manifest
 from sft_trainer.storage.folders import first_difference, hash_tree, publish, write_atomically
@@ -35,9 +35,12 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
         return None
     if final is not None and final.step != final.total_steps:
         return None
+    exported = final and exported_checkpoint(Path(plan.storage), final)
+    if final is not None and exported is None:
+        return None
     for uri, export in exports.items():
         folder = Path(plan.path(uri))
-        if export.checkpoint_digest != (final and final.digest()) or first_difference(folder, export.files):
+        if export.checkpoint_digest != (exported and exported.digest()) or first_difference(folder, export.files):
             return None
     artifacts = [_artifact(plan, uri, export) for uri, export in exports.items()]
     if final is None:
@@ -63,16 +66,17 @@ def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
                 f"train with a Trainer of sft_trainer, write into the folder that {names.OUTPUT_VARIABLE} names (of "
                 "the first output), or leave the output out",
             )
-    return [_publish(plan, fence, uri=output.uri, final=final) for output in plan.spec.outputs]
+    exported = final and exported_checkpoint(Path(plan.storage), final)
+    return [_publish(plan, fence, uri=output.uri, exported=exported) for output in plan.spec.outputs]
 
 
-def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManifest | None) -> Artifact:
+def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, exported: CheckpointManifest | None) -> Artifact:
     folder, temporary = Path(plan.path(uri)), export_folder(plan, uri, attempt=plan.attempt)
     manifest = ExportManifest(
         owner_uid=plan.job.uid,
         attempt=plan.attempt,
-        step=final and final.step,
-        checkpoint_digest=final and final.digest(),
+        step=exported and exported.step,
+        checkpoint_digest=exported and exported.digest(),
         files=hash_tree(temporary, leave_out=names.EXPORT_MANIFEST),
     )
     write_atomically(temporary / names.EXPORT_MANIFEST, manifest.to_json(indent=2))
@@ -98,5 +102,6 @@ def _artifact(plan: LaunchPlan, uri: str, manifest: ExportManifest) -> Artifact:
         uri=uri,
         format=output.format,
         digest=manifest.digest(),
+        step=manifest.step,
         bytes=sum(entry.bytes for entry in manifest.files),
     )

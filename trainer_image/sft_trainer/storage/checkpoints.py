@@ -28,20 +28,30 @@ class Found:
 def find_newest(storage: Path) -> Found:
     corrupt: dict[int, str] = {}
     for step in sorted(_steps(storage), reverse=True):
-        folder = storage / names.checkpoint_folder(step)
-        try:
-            manifest = CheckpointManifest.from_json((folder / names.MANIFEST).read_text())
-        except FileNotFoundError:
-            corrupt[step] = f"{names.MANIFEST} is missing"
-            continue
-        except ValidationError:
-            corrupt[step] = f"{names.MANIFEST} can't be read"
-            continue
-        difference = first_difference(folder, manifest.files)
-        if difference is None:
+        manifest, fault = _read(storage, step)
+        if manifest and not (fault := first_difference(storage / names.checkpoint_folder(step), manifest.files)):
             return Found(manifest, corrupt)
-        corrupt[step] = difference
+        corrupt[step] = fault
     return Found(None, corrupt)
+
+
+def find_best(storage: Path) -> CheckpointManifest | None:
+    """Of those that verify, the one with the lowest evaluation loss at its very step."""
+    for step in _evaluated_steps(storage):
+        manifest = read_manifest(storage, step)
+        if manifest and not first_difference(storage / names.checkpoint_folder(step), manifest.files):
+            return manifest
+    return None
+
+
+def exported_checkpoint(storage: Path, final: CheckpointManifest) -> CheckpointManifest | None:
+    """That of the exported weights, as the manifest of a run's last checkpoint tells it; None where it is gone."""
+    return final if final.exported_step is None else read_manifest(storage, final.exported_step)
+
+
+def read_manifest(storage: Path, step: int) -> CheckpointManifest | None:
+    """Of a published checkpoint, unverified; None where it can't be read."""
+    return _read(storage, step)[0]
 
 
 def newest_step(storage: Path) -> int | None:
@@ -94,9 +104,9 @@ def retain(fence: Fence, *, keep_last: int) -> None:
     Called right after a publish: the newest is known to be whole.
     """
     fence.check()
-    kept = _best_step(fence.storage)
+    kept = _evaluated_steps(fence.storage)[:1]
     for step in sorted(_steps(fence.storage), reverse=True)[keep_last:]:
-        if step == kept:
+        if step in kept:
             continue
         folder = fence.storage / names.checkpoint_folder(step)
         # Under its temporary name first: a folder called step-<K> is always whole.
@@ -105,19 +115,24 @@ def retain(fence: Fence, *, keep_last: int) -> None:
         shutil.rmtree(doomed)
 
 
-def _best_step(storage: Path) -> int | None:
-    """Of the checkpoint with the lowest evaluation loss at its very step: the earliest of equals."""
+def _evaluated_steps(storage: Path) -> list[int]:
+    """Of checkpoints with an evaluation of their very step: by its loss, the lowest first, the earliest of equals."""
     losses = {}
     for step in sorted(_steps(storage)):
-        try:
-            manifest = CheckpointManifest.from_json(
-                (storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()
-            )
-        except (FileNotFoundError, ValidationError):  # it will not verify, and is no good to anyone
-            continue
-        if manifest.evaluation and manifest.evaluation.step == step:
+        manifest = read_manifest(storage, step)
+        if manifest and manifest.evaluation and manifest.evaluation.step == step:
             losses[step] = manifest.evaluation.loss
-    return min(losses, key=lambda step: losses[step], default=None)
+    return sorted(losses, key=lambda step: losses[step])
+
+
+def _read(storage: Path, step: int) -> tuple[CheckpointManifest | None, str]:
+    """The manifest of a published checkpoint, or what is wrong with it."""
+    try:
+        return CheckpointManifest.from_json((storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()), ""
+    except FileNotFoundError:
+        return None, f"{names.MANIFEST} is missing"
+    except ValidationError:
+        return None, f"{names.MANIFEST} can't be read"
 
 
 def _steps(storage: Path) -> list[int]:
