@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sft_cli.display import Display
 from sft_cli.metrics import read_metrics
-from sft_cli.plot import plot_loss
+from sft_cli.plot import plot_metrics
 from sft_cli.sentences import trained_time
 from sft_cli.work_folder import WorkFolder
 from sft_operator.lifecycle.reconcile import reconcile
@@ -65,9 +65,10 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
 
     job, claims = folder.job(), folder.claims()
     status, last = job.status, job.status.attempts.history[0]
-    rows = read_metrics(folder.storage())
+    metrics = read_metrics(folder.storage())
+    rows = metrics.rows
     if rows:
-        plot_loss(rows, folder.loss_curve, title=job.metadata.name)
+        plot_metrics(metrics, folder.loss_curve, title=job.metadata.name)
     if status.data is not None:
         for index, line in enumerate(status.data.in_words()):
             say(line if index else f"data: {line}")

@@ -61,7 +61,7 @@ def hub_sources(plan: LaunchPlan) -> list[HubSource]:
     found: dict[tuple[str, str], HubSource] = {}
     for folder, (field, source) in _named(plan).items():
         if source.uri.startswith(names.HUB):
-            one = _hub_source(field, source, folder=Path(plan.storage) / names.CACHE / names.DOWNLOADS / folder)
+            one = source_of(field, source, folder=Path(plan.storage) / names.CACHE / names.DOWNLOADS / folder)
             found.setdefault((one.uri, one.revision), one)
     return list(found.values())
 
@@ -92,7 +92,8 @@ def _named(plan: LaunchPlan) -> dict[str, tuple[str, UriSource | DatasetSpec]]:
     return named | {f"data-{index}": item for index, item in enumerate(data.sources.items() if data else ())}
 
 
-def _hub_source(field: str, source: UriSource | DatasetSpec, *, folder: Path) -> HubSource:
+def source_of(field: str, source: UriSource | DatasetSpec, *, folder: Path) -> HubSource:
+    """One that begins with hf://. With its weights where `field` is the model that a job trains."""
     is_data = source.uri.startswith(_DATASETS)
     owner, name, *path = source.uri.removeprefix(_DATASETS if is_data else names.HUB).rstrip("/").split("/")
     return HubSource(

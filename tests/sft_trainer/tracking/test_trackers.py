@@ -1,0 +1,165 @@
+"""Curves in trackers: what their own readers find there after a run that was killed and went on."""
+
+import json
+import logging
+import socket
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sft_trainer.run import RunState
+from sft_trainer.tracking.run import TrackedRun
+from sft_trainer.tracking.trackers import Trackers
+from sft_trainer.tracking.usable import refuse_unusable_trackers
+from sft_trainer.train import loop
+from sft_trainer.train.metrics import last_step_before
+from sftjob.failure import JobFailure, Reason
+from tests.sft_trainer.train.small_run import SmallRun
+
+
+def killed_and_resumed(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> RunState:
+    """Steps 1 to 4, of which 3 is saved; then 4 to 6."""
+    update, updates = loop.update, []
+
+    def dies(*arguments: object, **named: object) -> None:
+        updates.append(1)
+        if len(updates) == 5:
+            raise KeyboardInterrupt
+        update(*arguments, **named)
+
+    monkeypatch.setattr(loop, "update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run.go()
+    return run.go()
+
+
+def small(folder: Path, *report_to: str) -> SmallRun:
+    return SmallRun(folder / "run", {"every_steps": 3}, interval=3, report_to=report_to)
+
+
+def test_a_resumed_run_is_one_curve_in_tensorboard_with_each_step_once(tmp_path: Path, monkeypatch) -> None:
+    run = small(tmp_path, "tensorboard")
+    killed_and_resumed(run, monkeypatch)
+    assert [line["step"] for line in run.lines(attempt=1) if "loss" in line] == [1, 2, 3, 4]
+    # What a superseded attempt still writes does not show either.
+    late = TrackedRun("id", "name", run.storage, attempt=1, resumed_from=0, told_before=0, config={})
+    trackers = Trackers(["tensorboard"], late)
+    trackers.log(5, {"train/loss": 99.0})
+    trackers.close()
+    first, _, second = sorted((run.storage / "tensorboard").iterdir(), key=lambda file: (file.suffix, file.name))
+    assert (first.suffix, second.suffix) == (".a1", ".a2")
+
+    curves = EventAccumulator(str(run.storage / "tensorboard")).Reload()
+    lines = {line["step"]: line for line in [*run.lines(attempt=1), *run.lines()] if "loss" in line}
+    for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tflops", "data_seconds", "memory_bytes", "epoch"):
+        drawn = [(point.step, point.value) for point in curves.Scalars(f"train/{name}")]
+        assert drawn == [(step, pytest.approx(lines[step][name])) for step in range(1, 7)], name
+    losses = run.evaluations(attempt=1) | run.evaluations()
+    drawn = [(point.step, point.value) for point in curves.Scalars("eval/loss")]
+    assert drawn == [(3, pytest.approx(losses[3])), (6, pytest.approx(losses[6]))]
+    assert abs(curves.Scalars("train/loss")[0].wall_time - time.time()) < 3600
+
+
+def test_a_tracker_that_fails_is_told_once_and_training_goes_on(tmp_path: Path, caplog) -> None:
+    run = small(tmp_path, "tensorboard")
+    run.storage.mkdir(parents=True)
+    (run.storage / "tensorboard").write_text("in the way")
+    assert run.go().last_step == 6
+    [said] = [line.getMessage() for line in caplog.records if line.levelno == logging.WARNING]
+    assert said.startswith("reportTo: tensorboard failed, and training goes on without it: FileExistsError(")
+
+
+def test_a_tracker_that_is_not_installed_or_has_no_key_is_refused_by_field_and_package(monkeypatch) -> None:
+    for name in ("wandb", "trackio", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(JobFailure) as refused:
+        refuse_unusable_trackers(["tensorboard", "wandb", "trackio", "wandb"], field="spec.training.reportTo")
+    assert refused.value.reason is Reason.INVALID_CONFIGURATION
+    assert refused.value.message.splitlines() == [
+        "spec.training.reportTo: tensorboard needs the Python package tensorboardX, which is not installed here; use "
+        "an image that has it (pip install tensorboardX), or remove tensorboard",
+        "spec.training.reportTo: wandb needs the Python package wandb, which is not installed here; use an image that "
+        "has it (pip install wandb), or remove wandb",
+        "spec.training.reportTo: trackio needs the Python package trackio, which is not installed here; use an image "
+        "that has it (pip install trackio), or remove trackio",
+        "spec.training.reportTo: wandb has no key; set WANDB_API_KEY in spec.compute.env, from a Secret, or WANDB_MODE "
+        "to offline",
+    ]
+    refuse_unusable_trackers([], field="spec.training.reportTo")
+
+
+def test_what_earlier_attempts_have_told_ends_with_their_last_whole_line(tmp_path: Path) -> None:
+    assert last_step_before(tmp_path, 3) == 0
+    for attempt, text in (
+        (1, '{"step": 7}\n{"step": 8}\n{"step": 9, "lo'),
+        (2, '{"step": 6}\n'),
+        (3, '{"step": 20}\n'),
+    ):
+        folder = tmp_path / "attempts" / str(attempt)
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(text)
+    assert last_step_before(tmp_path, 3) == 8
+
+
+def test_trackio_has_one_run_with_each_step_once(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("trackio")
+    database = tmp_path / "trackio"
+    # The library reads it once, when it is imported; a job's own is in its storage.
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", database)
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", database)
+    run = small(tmp_path, "trackio")
+    killed_and_resumed(run, monkeypatch)
+    [file] = database.glob("sftjob*.db")
+    rows = sqlite3.connect(file).execute("select run_name, step, metrics from metrics order by step").fetchall()
+    losses = [(step, json.loads(told)["train/loss"]) for _, step, told in rows if "train/loss" in told]
+    lines = {line["step"]: line for line in [*run.lines(attempt=1), *run.lines()] if "loss" in line}
+    assert losses == [(step, lines[step]["loss"]) for step in range(1, 7)]
+    assert {name for name, _, _ in rows} == {"small-01234567"}
+    assert [step for _, step, told in rows if "eval/loss" in told] == [3, 6]
+
+
+def test_wandb_keeps_both_attempts_under_the_runs_own_id(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = small(tmp_path, "wandb")
+    killed_and_resumed(run, monkeypatch)
+    steps = {}
+    for attempt in (1, 2):
+        [file] = run.storage.glob(f"attempts/{attempt}/wandb/offline-run-*/run-0123456789abcdef.wandb")
+        store = DataStore()
+        store.open_for_scan(str(file))
+        records = []
+        while (data := store.scan_data()) is not None:
+            records.append(Record.FromString(data))
+        names = [("/".join(item.nested_key) or item.key for item in one.history.item) for one in records]
+        steps[attempt] = [
+            one.history.step.num for one, keys in zip(records, names, strict=True) if "train/loss" in set(keys)
+        ]
+        assert [one.run.display_name for one in records if one.WhichOneof("record_type") == "run"][:1] == ["small"]
+    assert steps == {1: [1, 2, 3, 4], 2: [4, 5, 6]}
+
+
+def test_a_server_that_never_answers_holds_up_neither_a_step_nor_the_end(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("wandb")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        run = TrackedRun("id", "name", tmp_path, attempt=1, resumed_from=0, told_before=0, config={})
+        run.folder.mkdir(parents=True)
+        trackers = Trackers(["wandb"], run)
+        for step in range(1, 1001):
+            trackers.log(step, {"train/loss": 1.0})
+        began = time.monotonic()
+        trackers.close()
+        assert 4 < time.monotonic() - began < 60
