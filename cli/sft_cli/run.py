@@ -12,7 +12,7 @@ from rich.console import Console
 from sft_cli.display import Display
 from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_metrics
-from sft_cli.sentences import trained_time
+from sft_cli.sentences import arithmetic, exported_in_words, trained_time
 from sft_cli.work_folder import WorkFolder
 from sft_operator.lifecycle.reconcile import reconcile
 from sft_operator.local.backend import LocalBackend
@@ -30,6 +30,7 @@ async def run_job(folder: WorkFolder, console: Console, *, again: str) -> int:
     backend, claims, key = LocalBackend(folder.path), folder.claims(), folder.key
     job = folder.job()
     with Display(console, known=job.status) as display, _stop_signals() as stop:
+        display.say(arithmetic(job.spec))
         for attempt in (await backend.observe(job)).live():
             display.say(f"attempt {attempt.number} is still at work: going on with it")
         while True:
@@ -74,9 +75,12 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
             say(line if index else f"data: {line}")
     if status.phase is Phase.SUCCEEDED:
         final_loss = f", final loss {rows[-1].loss:.3f}" if rows else ""
-        say(f"{job.metadata.name} succeeded: {trained_time(status)}{final_loss}")
+        best = f", lowest evaluation loss {metrics.best.loss:.3f}" if metrics.best else ""
+        say(f"{job.metadata.name} succeeded: {trained_time(status)}{final_loss}{best}")
+        steps = {artifact.uri: artifact.step for artifact in status.artifacts}
         for output in job.spec.outputs:
-            say(f"model: {claims.path_of(output.uri)}")
+            step = exported_in_words(steps.get(output.uri), last_step=last.last_step)
+            say(f"model: {claims.path_of(output.uri)}{step}")
     else:
         failed = next(condition for condition in status.conditions if condition.type == "Failed")
         say(f"{job.metadata.name} failed: {failed.reason}: {failed.message}")

@@ -120,6 +120,8 @@ class RunTeller:
             skipped_steps=skipped_steps,
             tokens_per_second=round(speed, 1),
             mfu=reached.get("mfu"),
+            data_wait=round(queued.data_seconds / seconds, 4),
+            memory_bytes=line["memory_bytes"],
             eta_seconds=round((total_steps - step) * seconds),
         )
 
