@@ -40,7 +40,9 @@ def screen(progress: Progress | None, *, width: int, is_terminal: bool = True) -
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, color_system=None, _environ={})
     status = SFTJobStatus(phase=Phase.RUNNING)
     status = status.model_copy(update={"attempts": status.attempts.model_copy(update={"current": 1})})
-    job = SFTJob.model_validate(LEAST | {"metadata": {"name": "job", "uid": "u"}}).model_copy(update={"status": status})
+    job = SFTJob.model_validate(LEAST | {"metadata": LEAST["metadata"] | {"uid": "u"}}).model_copy(
+        update={"status": status}
+    )
     display = Display(console, known=status)
     display.show(job, progress, now=NOW)
     if is_terminal:
@@ -52,18 +54,18 @@ def screen(progress: Progress | None, *, width: int, is_terminal: bool = True) -
     ("width", "expected"),
     [
         (
-            120,
+            100,
             [
-                "attempt 1: training  ━━━━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━  step 420/1000  42%  14 min 10 s left",
-                "loss 1.310, evaluation loss 1.420 (lowest 1.400, step 300), lr 5.90e-05, grad norm 0.842, 12,345 tokens/s, MFU 48%",
-                "data wait 1%, memory 71.2 GB, 1 step skipped, saved step 400",
+                "attempt 1: training  ━━━━━━━━━━━━━                     step 420/1000  42%  14 min 10 s left",
+                "loss 1.310, evaluation loss 1.420 (lowest 1.400, step 300), lr 5.90e-05, grad norm 0.842",
+                "12,345 tokens/s, MFU 48%, data wait 1%, memory 71.2 GB, 1 step skipped, saved step 400",
             ],
         ),
         (
             60,
             [
                 "attempt 1: training",
-                "━━━━━━━━╸━━━━━━━━━━━  step 420/1000  42%  14 min 10 s left",
+                "━━━━━━━━              step 420/1000  42%  14 min 10 s left",
                 "loss 1.310, evaluation loss 1.420 (lowest 1.400, step 300)",
                 "lr 5.90e-05, grad norm 0.842, 12,345 tokens/s, MFU 48%",
                 "data wait 1%, memory 71.2 GB, 1 step skipped",

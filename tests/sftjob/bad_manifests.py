@@ -426,7 +426,7 @@ BAD = [
     Bad(
         "spec.data.evaluation.fraction",
         "missing, as is datasets; hold out a fraction of the training data, or name datasets",
-        evaluation(exportBest=False),
+        evaluation(exportBest=True) | {"checkpoint": {"everySteps": 100}},
     ),
     Bad(
         "spec.data.evaluation.datasets[0].name",
