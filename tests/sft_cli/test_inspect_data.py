@@ -45,8 +45,8 @@ def test_counts_and_samples_are_shown_with_what_is_trained(tmp_path: Path) -> No
 def test_on_a_terminal_colour_tells_what_is_trained(monkeypatch) -> None:
     receipt = DataReceipt(samples=1, tokens=2, trained_tokens=1, packs=1)
     pieces = [Piece(text="asked ", is_trained=False), Piece(text="answered", is_trained=True)]
-    found = Inspection(format="text", receipt=receipt, samples=[pieces])
-    monkeypatch.setattr(inspect_data, "_inspection", lambda *_: found)
+    found = Inspection(format="text", receipt=receipt, samples=[pieces]).to_json()
+    monkeypatch.setattr(inspect_data, "ask_trainer", lambda *_, **__: found)
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", _environ={})
     task = InspectionTask(file="d", model="m", max_length=8, overlong="drop", samples=1)
     inspect_data.inspect_data(task, console)
