@@ -11,8 +11,8 @@ from sft_cli.refusal import Refusal
 
 
 def ask_trainer(module: str, task: str, *, console: Console) -> str:
-    """The last line that `python -m sft_trainer.<module> TASK` says. Those before tell what it is at: on a terminal they
-    show meanwhile.
+    """The last line that `python -m sft_trainer.<module> TASK` says. Those before tell what it is at: on a terminal
+    they show meanwhile.
 
     Raises Refusal with what it says on stderr, and its exit code.
     """

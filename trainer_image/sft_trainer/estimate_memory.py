@@ -1,7 +1,7 @@
 """What a job's ranks will hold, without running it: `python -m sft_trainer.estimate_memory TASK`.
 
-In: a `MemoryTask` as the only argument. Out: a `MemoryEstimate` as the last line of stdout, those before it tell what is
-downloaded; or on stderr why the model can't be trained, with the exit code that a job would have. Called by
+In: a `MemoryTask` as the only argument. Out: a `MemoryEstimate` as the last line of stdout, those before it tell what
+is downloaded; or on stderr why the model can't be trained, with the exit code that a job would have. Called by
 `sft train --dry-run`. Reads the model's configuration, no weights.
 """
 
