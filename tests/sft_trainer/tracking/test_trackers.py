@@ -43,15 +43,17 @@ def small(folder: Path, *report_to: str) -> SmallRun:
 
 def test_a_resumed_run_is_one_curve_in_tensorboard_with_each_step_once(tmp_path: Path, monkeypatch) -> None:
     run = small(tmp_path, "tensorboard")
+    # An attempt that is superseded and writes on: it does not show either.
+    run.storage.mkdir(parents=True)
+    late = Trackers(
+        ["tensorboard"],
+        TrackedRun("id", "name", run.storage, attempt=0, resumed_from=0, told_before=0, config={}),
+    )
     killed_and_resumed(run, monkeypatch)
     assert [line["step"] for line in run.lines(attempt=1) if "loss" in line] == [1, 2, 3, 4]
-    # What a superseded attempt still writes does not show either.
-    late = TrackedRun("id", "name", run.storage, attempt=1, resumed_from=0, told_before=0, config={})
-    trackers = Trackers(["tensorboard"], late)
-    trackers.log(5, {"train/loss": 99.0})
-    trackers.close()
-    first, _, second = sorted((run.storage / "tensorboard").iterdir(), key=lambda file: (file.suffix, file.name))
-    assert (first.suffix, second.suffix) == (".a1", ".a2")
+    late.log(5, {"train/loss": 99.0})
+    late.close()
+    assert sorted(file.suffix for file in (run.storage / "tensorboard").iterdir()) == [".a0", ".a1", ".a2"]
 
     curves = EventAccumulator(str(run.storage / "tensorboard")).Reload()
     lines = {line["step"]: line for line in [*run.lines(attempt=1), *run.lines()] if "loss" in line}
@@ -107,11 +109,10 @@ def test_what_earlier_attempts_have_told_ends_with_their_last_whole_line(tmp_pat
 
 
 def test_trackio_has_one_run_with_each_step_once(tmp_path: Path, monkeypatch) -> None:
+    database = tmp_path / "run" / "storage" / "trackio"
+    # The library reads it once, when it is imported.
+    monkeypatch.setenv("TRACKIO_DIR", str(database))
     pytest.importorskip("trackio")
-    database = tmp_path / "trackio"
-    # The library reads it once, when it is imported; a job's own is in its storage.
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", database)
-    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", database)
     run = small(tmp_path, "trackio")
     killed_and_resumed(run, monkeypatch)
     [file] = database.glob("sftjob*.db")

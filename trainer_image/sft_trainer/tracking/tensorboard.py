@@ -23,16 +23,16 @@ class TensorBoard:
         folder = run.storage / names.TENSORBOARD
         folder.mkdir(exist_ok=True)
         self._events = EventsWriter(str(folder / "events"), f".a{run.attempt}")
-        self._write(Event(step=run.resumed_from + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._write(run.resumed_from + 1, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(step, summary=summary)
 
     def close(self) -> None:
         self._events.close()
 
-    def _write(self, event: Event) -> None:
-        self._events.write_event(event)
+    def _write(self, step: int, **what: SessionLog | Summary) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
         # Whatever kills the process, the kernel has it.
         self._events.flush()

@@ -17,7 +17,7 @@ class WeightsAndBiases:
             name=run.name,
             resume="allow",
             config=dict(run.config),
-            dir=run.folder,
+            dir=str(run.folder),
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
         )
 
