@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sft_trainer.run import RunState
 from sft_trainer.tracking.run import TrackedRun
+from sft_trainer.tracking.tensorboard import TensorBoard
 from sft_trainer.tracking.trackers import Trackers
 from sft_trainer.tracking.usable import refuse_unusable_trackers
 from sft_trainer.train import loop
@@ -45,8 +46,7 @@ def test_a_resumed_run_is_one_curve_in_tensorboard_with_each_step_once(tmp_path:
     run = small(tmp_path, "tensorboard")
     # An attempt that is superseded and writes on: it does not show either.
     run.storage.mkdir(parents=True)
-    late = Trackers(
-        ["tensorboard"],
+    late = TensorBoard(
         TrackedRun("id", "name", run.storage, attempt=0, resumed_from=0, told_before=0, config={}),
     )
     killed_and_resumed(run, monkeypatch)
