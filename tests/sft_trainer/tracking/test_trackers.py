@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import sqlite3
+import struct
 import sys
 import time
 from pathlib import Path
@@ -124,28 +125,39 @@ def test_trackio_has_one_run_with_each_step_once(tmp_path: Path, monkeypatch) ->
     assert [step for _, step, told in rows if "eval/loss" in told] == [3, 6]
 
 
+def wandb_records(file: Path) -> list[bytes]:
+    """LevelDB's log format behind a header of seven bytes: blocks of 32 KiB, in them pieces of records."""
+    content, records, at, begun = file.read_bytes(), [], 7, b""
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        begun += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            records.append(begun)
+            begun = b""
+    return records
+
+
 def test_wandb_keeps_both_attempts_under_the_runs_own_id(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = small(tmp_path, "wandb")
     killed_and_resumed(run, monkeypatch)
-    steps = {}
-    for attempt in (1, 2):
+    for attempt, steps in ((1, [1, 2, 3, 4]), (2, [4, 5, 6])):
         [file] = run.storage.glob(f"attempts/{attempt}/wandb/offline-run-*/run-0123456789abcdef.wandb")
-        store = DataStore()
-        store.open_for_scan(str(file))
-        records = []
-        while (data := store.scan_data()) is not None:
-            records.append(Record.FromString(data))
-        names = [("/".join(item.nested_key) or item.key for item in one.history.item) for one in records]
-        steps[attempt] = [
-            one.history.step.num for one, keys in zip(records, names, strict=True) if "train/loss" in set(keys)
-        ]
-        assert [one.run.display_name for one in records if one.WhichOneof("record_type") == "run"][:1] == ["small"]
-    assert steps == {1: [1, 2, 3, 4], 2: [4, 5, 6]}
+        told = {}
+        for record in map(Record.FromString, wandb_records(file)):
+            values = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            if "train/loss" in values:
+                told[json.loads(values["_step"])] = json.loads(values["train/loss"])
+        lines = {line["step"]: line["loss"] for line in run.lines(attempt=attempt) if "loss" in line}
+        assert list(told) == steps
+        assert told == pytest.approx(lines)
 
 
 def test_a_server_that_never_answers_holds_up_neither_a_step_nor_the_end(tmp_path: Path, monkeypatch) -> None:
