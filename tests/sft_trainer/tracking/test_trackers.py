@@ -90,8 +90,8 @@ def test_a_tracker_that_is_not_installed_or_has_no_key_is_refused_by_field_and_p
         "has it (pip install wandb), or remove wandb",
         "spec.training.reportTo: trackio needs the Python package trackio, which is not installed here; use an image "
         "that has it (pip install trackio), or remove trackio",
-        "spec.training.reportTo: wandb has no key; set WANDB_API_KEY, in a job from a Secret by spec.compute.env, or set "
-        "WANDB_MODE to offline",
+        "spec.training.reportTo: wandb has no key; set WANDB_API_KEY, in a job from a Secret by spec.compute.env, or "
+        "set WANDB_MODE to offline",
     ]
     refuse_unusable_trackers([], field="spec.training.reportTo")
 

@@ -22,8 +22,8 @@ def refuse_unusable_trackers(report_to: Sequence[Tracker], *, field: str) -> Non
     offline = os.environ.get("WANDB_MODE") in _WITHOUT_A_SERVER
     if "wandb" in report_to and not offline and not os.environ.get("WANDB_API_KEY"):
         problems.append(
-            f"{field}: wandb has no key; set WANDB_API_KEY, in a job from a Secret by spec.compute.env, or set WANDB_MODE "
-            "to offline"
+            f"{field}: wandb has no key; set WANDB_API_KEY, in a job from a Secret by spec.compute.env, or set "
+            "WANDB_MODE to offline"
         )
     if problems:
         raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))

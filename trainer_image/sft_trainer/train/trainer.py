@@ -43,7 +43,8 @@ class Trainer:
     """Fine-tunes (or trains from scratch) a model on chat data.
 
     Every rank constructs it with the same arguments and calls `fit`. A run's files go into `work_dir/<time>/`:
-    checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, `tensorboard/`, the trained model in `hf/`, what LoRA learnt in `adapter/`.
+    checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, `tensorboard/`, the trained model in `hf/`, what LoRA learnt
+    in `adapter/`.
 
     In the script of an SFTJob, `work_dir` and `auto_resume` are the job's to say: its storage, and yes.
     """
