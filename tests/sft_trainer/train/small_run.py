@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from sft_trainer.datasets.config import (
     DataloaderConfig,
@@ -51,6 +51,17 @@ def save_tokenizer(folder: Path) -> Path:
     )
     tokenizer.chat_template = trl_template("llama3.jinja")
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_base(folder: Path) -> Path:
+    """A model of the run's own shape, to adapt."""
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=40960, rope_theta=1e6, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
 
 

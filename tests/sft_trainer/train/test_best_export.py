@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from small_run import VOCAB_SIZE, SmallRun
+from small_run import SmallRun, save_base
 from torch.distributed.device_mesh import init_device_mesh
 
 from sft_trainer.launcher.publish import finished_before, publish_outputs
@@ -21,7 +21,6 @@ from sftjob.failure import JobFailure, Reason
 from sftjob.options import LoRAConfig
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec
-from tests.sft_trainer.model.tiny_models import save_random_model
 
 BEST = {"every_steps": 2, "export_best": True}
 
@@ -122,11 +121,8 @@ def test_the_next_best_is_exported_where_the_best_does_not_verify(tmp_path: Path
 
 
 def test_with_lora_adapter_and_merged_model_are_those_of_the_best_step(tmp_path: Path, losses) -> None:
-    base = tmp_path / "base"
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
-    save_random_model(base, "qwen3_tied", vocab_size=VOCAB_SIZE, head_dim=16, num_hidden_layers=2, **sizes)
     losses(1.0, 2.0, 3.0)
-    run = SmallRun(tmp_path / "run", BEST, interval=2, load_from=base, lora=LoRAConfig(rank=2))
+    run = SmallRun(tmp_path / "run", BEST, interval=2, load_from=save_base(tmp_path / "base"), lora=LoRAConfig(rank=2))
     run.go()
     saved = run.tensors(2)
     adapter = load_file(run.adapter / "adapter_model.safetensors")
