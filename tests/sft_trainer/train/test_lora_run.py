@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from small_run import SmallRun
+from small_run import SmallRun, save_base
 from transformers import AutoModelForCausalLM
 
 from sft_trainer.model import get_model_config_from_hf
