@@ -17,8 +17,10 @@ from sftjob.options import Tracker
 
 _MOST_WAITING = 10_000
 """Steps that a tracker may be behind: what comes after is lost to it."""
-_CLOSE_SECONDS = 5.0
-"""For all of them together, at the end, to send what they still have; an attempt that is told to stop has no more."""
+_END_SECONDS = 30.0
+"""For all of them together, at the end of a run, to send what they still have."""
+_STOP_SECONDS = 5.0
+"""Where a run is stopped, or has failed."""
 _CLASSES = {
     "tensorboard": ("sft_trainer.tracking.tensorboard", "TensorBoard"),
     "wandb": ("sft_trainer.tracking.weights_and_biases", "WeightsAndBiases"),
@@ -44,9 +46,9 @@ class Trackers:
         for thread in self._threads:
             thread.put((step, values))
 
-    def close(self) -> None:
-        """Returns when they have everything, or in a few seconds."""
-        deadline = time.monotonic() + _CLOSE_SECONDS
+    def close(self, *, at_the_end: bool) -> None:
+        """Returns when they have everything, or in some seconds: less where the run has not come to its end."""
+        deadline = time.monotonic() + (_END_SECONDS if at_the_end else _STOP_SECONDS)
         for thread in self._threads:
             thread.put(None)
         for thread in self._threads:

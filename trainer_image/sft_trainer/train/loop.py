@@ -111,6 +111,7 @@ class _Run:
         self.read_at = 0.0
 
     def to_the_end(self) -> None:
+        at_the_end = False
         try:
             self._load()
             if self._evaluate_if_due():
@@ -127,8 +128,9 @@ class _Run:
                     self._settle_save(wait_seconds=0)
             self.saver.release()
             self._export(self.world.from_first(self._choose_exported))
+            at_the_end = True
         finally:
-            self.teller.close()
+            self.teller.close(at_the_end=at_the_end)
 
     def _load(self) -> None:
         options, world, storage = self.options, self.world, self.place.fence.storage

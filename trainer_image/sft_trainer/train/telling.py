@@ -145,10 +145,10 @@ class RunTeller:
             eval_loss=round(record.loss, 6), best_eval_loss=round(record.best_loss, 6), best_step=record.best_step
         )
 
-    def close(self) -> None:
+    def close(self, *, at_the_end: bool) -> None:
         if self._reporter:
             self._reporter.close()
         if self._metrics:
             self._metrics.close()
         if self._trackers:
-            self._trackers.close()
+            self._trackers.close(at_the_end=at_the_end)
