@@ -162,7 +162,7 @@ def test_wandb_keeps_both_attempts_under_the_runs_own_id(tmp_path: Path, monkeyp
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = small(tmp_path, "wandb")
     killed_and_resumed(run, monkeypatch)
-    for attempt, steps in ((1, [1, 2, 3, 4]), (2, [4, 5, 6])):
+    for attempt, steps in ((1, [1, 2, 3, 4]), (2, [5, 6])):
         [file] = run.storage.glob(f"attempts/{attempt}/wandb/offline-run-*/run-0123456789abcdef.wandb")
         told = {}
         for record in map(Record.FromString, wandb_records(file)):
@@ -171,7 +171,7 @@ def test_wandb_keeps_both_attempts_under_the_runs_own_id(tmp_path: Path, monkeyp
                 told[json.loads(values["_step"])] = json.loads(values["train/loss"])
         lines = {line["step"]: line["loss"] for line in run.lines(attempt=attempt) if "loss" in line}
         assert list(told) == steps
-        assert told == pytest.approx(lines)
+        assert told == pytest.approx({step: lines[step] for step in steps})
 
 
 def test_a_server_that_never_answers_holds_up_neither_a_step_nor_the_end(tmp_path: Path, monkeypatch) -> None:
