@@ -1,20 +1,37 @@
 """What `sft data inspect` asks the trainer, as a process of its own, and what that answers."""
 
 from sftjob.base import Record
-from sftjob.options import Overlong, RowFormat
+from sftjob.names import HUB
+from sftjob.options import BadLineBudget, Overlong, RowFormat
 from sftjob.receipt import DataReceipt
+from sftjob.spec import DatasetSpec, UriSource
 
 
 class InspectionTask(Record):
     file: str
+    """A path, or a dataset of a hub."""
+    revision: str | None = None
+    """Of a hub's dataset."""
     model: str
-    """A folder with a tokenizer."""
+    """A folder with a tokenizer, or a hub's repository."""
     format: RowFormat = "auto"
+    bad_line_budget: BadLineBudget = 0
     chat_template: str | None = None
     max_length: int
     overlong: Overlong
     samples: int
     """How many to show."""
+
+    @property
+    def hub_dataset(self) -> DatasetSpec | None:
+        """None for a path. Raises pydantic.ValidationError, as `hub_model` does."""
+        if not self.file.startswith(HUB) and self.revision is None:
+            return None
+        return DatasetSpec(name="inspected", uri=self.file, revision=self.revision)
+
+    @property
+    def hub_model(self) -> UriSource | None:
+        return UriSource(uri=self.model) if self.model.startswith(HUB) else None
 
 
 class Piece(Record):

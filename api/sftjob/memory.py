@@ -9,7 +9,7 @@ from sftjob.spec import SFTJobSpec
 class MemoryTask(Record):
     spec: SFTJobSpec
     folder: str | None
-    """Where `model.loadFrom` lies on this machine; None: the preset alone is looked at."""
+    """Where `model.loadFrom` lies on this machine. None: the preset is looked at, or without one a hub is asked."""
 
 
 class MemoryEstimate(Record):

@@ -64,6 +64,8 @@ EXPORT_OWNER = "sftjob-owner.json"
 """Of an output in a bucket that is being uploaded; gone when its manifest is there."""
 METRICS = "metrics.jsonl"
 SHORTAGE = "out-of-memory"
+TENSORBOARD = "tensorboard"
+TRACKIO = "trackio"
 
 _STEP = re.compile(r"step-(\d+)")
 _LEDGER = re.compile(r"ledger-(\d+)\.jsonl")

@@ -130,6 +130,11 @@ class EvaluationOptions(Declared):
         ge=1,
         description="Evaluations in a row without a new lowest loss after which training ends. Absent: never early.",
     )
+    export_best: bool = Field(
+        default=False,
+        description="The model that comes out is that of the checkpoint with the lowest evaluation loss, not that of "
+        "the last step. Every checkpoint must be evaluated.",
+    )
 
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -140,6 +145,16 @@ BadLineBudget = Annotated[
         le=1_000_000_000,
         description="Rows, over all datasets, that may be skipped because they can't be used; each is counted, the "
         "first are told. One more ends the job.",
+    ),
+]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+ReportTo = Annotated[
+    list[Tracker],
+    Field(
+        max_length=3,
+        description="Where curves go besides metrics.jsonl. tensorboard: event files in `checkpoint.storage`. wandb "
+        "and trackio: by their own libraries, which the image must have, and their own variables in `compute.env`, as "
+        "WANDB_API_KEY or TRACKIO_SPACE_ID. What they can't take is lost; training goes on.",
     ),
 ]
 OutputFormat = Literal["hf", "adapter"]

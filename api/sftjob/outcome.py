@@ -20,6 +20,8 @@ class Artifact(Record):
     """Of its manifest, which has size and hash of every file."""
     bytes: Whole
     """Of all its files."""
+    step: Whole | None = None
+    """The optimiser step after which it was; absent where a script wrote it without our Trainer."""
 
 
 class Outcome(Record):

@@ -76,6 +76,10 @@ class Progress(Record):
     mfu: float | None = None
     """Model FLOPs utilisation of the last finished step: the share of the GPUs' dense bf16 limit that went into
     products that training needs. Absent where the limit is not known, as on a CPU."""
+    data_wait: float | None = None
+    """Share of the last finished step that waited for its data."""
+    memory_bytes: Whole | None = None
+    """The most that rank 0 has held so far: of tensors on a GPU, else of the whole process."""
     eta_seconds: Whole | None = None
     """Time that training still takes."""
     resumed_from: Whole | None = None

@@ -179,6 +179,25 @@ BATCH_IS_DIVISIBLE = Rule(
     "{batch} is not divisible by the {world} ranks of compute; use a multiple of {world}",
     {"batch": "self.training.globalBatchSize", "world": _WORLD},
 )
+_EXPORTS_THE_LAST = (
+    "!has(self.data) || !has(self.data.evaluation) || !has(self.data.evaluation.exportBest) || "
+    "!self.data.evaluation.exportBest"
+)
+BEST_IS_OF_CHECKPOINTS = Rule(
+    "checkpoint.everySteps",
+    f"{_EXPORTS_THE_LAST} || has(self.checkpoint.everySteps)",
+    "missing, so only the last step would be saved, and data.evaluation.exportBest has nothing to choose from; name "
+    "the steps from one checkpoint to the next, or remove exportBest",
+    reason=_MISSING,
+)
+BEST_IS_OF_EVALUATED_CHECKPOINTS = Rule(
+    "checkpoint.everySteps",
+    f"{_EXPORTS_THE_LAST} || !has(self.checkpoint.everySteps) || "
+    "self.checkpoint.everySteps % self.data.evaluation.everySteps == 0",
+    "{saved} is not a multiple of the {evaluated} steps of data.evaluation.everySteps, so data.evaluation.exportBest "
+    "would know no loss of some checkpoints; use a multiple",
+    {"saved": "self.checkpoint.everySteps", "evaluated": "self.data.evaluation.everySteps"},
+)
 LORA_NEEDS_A_MODEL = Rule(
     "training.lora",
     "!has(self.training) || !has(self.training.lora) || !has(self.model) || has(self.model.loadFrom)",

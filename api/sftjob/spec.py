@@ -43,6 +43,7 @@ from sftjob.options import (
     Overlong,
     PackLevel,
     Precision,
+    ReportTo,
     RowFormat,
     SaveMode,
 )
@@ -51,6 +52,8 @@ from sftjob.rules import (
     ADAPTER_NEEDS_LORA,
     ARGUMENTS_HAVE_A_FORM,
     BATCH_IS_DIVISIBLE,
+    BEST_IS_OF_CHECKPOINTS,
+    BEST_IS_OF_EVALUATED_CHECKPOINTS,
     BUCKET_STORAGE_IS_OF_ONE_NODE,
     BUCKET_STORAGE_NEEDS_AN_OUTPUT,
     DATA_OR_SCRIPT,
@@ -322,6 +325,7 @@ class TrainingSpec(Declared):
     loss: CELossConfig = CELossConfig()
     precision: Precision = Field(default="auto", description="auto: bf16 on GPUs that have it, fp32 on CPU.")
     seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Of initialisation, sampling and order.")
+    report_to: ReportTo = ["tensorboard"]
 
     @model_validator(mode="after")
     def _length(self) -> Self:
@@ -520,6 +524,8 @@ class SFTJobSpec(Declared):
         BUCKET_STORAGE_NEEDS_AN_OUTPUT,
         BUCKET_STORAGE_IS_OF_ONE_NODE,
         BATCH_IS_DIVISIBLE,
+        BEST_IS_OF_CHECKPOINTS,
+        BEST_IS_OF_EVALUATED_CHECKPOINTS,
         LORA_NEEDS_A_MODEL,
         ADAPTER_NEEDS_LORA,
     )
@@ -568,6 +574,13 @@ class SFTJobSpec(Declared):
         batch, world = self.training.global_batch_size if self.training else None, self.compute.world_size
         if batch is not None and batch % world:
             problems.append(BATCH_IS_DIVISIBLE.told(batch=batch, world=world))
+        evaluation, saved = self.data.evaluation if self.data else None, self.checkpoint.every_steps
+        if evaluation and evaluation.export_best:
+            if saved is None:
+                problems.append(BEST_IS_OF_CHECKPOINTS.told())
+            elif saved % evaluation.every_steps:
+                told = BEST_IS_OF_EVALUATED_CHECKPOINTS.told(saved=saved, evaluated=evaluation.every_steps)
+                problems.append(told)
         has_lora = self.training is not None and self.training.lora is not None
         if has_lora and self.model and not self.model.load_from:
             problems.append(LORA_NEEDS_A_MODEL.told())

@@ -6,17 +6,22 @@
 import os
 from datetime import datetime, timedelta
 
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
 
-from sft_cli.sentences import end_of_attempt, headline, training_figures
+from sft_cli.sentences import end_of_attempt, headline, how_far, time_left, training_figures
 from sftjob.failure import NEVER_RETRIED, Reason
 from sftjob.job import SFTJob
 from sftjob.progress import Progress, Stage
 from sftjob.status import Phase, SFTJobStatus
 
 PLAIN_INTERVAL = timedelta(seconds=10)
+_BAR_WIDTH = 32
+_LEAST_BAR_WIDTH = 8
 
 
 class Display:
@@ -83,7 +88,8 @@ class _PlainView:
         key = (job.status.phase is Phase.SUSPENDING, job.status.attempts.current, progress and progress.stage)
         line = headline(job, progress, now)
         if progress is not None and progress.step:
-            line += f"; {training_figures(progress)}"
+            figures = [how_far(progress), *training_figures(progress), time_left(progress)]
+            line += f"; {', '.join(figure for figure in figures if figure)}"
         is_due = self._printed_at is None or now - self._printed_at >= PLAIN_INTERVAL
         if key != self._key or (is_due and line != self._line):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -91,32 +97,61 @@ class _PlainView:
 
 
 class _LiveView:
-    """One line that moves: a spinner and the stage, and during training a bar."""
+    """A few lines that move: the stage, in training a bar, and below it the figures."""
 
     def __init__(self, console: Console) -> None:
-        self._bar = Bar(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}", markup=False),
-            console=console,
-            transient=True,
-            refresh_per_second=4,
-        )
-        self._task = self._bar.add_task("about to start", total=None, figures="")
+        self._shown = _Moving()
+        self._live = Live(self._shown, console=console, transient=True, refresh_per_second=4)
 
     def open(self) -> None:
-        self._bar.start()
+        self._live.start()
 
     def close(self) -> None:
-        self._bar.stop()
+        self._live.stop()
 
     def update(self, job: SFTJob, progress: Progress | None, now: datetime) -> None:
+        self._shown.headline = headline(job, progress, now)
         has_steps = progress is not None and (progress.stage is Stage.TRAINING or progress.step > 0)
-        self._bar.update(
-            self._task,
-            description=headline(job, progress, now),
-            total=progress.total_steps if progress is not None and has_steps else None,
-            completed=progress.step if progress is not None else 0,
-            figures=training_figures(progress) if progress is not None and has_steps else "",
+        self._shown.progress = progress if has_steps else None
+
+
+class _Moving:
+    """As wide as the terminal is at the moment, and nothing of it cut in the middle of a figure."""
+
+    def __init__(self) -> None:
+        self.headline = "about to start"
+        self.progress: Progress | None = None
+        self._spinner = Spinner("dots")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, progress = options.max_width, self.progress
+        self._spinner.text = Text(self.headline, overflow="ellipsis", no_wrap=True)
+        if progress is None:
+            yield self._spinner
+            return
+        percent = f"{progress.step / progress.total_steps:.0%}" if progress.total_steps else ""
+        beside = "  ".join(part for part in (how_far(progress), percent, time_left(progress)) if part)
+        bar = ProgressBar(
+            total=progress.total_steps, completed=progress.step, width=min(_BAR_WIDTH, width - len(beside) - 4)
         )
+        row = Table.grid(padding=(0, 2))
+        if width >= len(self.headline) + len(beside) + _BAR_WIDTH + 8:
+            row.add_row(self._spinner, bar, beside)
+        else:
+            yield self._spinner
+            # Without a bar where there is no room for one that says anything.
+            row.add_row(*([bar] if bar.width >= _LEAST_BAR_WIDTH else []), beside)
+        yield row
+        for line in _filled(training_figures(progress), width=width):
+            yield Text(line, style="dim")
+
+
+def _filled(figures: list[str], *, width: int) -> list[str]:
+    """Joined by commas into as few lines as they need."""
+    lines: list[str] = []
+    for figure in figures:
+        if lines and len(lines[-1]) + len(figure) + 2 < width:
+            lines[-1] += f", {figure}"
+        else:
+            lines.append(figure)
+    return lines

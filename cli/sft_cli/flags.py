@@ -100,7 +100,10 @@ def spec_of(given: Mapping[str, str], *, data: list[str], output: str | None, ba
         section = spec
         for key in sections:
             section = _section(section, key)
-        section[name] = value.split(",") if path in lists else place(value) if path in _PLACES else value
+        if path in lists:
+            section[name] = value.split(",") if value else []
+        else:
+            section[name] = place(value) if path in _PLACES else value
     if data:
         files = [
             {"name": label(Path(file).stem, fallback=f"data-{n}"), "uri": place(file)} for n, file in enumerate(data)

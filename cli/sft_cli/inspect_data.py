@@ -1,23 +1,15 @@
 """`sft data inspect`: what a file becomes for a model, and three of its samples with what is trained of them."""
 
-import subprocess
-import sys
-
 from rich.console import Console
 from rich.text import Text
 
-from sft_cli.refusal import Refusal
+from sft_cli.ask_trainer import ask_trainer
 from sftjob.inspection import Inspection, InspectionTask, Piece, marked
 
 
 def inspect_data(task: InspectionTask, console: Console) -> None:
     """Raises Refusal with the faults of the data."""
-    # -P: a user's `tokenize.py` in the current folder must not replace the standard library's.
-    command = [sys.executable, "-P", "-m", "sft_trainer.inspect_data", task.to_json()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise Refusal(done.stderr.rstrip(), code=done.returncode)
-    found = Inspection.from_json(done.stdout)
+    found = Inspection.from_json(ask_trainer("inspect_data", task.to_json(), console=console))
     for index, line in enumerate(found.receipt.in_words()):
         _say(console, Text(line if index else f"{found.format}: {line}"))
     colours = "in green" if console.color_system else "between ⟦ and ⟧"

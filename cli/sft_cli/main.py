@@ -17,7 +17,7 @@ from sft_cli.ledger import read_ledger
 from sft_cli.manifest_file import read_document, read_manifest
 from sft_cli.memory_table import memory_lines
 from sft_cli.metrics import read_metrics
-from sft_cli.plot import plot_loss
+from sft_cli.plot import plot_metrics
 from sft_cli.refusal import Refusal
 from sft_cli.run import run_command, run_job, tell_result
 from sft_cli.sentences import arithmetic
@@ -30,6 +30,7 @@ from sftjob.job import Manifest, parse_manifest
 from sftjob.names import API_VERSION
 from sftjob.options import Overlong, RowFormat
 from sftjob.problems import SpecError, problems_of
+from sftjob.spec import DatasetSpec
 from sftjob.status import Phase
 from sftjob.yaml_text import yaml_text
 
@@ -124,9 +125,16 @@ def validate(file: ManifestFile) -> None:
 @data_commands.command("inspect")
 def inspect_file(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What a job's data has: a file of rows, or a folder of them.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="What a job's data has: a file of rows, a folder of them, or hf://datasets/<owner>/<name>/<path>.",
+        ),
     ],
-    model: Annotated[Path, typer.Option(metavar="FOLDER", help="The model that it is for, or its tokenizer.")],
+    model: Annotated[
+        str, typer.Option(metavar="FOLDER", help="The model that it is for, or its tokenizer; or hf://<owner>/<name>.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="Of an hf:// dataset: branch, tag or commit.")] = None,
     format_: Annotated[
         str, typer.Option("--format", metavar=" | ".join(get_args(RowFormat)), help="How its rows are written.")
     ] = "auto",
@@ -135,15 +143,18 @@ def inspect_file(
     overlong: Annotated[
         str, typer.Option(metavar=" | ".join(get_args(Overlong)), help="What happens to a longer one.")
     ] = "truncate",
+    bad_line_budget: Annotated[int, typer.Option(min=0, help="Rows that may be skipped because they are bad.")] = 0,
     samples: Annotated[int, typer.Option(min=0, help="How many to show, from the first on.")] = 3,
 ) -> None:
     """Tell what a file becomes, without training: counts, and samples with what is trained of them."""
     _require_trainer()
     try:
         task = InspectionTask(
-            file=str(file),
-            model=str(model),
+            file=file,
+            revision=revision,
+            model=model,
             format=format_,
+            bad_line_budget=bad_line_budget,
             chat_template=chat_template,
             max_length=max_length,
             overlong=overlong,
@@ -151,6 +162,10 @@ def inspect_file(
         )
     except ValidationError as error:
         raise SpecError(problems_of(error, InspectionTask)) from None
+    try:
+        _ = task.hub_dataset, task.hub_model
+    except ValidationError as error:
+        raise SpecError(problems_of(error, DatasetSpec)) from None
     inspect_data(task, Console())
 
 
@@ -158,13 +173,13 @@ def inspect_file(
 def plot(
     work_dir: Annotated[Path, typer.Argument(metavar="WORK_DIR", help="The folder of a run.")],
 ) -> None:
-    """Draw the loss curve of a run, also while it trains."""
+    """Draw the loss of a run, in training and in evaluation, and its learning rate; also while it trains."""
     folder = WorkFolder(work_dir)
     job = folder.job()
-    rows = read_metrics(folder.storage())
-    if not rows:
+    metrics = read_metrics(folder.storage())
+    if not metrics.rows:
         raise Refusal(f"{work_dir}: no step was trained yet; wait for the first one")
-    plot_loss(rows, folder.loss_curve, title=job.metadata.name)
+    plot_metrics(metrics, folder.loss_curve, title=job.metadata.name)
     typer.echo(folder.loss_curve)
 
 

@@ -1,13 +1,16 @@
 """`sft train --dry-run`: what each rank will hold, by the trainer's estimate. Started as a process of its own."""
 
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+
+from sft_cli.ask_trainer import ask_trainer
+from sft_cli.refusal import Refusal
 from sft_operator.local.claims import Claims
 from sftjob.memory import MemoryEstimate, MemoryTask
+from sftjob.names import HUB
 from sftjob.spec import SFTJobSpec
 
 
@@ -20,21 +23,19 @@ def memory_lines(spec: SFTJobSpec, claims: Claims) -> Iterator[str]:
     folder = claims.path_of(uri) if uri and uri.startswith(("file://", "pvc://")) else None
     if folder and not Path(folder).is_dir():
         folder = None
-    if folder is None and spec.model.preset is None:
+    if folder is None and spec.model.preset is None and not (uri and uri.startswith(HUB)):
         yield f"memory: not told, for {uri} is not on this machine"
         return
     if importlib.util.find_spec("torch") is None:
         yield "memory: not told, for the trainer is not installed; pip install 'sftjob[trainer]'"
         return
-    # -P: see inspect_data.
     task = MemoryTask(spec=spec, folder=folder).to_json()
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "sft_trainer.estimate_memory", task], capture_output=True, text=True
-    )
-    if done.returncode:
-        yield f"memory: not told, for this job would fail: {' '.join(done.stderr.split())}"
+    try:
+        # What is printed is a job's file.
+        estimate = MemoryEstimate.from_json(ask_trainer("estimate_memory", task, console=Console(stderr=True)))
+    except Refusal as refusal:
+        yield f"memory: not told, for this job would fail: {' '.join(str(refusal).split())}"
         return
-    estimate = MemoryEstimate.from_json(done.stdout)
     yield (
         f"memory of each rank, {estimate.precision} activations, a pack of {estimate.pack_tokens} tokens; the "
         "allocator's overhead comes on top:"

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from sft_cli.display import Display
 from sft_cli.metrics import read_metrics
-from sft_cli.plot import plot_loss
-from sft_cli.sentences import trained_time
+from sft_cli.plot import plot_metrics
+from sft_cli.sentences import arithmetic, exported_in_words, trained_time
 from sft_cli.work_folder import WorkFolder
 from sft_operator.lifecycle.reconcile import reconcile
 from sft_operator.local.backend import LocalBackend
@@ -31,6 +31,7 @@ async def run_job(folder: WorkFolder, console: Console, *, again: str) -> int:
     backend, claims, key = LocalBackend(folder.path), folder.claims(), folder.key
     job = folder.job()
     with Display(console, known=job.status) as display, _stop_signals() as stop:
+        display.say(arithmetic(job.spec))
         for attempt in (await backend.observe(job)).live():
             display.say(f"attempt {attempt.number} is still at work: going on with it")
         while True:
@@ -66,17 +67,21 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
 
     job, claims = folder.job(), folder.claims()
     status, last = job.status, job.status.attempts.history[0]
-    rows = read_metrics(folder.storage())
+    metrics = read_metrics(folder.storage())
+    rows = metrics.rows
     if rows:
-        plot_loss(rows, folder.loss_curve, title=job.metadata.name)
+        plot_metrics(metrics, folder.loss_curve, title=job.metadata.name)
     if status.data is not None:
         for index, line in enumerate(status.data.in_words()):
             say(line if index else f"{status.data.title}: {line}")
     if status.phase is Phase.SUCCEEDED:
         final_loss = f", final loss {rows[-1].loss:.3f}" if rows else ""
-        say(f"{job.metadata.name} succeeded: {trained_time(status)}{final_loss}")
+        best = f", lowest evaluation loss {metrics.best.loss:.3f}" if metrics.best else ""
+        say(f"{job.metadata.name} succeeded: {trained_time(status)}{final_loss}{best}")
+        steps = {artifact.uri: artifact.step for artifact in status.artifacts}
         for output in job.spec.outputs:
-            say(f"model: {output.uri if output.uri.startswith(S3) else claims.path_of(output.uri)}")
+            step = exported_in_words(steps.get(output.uri), last_step=last.last_step)
+            say(f"model: {output.uri if output.uri.startswith(S3) else claims.path_of(output.uri)}{step}")
     else:
         failed = next(condition for condition in status.conditions if condition.type == "Failed")
         say(f"{job.metadata.name} failed: {failed.reason}: {failed.message}")

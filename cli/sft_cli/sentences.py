@@ -48,18 +48,41 @@ def stage_in_words(stage: Stage) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", " ", stage.value).lower()
 
 
-def training_figures(progress: Progress) -> str:
+def training_figures(progress: Progress) -> list[str]:
+    """Of the last step and evaluation, the most wanted first."""
+    evaluated = ""
+    if progress.eval_loss is not None and progress.best_eval_loss is not None:
+        is_best = progress.eval_loss == progress.best_eval_loss
+        lowest = "" if is_best else f" (lowest {progress.best_eval_loss:.3f}, step {progress.best_step})"
+        evaluated = f"evaluation loss {progress.eval_loss:.3f}{lowest}"
     figures = [
-        f"step {progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}",
-        f"loss {progress.loss:.3f}" if progress.loss is not None else None,
-        f"evaluation loss {progress.eval_loss:.3f}" if progress.eval_loss is not None else None,
-        f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second is not None else None,
-        f"MFU {progress.mfu:.0%}" if progress.mfu is not None else None,
-        f"packs in parts of {progress.micro_batch_tokens} tokens" if progress.micro_batch_tokens is not None else None,
-        f"{duration_in_words(progress.eta_seconds)} left" if progress.eta_seconds is not None else None,
-        f"saved step {progress.saved_step}" if progress.saved_step is not None else None,
+        f"loss {progress.loss:.3f}" if progress.loss is not None else "",
+        evaluated,
+        f"lr {progress.learning_rate:.2e}" if progress.learning_rate is not None else "",
+        f"grad norm {progress.grad_norm:.3g}" if progress.grad_norm is not None else "",
+        f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second is not None else "",
+        f"MFU {progress.mfu:.0%}" if progress.mfu is not None else "",
+        f"data wait {progress.data_wait:.0%}" if progress.data_wait is not None else "",
+        f"packs in parts of {progress.micro_batch_tokens} tokens" if progress.micro_batch_tokens is not None else "",
+        f"memory {progress.memory_bytes / 1e9:.1f} GB" if progress.memory_bytes is not None else "",
+        f"{_counted(progress.skipped_steps, 'step')} skipped" if progress.skipped_steps else "",
+        f"saved step {progress.saved_step}" if progress.saved_step is not None else "",
     ]
-    return ", ".join(figure for figure in figures if figure)
+    return [figure for figure in figures if figure]
+
+
+def how_far(progress: Progress) -> str:
+    """`step 420/1000`"""
+    return f"step {progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"
+
+
+def time_left(progress: Progress) -> str:
+    return f"{duration_in_words(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
+
+
+def exported_in_words(step: int | None, *, last_step: int | None) -> str:
+    """Of an artifact; empty where there is nothing to say."""
+    return f" (step {step} of {last_step}: the lowest evaluation loss)" if step != last_step and step else ""
 
 
 def end_of_attempt(record: AttemptRecord) -> str:

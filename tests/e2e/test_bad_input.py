@@ -63,6 +63,10 @@ def wrong_fields(run: LocalRun, _: Path) -> None:
     run.manifest["spec"]["training"] = {"totalStep": -1, "optimizer": {"learningRate": 1}}
 
 
+def tracker_not_installed(run: LocalRun, _: Path) -> None:
+    run.manifest["spec"]["training"] = {"totalStep": 1, "globalBatchSize": 4, "reportTo": ["wandb"]}
+
+
 def write_chats(run: LocalRun, text: str) -> None:
     run.folder.mkdir(exist_ok=True)
     path = run.folder / "bad.jsonl"
@@ -79,6 +83,7 @@ CASES: list[tuple[Callable[[LocalRun, Path], None], int, list[str]]] = [
     (truncated_weights, 66, ["model.safetensors", "copy the model again"]),
     (leaking_architecture, 64, ["bloom can't be trained here", "a change in one document of a pack", "another model"]),
     (too_many_processes, 64, ["spec.compute.processesPerNode", "64"]),
+    (tracker_not_installed, 64, ["spec.training.reportTo: wandb needs the Python package wandb", "pip install wandb"]),
     (wrong_fields, 64, ["spec.training.totalStep: -1", "spec.training.optimizer.learningRate: unknown field"]),
 ]
 

@@ -1,5 +1,6 @@
 """The memory table of `sft train --dry-run`, with the trainer that it starts, against tensors that are really there."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,15 @@ import yaml
 
 from sft_trainer.train.optimizer import build_optimizer
 from sftjob.options import AdamWConfig
+from tests.hub_server import HubServer, files_of
 from tests.sft_trainer.model import tiny_models as tiny
 
 
-def dry_run(folder: Path, *options: str) -> list[str]:
-    arguments = ["train", "--model", "model", "--data", "x.jsonl", "--output", "out", "--dry-run", *options]
+def dry_run(folder: Path, *options: str, model: str = "model", **environment: str) -> list[str]:
+    arguments = ["train", "--model", model, "--data", "x.jsonl", "--output", "out", "--dry-run", *options]
     command = [sys.executable, "-c", "from sft_cli.main import app; app()", *arguments]
-    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    environment = os.environ | environment
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment)
     assert (said.returncode, said.stderr) == (0, "")
     assert yaml.safe_load(said.stdout)["kind"] == "SFTJob"
     return said.stdout.splitlines()
@@ -45,4 +48,18 @@ def test_a_model_that_a_job_would_refuse_is_told_and_the_job_is_printed_all_the_
     assert dry_run(tmp_path)[-1] == (
         f"# memory: not told, for this job would fail: {tmp_path}/model/config.json: missing; "
         "name a Hugging Face model folder, which has one"
+    )
+
+
+def test_of_a_model_on_a_hub_the_configuration_is_asked_for_and_no_weights(tmp_path: Path) -> None:
+    published = Path(tiny.save_random_model(tmp_path / "published", "llama", vocab_size=4001, hidden_size=256))
+    home = {"HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with HubServer() as hub:
+        hub.model("tiny/llama").commit(files_of(published))
+        lines = dry_run(tmp_path, model="hf://tiny/llama", HF_ENDPOINT=hub.url, **home)
+        assert not any("safetensors" in path for path in hub.files_asked())
+        missing = dry_run(tmp_path, model="hf://tiny/lama", HF_ENDPOINT=hub.url, **home)[-1]
+    assert lines[-6:] == dry_run(tmp_path, model=str(published))[-6:]
+    assert missing.startswith(
+        "# memory: not told, for this job would fail: model.uri: hf://tiny/lama is not found at http"
     )

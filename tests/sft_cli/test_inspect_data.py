@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,20 @@ from rich.console import Console
 from sft_cli import inspect_data
 from sftjob.inspection import Inspection, InspectionTask, Piece
 from sftjob.receipt import DataReceipt
+from tests.hub_server import HubServer, files_of
 from tests.sft_trainer.train.small_run import save_tokenizer
 
 
 def inspect(folder: Path, rows: list[str], *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "rows.jsonl").write_text("".join(row + "\n" for row in rows))
     save_tokenizer(folder / "model")
-    arguments = ["data", "inspect", "rows.jsonl", "--model", "model", *options]
+    return sft(folder, "data", "inspect", "rows.jsonl", "--model", "model", *options)
+
+
+def sft(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from sft_cli.main import app; app()", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    environment = os.environ | environment
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment)
 
 
 def test_counts_and_samples_are_shown_with_what_is_trained(tmp_path: Path) -> None:
@@ -40,7 +46,7 @@ def test_on_a_terminal_colour_tells_what_is_trained(monkeypatch) -> None:
     receipt = DataReceipt(samples=1, tokens=2, trained_tokens=1, packs=1)
     pieces = [Piece(text="asked ", is_trained=False), Piece(text="answered", is_trained=True)]
     found = Inspection(format="text", receipt=receipt, samples=[pieces]).to_json()
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, found, ""))
+    monkeypatch.setattr(inspect_data, "ask_trainer", lambda *_, **__: found)
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", _environ={})
     task = InspectionTask(file="d", model="m", max_length=8, overlong="drop", samples=1)
     inspect_data.inspect_data(task, console)
@@ -57,3 +63,36 @@ def test_a_wrong_option_is_refused_with_what_may_stand_there(tmp_path: Path) -> 
     said = inspect(tmp_path, ['{"text": "fine"}'], "--format", "csv")
     assert said.returncode == 64
     assert said.stderr.startswith("format: 'csv' is not allowed; use 'auto', 'messages', 'sharegpt'")
+
+
+def test_bad_rows_within_the_budget_are_skipped_and_told(tmp_path: Path) -> None:
+    said = inspect(tmp_path, ['{"text": "fine"}', '{"text": 7}'], "--bad-line-budget", "1", "--samples", "0")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.splitlines() == [
+        "text: 1 samples, 6 tokens, 6 of them trained; 0 truncated, 0 dropped, 1 bad rows skipped; 1 packs",
+        "  skipped rows.jsonl:2: text: is a number; write a string",
+    ]
+
+
+def test_data_and_model_of_a_hub_are_downloaded_once_without_weights(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        weights = {"model.safetensors": b"no need"}
+        hub.model("tiny/llama").commit(files_of(save_tokenizer(tmp_path / "published")) | weights)
+        hub.dataset("tiny/chats").commit({"data/train.jsonl": b'{"text": "first"}\n'}, ref="v1")
+        hub.dataset("tiny/chats").commit({"data/train.jsonl": b'{"text": "second"}\n'})
+        home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        command = ("data", "inspect", "hf://datasets/tiny/chats/data/train.jsonl", "--model", "hf://tiny/llama")
+        for revision, text in ((), "second"), (("--revision", "v1"), "first"), ((), "second"):
+            said = sft(tmp_path, *command, *revision, **home)
+            assert (said.returncode, said.stderr) == (0, "")
+            assert f"⟦{text}" in said.stdout
+        asked = hub.files_asked()
+        assert (asked.count("data/train.jsonl"), asked.count("tokenizer.json")) == (2, 1)
+        assert "model.safetensors" not in asked
+
+        missing = sft(tmp_path, *command[:2], "hf://datasets/tiny/chat/x.jsonl", *command[3:], **home)
+        assert missing.returncode == 65
+        assert missing.stderr.startswith("dataset.uri: hf://datasets/tiny/chat/x.jsonl is not found at http://127")
+    wrong = sft(tmp_path, "data", "inspect", "hf://tiny/chats", "--model", "model")
+    assert (wrong.returncode, wrong.stdout) == (64, "")
+    assert wrong.stderr.startswith("uri: 'hf://tiny/chats' has the wrong form; use hf://datasets/<owner>/<name>/<path>")

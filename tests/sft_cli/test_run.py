@@ -10,7 +10,10 @@ from sft_user import User
 def test_a_run_ends_with_the_models_folder(user: User) -> None:
     run = user.sft("run", "job.yaml")
     assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.splitlines()[0] == "attempt 1: starting the launcher"
+    assert run.stdout.splitlines()[:2] == [
+        "1 rank = 1 node x 1 process; global batch 1 pack = 1 rank x 1 accumulation step of 1 pack",
+        "attempt 1: starting the launcher",
+    ]
     data, succeeded, model, curve = run.stdout.splitlines()[-4:]
     assert data == "data: 3 samples, 30 tokens, 20 of them trained; 0 truncated, 0 dropped; 2 packs"
     assert succeeded.startswith("tiny succeeded: ")
@@ -131,7 +134,7 @@ def test_a_killed_run_leaves_its_attempt_at_work_and_the_next_run_adopts_it(user
     os.kill(launcher, 0)
     again = user.sft("run", "job.yaml")
     assert again.returncode == 0
-    assert again.stdout.splitlines()[0] == "attempt 1 is still at work: going on with it"
+    assert again.stdout.splitlines()[1] == "attempt 1 is still at work: going on with it"
     assert user.launcher_pid() == launcher
     assert [folder.name for folder in (user.work_folder / "attempts").iterdir()] == ["1"]
 

@@ -54,6 +54,10 @@ def test_flags_win_over_the_file(user: User) -> None:
     manifest = parse_manifest(yaml.safe_load(dry.stdout))
     assert (manifest.metadata.name, manifest.spec.training.total_step, manifest.spec.training.seed) == ("tiny", 5, 8)
     assert manifest.spec.output[0].uri == "pvc://models/tuned"
+    assert manifest.spec.training.report_to == ["tensorboard"]
+    for given, report_to in (("wandb,trackio", ["wandb", "trackio"]), ("", [])):
+        dry = user.sft("train", "job.yaml", "--report-to", given, "--dry-run")
+        assert parse_manifest(yaml.safe_load(dry.stdout)).spec.training.report_to == report_to
 
 
 def test_an_output_may_be_a_uri_and_keeps_the_form_that_the_file_wants(user: User) -> None:

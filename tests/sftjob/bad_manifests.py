@@ -52,8 +52,9 @@ GOOD: dict[str, Any] = {
                         "sampleRatio": 0.25,
                     }
                 ],
-                "everySteps": 20,
+                "everySteps": 5,
                 "patience": 3,
+                "exportBest": True,
             },
         },
         "training": {
@@ -82,6 +83,7 @@ GOOD: dict[str, Any] = {
             "loss": {"mode": "eager", "chunkSize": 8},
             "precision": "fp32",
             "seed": 4294967295,
+            "reportTo": ["trackio", "wandb"],
         },
         "checkpoint": {"storage": "pvc://results/job", "everySteps": 10, "keepLast": 3, "saveMode": "async"},
         "output": [{"uri": "pvc://results/model", "format": "adapter", "dtype": "bf16"}],
@@ -452,6 +454,23 @@ BAD = [
         server="should be less than or equal to 0.5",
     ),
     Bad(
+        "spec.checkpoint.everySteps",
+        "missing, so only the last step would be saved, and data.evaluation.exportBest has nothing to choose from; "
+        "name the steps from one checkpoint to the next, or remove exportBest",
+        evaluation(fraction=0.1, exportBest=True),
+    ),
+    Bad(
+        "spec.checkpoint.everySteps",
+        "150 is not a multiple of the 100 steps of data.evaluation.everySteps, so data.evaluation.exportBest would "
+        "know no loss of some checkpoints; use a multiple",
+        evaluation(fraction=0.1, exportBest=True) | {"checkpoint": {"everySteps": 150}},
+    ),
+    Bad(
+        "spec.data.evaluation.fraction",
+        "missing, as is datasets; hold out a fraction of the training data, or name datasets",
+        evaluation(exportBest=True) | {"checkpoint": {"everySteps": 100}},
+    ),
+    Bad(
         "spec.data.evaluation.datasets[0].name",
         f"'Chats' has the wrong form; {LABEL}",
         evaluation(datasets=dataset(name="Chats")["data"]["datasets"]),
@@ -462,6 +481,12 @@ BAD = [
         evaluation(datasets=dataset(uri="/chats.jsonl")["data"]["datasets"]),
     ),
     # Training
+    Bad(
+        "spec.training.reportTo[0]",
+        "'mlflow' is not allowed; use 'tensorboard', 'wandb' or 'trackio'",
+        {"training": {"reportTo": ["mlflow"]}},
+        server='Unsupported value: "mlflow": supported values: "tensorboard", "wandb", "trackio"',
+    ),
     Bad(
         "spec.training.totalEpoch",
         "0 is not allowed; use a value greater than or equal to 1",

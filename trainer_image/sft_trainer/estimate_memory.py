@@ -1,14 +1,17 @@
 """What a job's ranks will hold, without running it: `python -m sft_trainer.estimate_memory TASK`.
 
-In: a `MemoryTask` as the only argument. Out: a `MemoryEstimate` on stdout, or on stderr why the model can't be trained,
-with the exit code that a job would have. Called by `sft train --dry-run`. Reads the model's configuration, no weights.
+In: a `MemoryTask` as the only argument. Out: a `MemoryEstimate` as the last line of stdout, those before it tell what
+is downloaded; or on stderr why the model can't be trained, with the exit code that a job would have. Called by
+`sft train --dry-run`. Reads the model's configuration, no weights.
 """
 
 import sys
+from functools import partial
 
 import torch
 
 from sft_trainer.from_plan import model_config
+from sft_trainer.hub.cached import cached
 from sft_trainer.model.build import chosen_precision, model_on_meta
 from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure, exit_code
@@ -22,12 +25,15 @@ def estimate(task: MemoryTask) -> MemoryEstimate:
     precision = training.precision
     if precision == "auto" and any(name.endswith("/gpu") for name in spec.compute.resources.limits):
         precision = "bf16"
+    folder = task.folder
+    if folder is None and spec.model.preset is None:
+        folder = cached("model", spec.model.load_from, on_detail=partial(print, flush=True))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = chosen_precision(precision, device)
     return estimate_memory(
         model_on_meta(
-            model_config(spec.model, folder=task.folder),
-            load_from=task.folder,
+            model_config(spec.model, folder=folder),
+            load_from=folder,
             precision=chosen,
             lora_cfg=training.lora,
         ),

@@ -7,7 +7,7 @@ from sft_trainer.datasets import OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, EvaluationConfig
 from sft_trainer.downloads.sources import local_path, source_of
 from sft_trainer.model import FolderConfig, ModelConfig, get_model_config_from_hf
-from sft_trainer.run import Export, RunOptions, RunPlace
+from sft_trainer.run import Export, RunOptions, RunPlace, Tracking
 from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
 from sftjob.plan import LaunchPlan
@@ -57,6 +57,7 @@ def run_options(plan: LaunchPlan) -> RunOptions:
                 dataset_config_list=entries(data.evaluation.datasets) if data.evaluation.datasets else None,
                 every_steps=data.evaluation.every_steps,
                 patience=data.evaluation.patience,
+                export_best=data.evaluation.export_best,
             ),
             pack_level=data.packing.level,
             pack_max_length=data.packing.max_length,
@@ -90,4 +91,10 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
         shortages=plan.shortages,
         grace_seconds=plan.spec.run_policy.termination_grace_period_seconds,
         scratch=scratch,
+        tracking=Tracking(
+            # A script's Trainer says it itself.
+            report_to=plan.spec.training.report_to if plan.spec.training else [],
+            run_id=plan.job.uid,
+            run_name=plan.job.name,
+        ),
     )

@@ -16,6 +16,7 @@ from sft_trainer.launcher.resources import available_cpus
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.report import Report, write_report
 from sft_trainer.task import RankTask
+from sft_trainer.tracking.usable import refuse_unusable_trackers
 from sftjob import names
 from sftjob.failure import JobFailure, Reason, exit_code
 from sftjob.plan import LaunchPlan
@@ -28,6 +29,7 @@ _MOST_WORKERS = 16
 def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
     """Raises JobFailure for whatever a user has to mend before a rank can start."""
     _refuse_too_many_processes(plan)
+    refuse_unusable_trackers(plan.spec.training.report_to, field="spec.training.reportTo")
     options = run_options(plan)
     workers = min(_MOST_WORKERS, max(1, int(available_cpus())))
     data = prepare_data(

@@ -1,5 +1,6 @@
 """What a run is, and where: filled by the launcher's rank from the plan, or by `Trainer` from its arguments."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sftjob.options import (
     OutputFormat,
     Precision,
     SaveMode,
+    Tracker,
 )
 
 
@@ -83,6 +85,23 @@ class RunOptions:
             }
         )
 
+    def to_json_dict(self) -> dict[str, Any]:
+        """What a tracker tells of them."""
+        return {
+            "model": self.base_repository or self.load_from or "from scratch",
+            "optimizer": self.optim_cfg.to_json_dict(),
+            "lrSchedule": self.lr_cfg.to_json_dict(),
+            "loss": self.loss_cfg.to_json_dict(),
+            "fsdp": self.fsdp_cfg.to_json_dict(),
+            "lora": self.lora_cfg and self.lora_cfg.to_json_dict(),
+            "globalBatchSize": self.global_batch_size,
+            "packLength": self.dataloader_cfg.pack_max_length,
+            "totalEpoch": self.total_epoch,
+            "totalStep": self.total_step,
+            "precision": self.precision,
+            "seed": self.seed,
+        }
+
     def _optimizer(self) -> dict[str, Any]:
         """Without what is newer than some runs and changes nothing in them: those must go on."""
         config = self.optim_cfg.to_json_dict()
@@ -98,6 +117,16 @@ class Export:
     folder: Path
     format: OutputFormat
     dtype: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Which trackers get a run's curves, and what the run is called there."""
+
+    report_to: Sequence[Tracker]
+    run_id: str
+    """The same in every attempt, and of no other run."""
+    run_name: str
 
 
 @dataclass(frozen=True)
@@ -119,6 +148,7 @@ class RunPlace:
     """From SIGTERM until the process is killed."""
     scratch: Path | None
     """The launcher's, for progress; None without one."""
+    tracking: Tracking
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from sft_trainer.datasets.config import (
     DataloaderConfig,
@@ -17,14 +17,14 @@ from sft_trainer.datasets.config import (
 )
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.model import Qwen3Dense0P6BConfig
-from sft_trainer.run import Export, RunOptions, RunPlace, RunState
+from sft_trainer.run import Export, RunOptions, RunPlace, RunState, Tracking
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.loop import train
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.manifest import CheckpointManifest
-from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig, LRConfig, Tracker
 from tests.sft_trainer.datasets.chats import LLAMA3_TOKENS, pair, trl_template, write_chats
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), mesh=None)
@@ -54,6 +54,17 @@ def save_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def save_base(folder: Path) -> Path:
+    """A model of the run's own shape, to adapt."""
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=40960, rope_theta=1e6, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 @dataclass
 class SmallRun:
     folder: Path
@@ -76,6 +87,7 @@ class SmallRun:
     lora: LoRAConfig | None = None
     scratch: Path | None = None
     shortages: int = 0
+    report_to: tuple[Tracker, ...] = ()
     attempts: int = field(default=0)
 
     @property
@@ -112,6 +124,7 @@ class SmallRun:
             shortages=self.shortages,
             grace_seconds=self.grace_seconds,
             scratch=self.scratch,
+            tracking=Tracking(self.report_to, run_id="0123456789abcdef", run_name="small"),
         )
         self.state = RunState()
         train(options, place, data, world=world, stop=StopSignal(), state=self.state)

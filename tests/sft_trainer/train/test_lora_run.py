@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from small_run import VOCAB_SIZE, SmallRun
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from small_run import SmallRun, save_base
+from transformers import AutoModelForCausalLM
 
 from sft_trainer.model import get_model_config_from_hf
 from sft_trainer.train import Trainer, loop
@@ -21,13 +21,7 @@ LORA = LoRAConfig(rank=4, alpha=16, dropout=0.3, modules_to_save=["model.norm"])
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    torch.manual_seed(1)
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=40960, rope_theta=1e6, tie_word_embeddings=True,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+    return save_base(tmp_path / "base")
 
 
 def test_a_stopped_run_goes_on_bit_equal_from_a_checkpoint_of_adapters_alone(

@@ -94,7 +94,7 @@ def sources_of(plan: LaunchPlan) -> list[Source]:
     for name, (field, spec) in _named(plan).items():
         folder = Path(plan.storage) / names.CACHE / names.DOWNLOADS / name
         if spec.uri.startswith(names.HUB):
-            found.setdefault(_identity(spec), _hub_source(field, spec, folder=folder))
+            found.setdefault(_identity(spec), hub_source(field, spec, folder=folder))
         elif spec.uri.startswith(names.S3):
             found.setdefault(_identity(spec), _bucket_source(field, spec, folder=folder))
     return list(found.values())
@@ -133,7 +133,8 @@ def _named(plan: LaunchPlan) -> dict[str, tuple[str, UriSource | DatasetSpec]]:
     return named | {f"data-{index}": item for index, item in enumerate(data.sources.items() if data else ())}
 
 
-def _hub_source(field: str, spec: UriSource | DatasetSpec, *, folder: Path) -> HubSource:
+def hub_source(field: str, spec: UriSource | DatasetSpec, *, folder: Path) -> HubSource:
+    """One that begins with hf://. With its weights where `field` is the model that a job trains."""
     is_data = spec.uri.startswith(_DATASETS)
     owner, name, *path = spec.uri.removeprefix(_DATASETS if is_data else names.HUB).rstrip("/").split("/")
     return HubSource(

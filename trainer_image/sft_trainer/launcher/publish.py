@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft_trainer.report import Report
-from sft_trainer.storage.checkpoints import find_newest
+from sft_trainer.storage.checkpoints import exported_checkpoint, find_newest
 from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import hash_tree
@@ -36,8 +36,11 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
         return None
     if final is not None and final.step != final.total_steps:
         return None
+    exported = final and exported_checkpoint(Path(plan.storage), final)
+    if final is not None and exported is None:
+        return None
     for uri, export in exports.items():
-        if export.checkpoint_digest != (final and final.digest()) or not output_at(plan, uri).holds(export):
+        if export.checkpoint_digest != (exported and exported.digest()) or not output_at(plan, uri).holds(export):
             return None
     artifacts = [_artifact(plan, uri, export) for uri, export in exports.items()]
     if final is None:
@@ -63,16 +66,17 @@ def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
                 f"train with a Trainer of sft_trainer, write into the folder that {names.OUTPUT_VARIABLE} names (of "
                 "the first output), or leave the output out",
             )
-    return [_publish(plan, fence, uri=output.uri, final=final) for output in plan.spec.outputs]
+    exported = final and exported_checkpoint(Path(plan.storage), final)
+    return [_publish(plan, fence, uri=output.uri, exported=exported) for output in plan.spec.outputs]
 
 
-def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, final: CheckpointManifest | None) -> Artifact:
+def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, exported: CheckpointManifest | None) -> Artifact:
     place, temporary = output_at(plan, uri), export_folder(plan, uri, attempt=plan.attempt)
     manifest = ExportManifest(
         owner_uid=plan.job.uid,
         attempt=plan.attempt,
-        step=final and final.step,
-        checkpoint_digest=final and final.digest(),
+        step=exported and exported.step,
+        checkpoint_digest=exported and exported.digest(),
         files=hash_tree(temporary, leave_out=names.EXPORT_MANIFEST),
     )
     fence.check()
@@ -97,5 +101,6 @@ def _artifact(plan: LaunchPlan, uri: str, manifest: ExportManifest) -> Artifact:
         uri=uri,
         format=output.format,
         digest=manifest.digest(),
+        step=manifest.step,
         bytes=sum(entry.bytes for entry in manifest.files),
     )

@@ -23,6 +23,8 @@ _GAUGES = {
     "best_eval_loss": "The lowest evaluation loss so far",
     "tokens_per_second": "Tokens trained on per second, over all ranks",
     "mfu": "Share of the devices' dense bf16 limit that the last step reached",
+    "data_wait": "Share of the last step that waited for its data",
+    "memory_bytes": "The most that rank 0 has held so far",
     "eta_seconds": "Estimated seconds until training ends",
     "saved_step": "Newest published checkpoint",
     "attempt": "Number of the attempt",

@@ -30,20 +30,30 @@ class Found:
 def find_newest(storage: Path) -> Found:
     corrupt: dict[int, str] = {}
     for step in sorted(_steps(storage), reverse=True):
-        folder = storage / names.checkpoint_folder(step)
-        try:
-            manifest = CheckpointManifest.from_json((folder / names.MANIFEST).read_text())
-        except FileNotFoundError:
-            corrupt[step] = f"{names.MANIFEST} is missing"
-            continue
-        except ValidationError:
-            corrupt[step] = f"{names.MANIFEST} can't be read"
-            continue
-        difference = first_difference(folder, manifest.files)
-        if difference is None:
+        manifest, fault = _read(storage, step)
+        if manifest and not (fault := first_difference(storage / names.checkpoint_folder(step), manifest.files)):
             return Found(manifest, corrupt)
-        corrupt[step] = difference
+        corrupt[step] = fault
     return Found(None, corrupt)
+
+
+def find_best(storage: Path) -> CheckpointManifest | None:
+    """Of those that verify, the one with the lowest evaluation loss at its very step."""
+    for step in _best_first(_manifests(storage)):
+        manifest = read_manifest(storage, step)
+        if manifest and not first_difference(storage / names.checkpoint_folder(step), manifest.files):
+            return manifest
+    return None
+
+
+def exported_checkpoint(storage: Path, final: CheckpointManifest) -> CheckpointManifest | None:
+    """That of the exported weights, as the manifest of a run's last checkpoint tells it; None where it is gone."""
+    return final if final.exported_step is None else read_manifest(storage, final.exported_step)
+
+
+def read_manifest(storage: Path, step: int) -> CheckpointManifest | None:
+    """Of a published checkpoint, unverified; None where it can't be read."""
+    return _read(storage, step)[0]
 
 
 def newest_step(storage: Path) -> int | None:
@@ -120,25 +130,32 @@ def retain(fence: Fence, *, keep_last: int) -> None:
 
 def _superfluous(manifests: Mapping[int, CheckpointManifest | None], *, keep_last: int) -> list[int]:
     """Of the checkpoints there are, by step; one without a manifest that can be read is no good to anyone."""
+    best = _best_first(manifests)[:1]
+    return [step for step in sorted(manifests, reverse=True)[keep_last:] if step not in best]
+
+
+def _best_first(manifests: Mapping[int, CheckpointManifest | None]) -> list[int]:
+    """Those with an evaluation of their very step: by its loss, the lowest first, the earliest of equals."""
     losses = {
         step: manifest.evaluation.loss
         for step, manifest in sorted(manifests.items())
         if manifest and manifest.evaluation and manifest.evaluation.step == step
     }
-    # With the lowest evaluation loss at its very step: the earliest of equals.
-    best = min(losses, key=lambda step: losses[step], default=None)
-    return [step for step in sorted(manifests, reverse=True)[keep_last:] if step != best]
+    return sorted(losses, key=lambda step: losses[step])
 
 
 def _manifests(storage: Path) -> dict[int, CheckpointManifest | None]:
-    found: dict[int, CheckpointManifest | None] = {}
-    for step in _steps(storage):
-        try:
-            text = (storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()
-            found[step] = CheckpointManifest.from_json(text)
-        except (FileNotFoundError, ValidationError):
-            found[step] = None
-    return found
+    return {step: read_manifest(storage, step) for step in _steps(storage)}
+
+
+def _read(storage: Path, step: int) -> tuple[CheckpointManifest | None, str]:
+    """The manifest of a published checkpoint, or what is wrong with it."""
+    try:
+        return CheckpointManifest.from_json((storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()), ""
+    except FileNotFoundError:
+        return None, f"{names.MANIFEST} is missing"
+    except ValidationError:
+        return None, f"{names.MANIFEST} can't be read"
 
 
 def _steps(storage: Path) -> list[int]:

@@ -9,32 +9,44 @@ from pathlib import Path
 
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
-from sft_trainer.run import RunOptions, RunState
+from sft_trainer.run import RunOptions
 from sftjob import __version__
+from sftjob.manifest import CheckpointManifest
 
 FILE = "README.md"
 
 
 def write_card(
-    folder: Path, *, options: RunOptions, data: PreparedData, stream: BatchStream, state: RunState, library: str
+    folder: Path,
+    *,
+    options: RunOptions,
+    data: PreparedData,
+    stream: BatchStream,
+    checkpoint: CheckpointManifest,
+    total_steps: int,
+    library: str,
 ) -> None:
-    """`library` is the one that loads the folder. A card that is there already is left as it is."""
+    """`checkpoint` is the exported one; `library` the one that loads the folder. A card that is there already stays."""
     if (folder / FILE).exists():
         return
     # A cache's digest covers the file, the tokenizer, the template and the length.
     names = [entry.dataset.name for entry in options.dataloader_cfg.dataset_config_list]
     rows = [
         *((f"Data `{name}`", f"`{cache.meta.key.digest()}`") for name, cache in zip(names, data.caches, strict=True)),
-        ("Steps", f"{state.last_step:,}"),
-        ("Tokens", f"{sum(stream.tokens(step) for step in range(1, state.last_step + 1)):,}"),
+        ("Steps", steps_in_words(checkpoint.step, total_steps=total_steps)),
+        ("Tokens", f"{sum(stream.tokens(step) for step in range(1, checkpoint.step + 1)):,}"),
     ]
-    if state.loss is not None:
-        rows.append(("Loss of the last step", f"{state.loss:.4f}"))
-    if state.evaluation is not None:
-        rows.append(("Evaluation loss", f"{state.evaluation.loss:.4f}"))
+    if checkpoint.loss is not None:
+        rows.append(("Loss of the last step", f"{checkpoint.loss:.4f}"))
+    if checkpoint.evaluation is not None:
+        rows.append(("Evaluation loss", f"{checkpoint.evaluation.loss:.4f}"))
     rows.append(("Configuration", f"`{options.digest()}`"))
     base = options.base_repository or (Path(options.load_from).name if options.load_from else None)
     (folder / FILE).write_text(card_text(base=base, library=library, rows=rows), encoding="utf-8")
+
+
+def steps_in_words(step: int, *, total_steps: int) -> str:
+    return f"{step:,}" + (f" of {total_steps:,}: the lowest evaluation loss" if step != total_steps else "")
 
 
 def card_text(*, base: str | None, library: str, rows: Sequence[tuple[str, str]]) -> str:

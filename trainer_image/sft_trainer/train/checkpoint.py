@@ -127,15 +127,32 @@ def load_checkpoint(
         parameter_state["step"].fill_(updates)
 
 
+def load_weights(model: torch.nn.Module, *, world: World, storage: Path, step: int) -> None:
+    """Those of another checkpoint, in place, for an export: with them moments and random state no longer go together.
+
+    Called by all ranks.
+    """
+    reader = FileSystemReader(storage / names.checkpoint_folder(step))
+    # All ranks: each reads the parts of the shards that it holds.
+    dcp.load(_weights(model), storage_reader=reader, no_dist=world.size == 1)
+
+
 def _tensors(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
     """By name, sharing memory with model and optimiser; a tied weight stands once, and a frozen one not at all."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    kept = trained.keys() | dict(model.named_buffers()).keys()
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name in kept}
-    for name, parameter in trained.items():
+    state = _weights(model)
+    for name, parameter in _trained(model).items():
         for moment in MOMENTS:
             state[f"optimizer.{name}.{moment}"] = optimizer.state[parameter][moment]
     return state
+
+
+def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    kept = _trained(model).keys() | dict(model.named_buffers()).keys()
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name in kept}
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def get_random_state(device: torch.device) -> torch.Tensor:

@@ -32,6 +32,10 @@ class Evaluation:
         )
         self._trained_tokens = data.receipt.trained_tokens
 
+    @property
+    def exports_best(self) -> bool:
+        return self._config.export_best
+
     def is_due(self, step: int, *, total_steps: int, record: EvaluationRecord | None) -> bool:
         """After `step`; false where `record` already has it, as in a checkpoint that was saved after its evaluation."""
         if step == 0 or (record and record.step == step):

@@ -6,6 +6,7 @@ script has ended well.
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sft_trainer.report import Report
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.task import RankTask
+from sft_trainer.tracking.usable import refuse_unusable_trackers
 from sft_trainer.train.last_words import leave_report, report_of
 from sft_trainer.train.loop import train
 from sft_trainer.train.own_exports import missing_own_exports, own_export, publish_own_exports
@@ -25,7 +27,7 @@ from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import open_world, this_rank
 from sftjob import names
 from sftjob.failure import ExitCode, JobFailure, Reason
-from sftjob.options import SaveMode
+from sftjob.options import SaveMode, Tracker
 from sftjob.plan import LaunchPlan
 from sftjob.progress import Stage
 
@@ -53,6 +55,7 @@ def fit_launched(
     interval: int | None,
     keep_last: int | None,
     save_mode: SaveMode | None,
+    report_to: Sequence[Tracker],
 ) -> Path:
     """As `Trainer.fit`; `interval`, `keep_last` and `save_mode` are the script's own word, None where it has none.
 
@@ -61,7 +64,9 @@ def fit_launched(
     state, stop = RunState(), None
     said = {"checkpoint_interval": interval, "keep_last": keep_last, "save_mode": save_mode}
     place = _place(launch, options, said=said)
+    place = replace(place, tracking=replace(place.tracking, report_to=report_to))
     try:
+        refuse_unusable_trackers(report_to, field="report_to of the script's Trainer")
         _refuse_adapter_without_lora(launch.plan, options)
         data = _prepare(launch, options)
         # Until here there is nothing to save, and the signal ends the process as it ends any.

@@ -18,10 +18,17 @@ from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.model.probe import probe
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
-from sft_trainer.storage.checkpoints import amend_manifest, find_newest, remove_leftovers, set_aside
+from sft_trainer.storage.checkpoints import (
+    amend_manifest,
+    find_best,
+    find_newest,
+    read_manifest,
+    remove_leftovers,
+    set_aside,
+)
 from sft_trainer.train.accumulate import Accumulation
 from sft_trainer.train.card import write_card
-from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint
+from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint, load_weights
 from sft_trainer.train.evaluation import Evaluation, following
 from sft_trainer.train.flops import count_flops
 from sft_trainer.train.ledger import Ledger, epoch_content
@@ -54,7 +61,20 @@ def train(
 
     Raises Preempted after a SIGTERM to any rank, and JobFailure for all that a user can mend.
     """
+    _refuse_choice_without_checkpoints(options, place)
     _Run(options, place, data, world, stop, state).to_the_end()
+
+
+def _refuse_choice_without_checkpoints(options: RunOptions, place: RunPlace) -> None:
+    """A spec can't ask for it; a script's Trainer can."""
+    evaluation, interval = options.evaluation, place.checkpoint_interval
+    if evaluation and evaluation.export_best and (interval is None or interval % evaluation.every_steps):
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"checkpoint_interval: {interval} is not a multiple of evaluation's every_steps, {evaluation.every_steps}, "
+            "so export_best would have no evaluated checkpoints to choose from; use a multiple, or leave export_best "
+            "out",
+        )
 
 
 class _Run:
@@ -93,6 +113,7 @@ class _Run:
         self.read_at = 0.0
 
     def to_the_end(self) -> None:
+        at_the_end = False
         try:
             self._load()
             if self._evaluate_if_due():
@@ -108,9 +129,10 @@ class _Run:
                 else:
                     self._settle_save(wait_seconds=0)
             self.saver.release()
-            self._export()
+            self._export(self.world.from_first(self._choose_exported))
+            at_the_end = True
         finally:
-            self.teller.close()
+            self.teller.close(at_the_end=at_the_end)
 
     def _load(self) -> None:
         options, world, storage = self.options, self.world, self.place.fence.storage
@@ -219,6 +241,11 @@ class _Run:
         )
         if self.state.evaluation:
             self.teller.evaluated(self.state.evaluation)
+        self.teller.open_trackers(
+            self.place.tracking,
+            resumed_from=self.state.last_step,
+            config=options.to_json_dict() | {"ranks": world.size, "totalSteps": self.total_steps},
+        )
 
     def _choose_checkpoint(self) -> CheckpointManifest | None:
         """On rank 0: the newest checkpoint that verifies, and those that don't out of the way."""
@@ -427,7 +454,22 @@ class _Run:
         self.teller.progress(saved_step=manifest.step)
         return True
 
-    def _export(self) -> None:
+    def _choose_exported(self) -> CheckpointManifest:
+        """On rank 0, when the last checkpoint is published. Where another one is exported, its manifest says so."""
+        fence, last = self.place.fence, self.state.last_step
+        final = read_manifest(fence.storage, last)
+        assert final, "it was published just now, or is the one that was taken up"
+        if self.evaluation is None or not self.evaluation.exports_best:
+            return final
+        best = find_best(fence.storage) or final
+        final = amend_manifest(fence, last, {"exported_step": None if best.step == last else best.step})
+        self.state.final_digest = final.digest()
+        log.info("step %d is exported: its evaluation loss is the lowest of all checkpoints", best.step)
+        return best if best.step != last else final
+
+    def _export(self, chosen: CheckpointManifest) -> None:
+        if chosen.step != self.state.last_step:
+            load_weights(self.model, world=self.world, storage=self.place.fence.storage, step=chosen.step)
         for export in self.place.exports:
             self.teller.progress(stage=Stage.EXPORTING, detail=export.folder.name)
             options, source = self.options, self.options.load_from
@@ -449,6 +491,7 @@ class _Run:
                     options=self.options,
                     data=self.data,
                     stream=self.stream,
-                    state=self.state,
+                    checkpoint=chosen,
+                    total_steps=self.total_steps,
                     library="peft" if export.format == "adapter" else "transformers",
                 )

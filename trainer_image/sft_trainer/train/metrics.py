@@ -24,6 +24,17 @@ class MetricsLog:
         self._file.close()
 
 
+def last_step_before(storage: Path, attempt: int) -> int:
+    """The highest step that an earlier attempt has written down; 0 where none has any."""
+    steps = [0]
+    for number in range(1, attempt):
+        file = names.attempt_folder(storage, number) / names.METRICS
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        # The last one may be torn.
+        steps += [json.loads(line)["step"] for line in lines[-2:] if line.endswith("\n")]
+    return max(steps)
+
+
 def finite_or_none(value: float) -> float | None:
     """JSON has no NaN: a reader of another language would stop at the line."""
     return value if math.isfinite(value) else None

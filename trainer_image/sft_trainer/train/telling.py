@@ -1,17 +1,22 @@
-"""What a run says of itself: log lines, the attempt's metrics file, progress for the launcher. Called by the loop.
+"""What a run says of itself: log lines, the attempt's metrics file, trackers, progress for the launcher.
+
+Called by the loop.
 
 Everything is told by rank 0; the other ranks' calls do nothing. Nothing here changes what is trained.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.progress import ProgressReporter
-from sft_trainer.run import RunPlace
+from sft_trainer.run import RunPlace, Tracking
+from sft_trainer.tracking.run import TrackedRun
+from sft_trainer.tracking.trackers import Trackers
 from sft_trainer.train.flops import ModelFlops, peak_flops, speed_reached
 from sft_trainer.train.memory import peak_memory
-from sft_trainer.train.metrics import MetricsLog, finite_or_none
+from sft_trainer.train.metrics import MetricsLog, finite_or_none, last_step_before
 from sft_trainer.train.queued import QueuedStep
 from sft_trainer.train.world import World
 from sftjob.manifest import EvaluationRecord
@@ -22,14 +27,35 @@ log = logging.getLogger(__name__)
 
 class RunTeller:
     def __init__(self, place: RunPlace, *, world: World, stream: BatchStream, precision: str) -> None:
-        self._world, self._stream = world, stream
+        self._world, self._stream, self._fence = world, stream, place.fence
         self._reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
         self._metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
+        self._trackers: Trackers | None = None
         self._peak = peak_flops(world.device, precision=precision)
         self.flops: ModelFlops | None = None
         """Of the model, once it is built."""
         self.save_stall_seconds = 0.0
         """That training stood for saves since the last step was told."""
+
+    def open_trackers(self, tracking: Tracking, *, resumed_from: int, config: Mapping[str, Any]) -> None:
+        """Once it is known where the run goes on. Only they may fail in silence: the metrics file has all."""
+        if not self._world.is_first:
+            return
+        fence = self._fence
+        run = TrackedRun(
+            id=tracking.run_id,
+            name=tracking.run_name,
+            storage=fence.storage,
+            attempt=fence.attempt,
+            resumed_from=resumed_from,
+            told_before=last_step_before(fence.storage, fence.attempt),
+            config=config,
+        )
+        self._trackers = Trackers(tracking.report_to, run)
+
+    def _track(self, step: int, values: Mapping[str, float | None]) -> None:
+        if self._trackers:
+            self._trackers.log(step, {tag: value for tag, value in values.items() if value is not None})
 
     def progress(self, **changes: Any) -> None:
         if self._reporter:
@@ -54,26 +80,25 @@ class RunTeller:
             lengths = self._stream.document_lengths(step)
             needed = self.flops.of_documents(lengths, trained_tokens=queued.trained_tokens)
             reached = speed_reached(needed / seconds / self._world.size, peak=self._peak)
-        self._metrics.write(
-            {
-                "step": step,
-                "epoch": epoch,
-                "loss": finite_or_none(loss),
-                "lr": queued.rate,
-                "grad_norm": finite_or_none(grad_norm),
-                "skipped_steps": skipped_steps,
-                "tokens": tokens,
-                "trained_tokens": queued.trained_tokens,
-                "micro_batches": queued.micro_batches,
-                "tokens_per_second": round(speed, 1),
-                "step_seconds": round(seconds, 4),
-                "save_stall_seconds": round(self.save_stall_seconds, 4),
-                "data_seconds": round(queued.data_seconds, 4),
-                "memory_bytes": peak_memory(self._world.device),
-                **reached,
-                "samples": self._stream.sample_ids(step),
-            }
-        )
+        line = {
+            "step": step,
+            "epoch": epoch,
+            "loss": finite_or_none(loss),
+            "lr": queued.rate,
+            "grad_norm": finite_or_none(grad_norm),
+            "skipped_steps": skipped_steps,
+            "tokens": tokens,
+            "trained_tokens": queued.trained_tokens,
+            "micro_batches": queued.micro_batches,
+            "tokens_per_second": round(speed, 1),
+            "step_seconds": round(seconds, 4),
+            "save_stall_seconds": round(self.save_stall_seconds, 4),
+            "data_seconds": round(queued.data_seconds, 4),
+            "memory_bytes": peak_memory(self._world.device),
+            **reached,
+        }
+        self._metrics.write({**line, "samples": self._stream.sample_ids(step)})
+        self._track(step, {f"train/{name}": value for name, value in line.items() if name != "step"})
         self.save_stall_seconds = 0.0
         log.info(
             "step %d/%d loss %.4f lr %.2e grad norm %.3f %.0f tokens/s%s",
@@ -96,12 +121,15 @@ class RunTeller:
             skipped_steps=skipped_steps,
             tokens_per_second=round(speed, 1),
             mfu=reached.get("mfu"),
+            data_wait=round(queued.data_seconds / seconds, 4),
+            memory_bytes=line["memory_bytes"],
             eta_seconds=round((total_steps - step) * seconds),
         )
 
     def evaluation(self, record: EvaluationRecord, *, total_steps: int) -> None:
         if self._metrics:
             self._metrics.write({"step": record.step, "eval_loss": record.loss, "best_step": record.best_step})
+        self._track(record.step, {"eval/loss": record.loss})
         log.info(
             "step %d evaluation loss %.4f (lowest %.4f, step %d)",
             record.step,
@@ -118,8 +146,10 @@ class RunTeller:
             eval_loss=round(record.loss, 6), best_eval_loss=round(record.best_loss, 6), best_step=record.best_step
         )
 
-    def close(self) -> None:
+    def close(self, *, at_the_end: bool) -> None:
         if self._reporter:
             self._reporter.close()
         if self._metrics:
             self._metrics.close()
+        if self._trackers:
+            self._trackers.close(at_the_end=at_the_end)

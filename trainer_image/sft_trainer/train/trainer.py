@@ -1,6 +1,7 @@
 """`Trainer(...).fit()`: the Python API, in the shape of XTuner V1's, for a script of the user's own under torchrun."""
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,9 +9,10 @@ from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.model import FolderConfig, ModelConfig
-from sft_trainer.run import RunOptions, RunPlace, RunState
+from sft_trainer.run import RunOptions, RunPlace, RunState, Tracking
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
+from sft_trainer.tracking.usable import refuse_unusable_trackers
 from sft_trainer.train.launched import fit_launched, this_launch
 from sft_trainer.train.loop import train
 from sft_trainer.train.own_exports import missing_own_exports, own_export, publish_own_exports
@@ -26,6 +28,7 @@ from sftjob.options import (
     LRConfig,
     Precision,
     SaveMode,
+    Tracker,
 )
 
 log = logging.getLogger("sft_trainer")
@@ -40,7 +43,8 @@ class Trainer:
     """Fine-tunes (or trains from scratch) a model on chat data.
 
     Every rank constructs it with the same arguments and calls `fit`. A run's files go into `work_dir/<time>/`:
-    checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, the trained model in `hf/`, what LoRA learnt in `adapter/`.
+    checkpoints `step-<K>/`, `attempts/<N>/metrics.jsonl`, `tensorboard/`, the trained model in `hf/`, what LoRA learnt
+    in `adapter/`.
 
     In the script of an SFTJob, `work_dir` and `auto_resume` are the job's to say: its storage, and yes.
     """
@@ -67,6 +71,7 @@ class Trainer:
         auto_resume: bool = False,
         precision: Precision = "auto",
         seed: int = 42,
+        report_to: Sequence[Tracker] = ("tensorboard",),
     ) -> None:
         """
         Args:
@@ -78,6 +83,7 @@ class Trainer:
             checkpoint_maxkeep: older checkpoints are deleted; at least 2. None is 2, or what the job says.
             async_checkpoint: train on while a copy of the state, in host memory, is written. None is no, or what the
                 job says.
+            report_to: where curves go besides metrics.jsonl: tensorboard, wandb, trackio.
             auto_resume: go on with the newest run in `work_dir`, from its newest checkpoint that verifies.
 
         Raises:
@@ -124,6 +130,7 @@ class Trainer:
         if async_checkpoint is not None:
             self._save_mode = "async" if async_checkpoint else "sync"
         self._auto_resume = auto_resume
+        self._report_to = report_to
 
     def fit(self) -> Path:
         """Trains to the end and returns the folder of the trained model, on every rank.
@@ -141,7 +148,9 @@ class Trainer:
                 interval=self._interval,
                 keep_last=self._keep_last,
                 save_mode=self._save_mode,
+                report_to=self._report_to,
             )
+        refuse_unusable_trackers(self._report_to, field="report_to")
         stop = StopSignal()
         data = prepare_data(
             self._options.dataloader_cfg,
@@ -174,6 +183,7 @@ class Trainer:
             shortages=world.from_first(lambda: len(list(folder.glob(f"{names.ATTEMPTS}/*/{names.SHORTAGE}")))),
             grace_seconds=_GRACE_SECONDS,
             scratch=None,
+            tracking=Tracking(self._report_to, run_id=folder.name, run_name=folder.name),
         )
         try:
             train(self._options, place, data, world=world, stop=stop, state=RunState())

@@ -1,0 +1,32 @@
+"""What a tracker is told of the run whose curves it draws. Made by the loop, on rank 0."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftjob import names
+
+PROJECT = "sftjob"
+"""Where the library's own variable names no other."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    id: str
+    """The same in every attempt."""
+    name: str
+    """For people."""
+    storage: Path
+    attempt: int
+    resumed_from: int
+    """The step that this attempt goes on from; 0 from the start."""
+    told_before: int
+    """The last step that earlier attempts had told; above `resumed_from` where they were killed after it."""
+    config: Mapping[str, Any]
+    """The options of the run, as JSON."""
+
+    @property
+    def folder(self) -> Path:
+        """Of this attempt: a later one has its own."""
+        return names.attempt_folder(self.storage, self.attempt)
