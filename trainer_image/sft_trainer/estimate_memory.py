@@ -9,6 +9,7 @@ import sys
 import torch
 
 from sft_trainer.from_plan import model_config
+from sft_trainer.model import nf4
 from sft_trainer.model.build import chosen_precision, model_on_meta
 from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure, exit_code
@@ -20,9 +21,12 @@ def estimate(task: MemoryTask) -> MemoryEstimate:
     """Raises JobFailure. Precision `auto` is that of GPUs where the job asks for some, else that of this machine."""
     spec, training = task.spec, task.spec.training or TrainingSpec()
     precision = training.precision
-    if precision == "auto" and any(name.endswith("/gpu") for name in spec.compute.resources.limits):
-        precision = "bf16"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if any(name.endswith("/gpu") for name in spec.compute.resources.limits):
+        if precision == "auto":
+            precision = "bf16"
+    else:
+        nf4.refuse_without_gpu(training.lora, device)
     chosen = chosen_precision(precision, device)
     return estimate_memory(
         model_on_meta(

@@ -13,6 +13,7 @@ from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.from_plan import run_options
 from sft_trainer.launcher.resources import available_cpus
+from sft_trainer.model import nf4
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.report import Report, write_report
 from sft_trainer.task import RankTask
@@ -27,6 +28,7 @@ def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
     """Raises JobFailure for whatever a user has to mend before a rank can start."""
     _refuse_too_many_processes(plan)
     options = run_options(plan)
+    nf4.refuse_without_gpu(options.lora_cfg, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data = prepare_data(
         options.dataloader_cfg,
         tokenizer_path=options.tokenizer_path,
