@@ -1,4 +1,4 @@
-"""QLoRA on a CPU, where the product refuses it: against bitsandbytes' own packing, and against the dequantised model."""
+"""QLoRA on a CPU, where the product refuses it: against bitsandbytes' own packing, and the dequantised model."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def _offered_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nf4, "DEVICES", ("cuda", "cpu"))
 
 
-def _dequantised(source: str, folder: Path, *, dtype: torch.dtype) -> str:
+def dequantised(source: str, folder: Path, *, dtype: torch.dtype) -> str:
     """The folder's model with every linear matrix of its layers packed and made whole again, by bitsandbytes alone."""
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -49,7 +49,7 @@ def _step(model: torch.nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]
     return loss.detach(), {name: gradient for name, gradient in tiny.gradients(model).items() if gradient is not None}
 
 
-def _move_b(model: torch.nn.Module) -> None:
+def move_b(model: torch.nn.Module) -> None:
     """B begins as 0, where the gradient of A is 0 too."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -61,12 +61,12 @@ def _move_b(model: torch.nn.Module) -> None:
 @pytest.mark.parametrize("fields", [{}, {"dora": True, "rslora": True}, {"target_modules": ["q_proj", "down_proj"]}])
 def test_loss_gradients_and_exports_are_those_of_the_dequantised_model(case: str, fields: dict, tmp_path: Path) -> None:
     source = tiny.save_random_model(tmp_path / "base", case, **ODD)
-    whole = _dequantised(source, tmp_path / "whole", dtype=torch.float32)
+    whole = dequantised(source, tmp_path / "whole", dtype=torch.float32)
     packed = tiny.built(source, lora_cfg=QLORA.model_copy(update=fields))
     reference = tiny.built(whole, lora_cfg=LoRAConfig(rank=4, alpha=12, **fields))
     probe(packed, vocab_size=tiny.VOCAB_SIZE)
     for model in (packed, reference):
-        _move_b(model)
+        move_b(model)
     (loss, gradients), (expected_loss, expected) = _step(packed), _step(reference)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
     assert gradients.keys() == expected.keys()
@@ -118,7 +118,7 @@ def test_products_are_computed_in_bf16_where_the_run_is(tmp_path: Path) -> None:
     loss, gradients = _step(packed)
     assert seen == [torch.bfloat16] * 14
     whole = tiny.built(
-        _dequantised(source, tmp_path / "whole", dtype=torch.bfloat16), lora_cfg=LoRAConfig(rank=4), precision="bf16"
+        dequantised(source, tmp_path / "whole", dtype=torch.bfloat16), lora_cfg=LoRAConfig(rank=4), precision="bf16"
     )
     torch.testing.assert_close(loss, whole(tiny.pack(TEXTS)).detach(), rtol=1e-2, atol=0)
     assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
@@ -130,7 +130,7 @@ def test_recomputed_and_compiled_layers_give_the_same_numbers(tmp_path: Path) ->
     for ratio, compiled in ((0.0, False), (1.0, False), (0.0, True)):
         torch.compiler.reset()
         model = tiny.built(source, lora_cfg=QLORA, fsdp_cfg=FSDPConfig(recompute_ratio=ratio))
-        _move_b(model)
+        move_b(model)
         if compiled:
             for layer in model.model.layers:
                 # Traced and split into forward and backward: the C++ compiler takes a minute.
@@ -169,9 +169,7 @@ def test_the_base_counts_with_its_scales_and_whole_on_every_rank(tmp_path: Path)
     assert _estimate(model) == held
     from sft_trainer.model.build import model_on_meta
 
-    on_meta = model_on_meta(
-        tiny.config_of(tmp_path), load_from=source, precision="fp32", lora_cfg=QLORA
-    )
+    on_meta = model_on_meta(tiny.config_of(tmp_path), load_from=source, precision="fp32", lora_cfg=QLORA)
     assert _estimate(on_meta) == held
     halves = _estimate(on_meta, ranks=2)
     assert packed + (held - packed) // 2 <= halves < packed + (held - packed) // 2 + 1000

@@ -35,8 +35,9 @@ def build_model(
 
     Parameters are fp32, and DTensors where there is a `mesh` (one-dimensional, over all ranks); gradients are summed
     over its ranks, not averaged. With `lora_cfg` those that want no gradient are the model's own; its matrices are in
-    bf16 where they came in bf16 and are computed with in bf16, or packed, and then no DTensors. `seed` is that of weights which `load_from` has not:
-    they are the same on any number of ranks. Raises JobFailure: INVALID_CONFIGURATION or MODEL_UNREADABLE.
+    bf16 where they came in bf16 and are computed with in bf16; packed ones are no DTensors. `seed` is that of weights
+    which `load_from` has not: they are the same on any number of ranks. Raises JobFailure: INVALID_CONFIGURATION or
+    MODEL_UNREADABLE.
     """
     nf4.refuse_without_gpu(lora_cfg, device)
     model = model_on_meta(model_cfg, load_from=load_from, precision=precision, lora_cfg=lora_cfg)

@@ -52,10 +52,10 @@ def export_model(
 ) -> None:
     """Write safetensors, config, generation config, tokenizer and chat template into `folder`, which rank 0 creates.
 
-    LoRA is merged into the weights, as training computed with them. `source` is the folder that training started from: with `dtype` auto its dtype is
-    the export's (its bf16 model stays one in bf16), fp32 without it; config.json says which. `chat_template` (its text)
-    replaces the tokenizer's. Rank 0 returns when all is written, the others when all is gathered: the caller publishes
-    after rank 0.
+    LoRA is merged into the weights that training computed with. `source` is the folder that training started from: with
+    `dtype` auto its dtype is the export's (its bf16 model stays one in bf16), fp32 without it; config.json says which.
+    `chat_template` (its text) replaces the tokenizer's. Rank 0 returns when all is written, the others when all is
+    gathered: the caller publishes after rank 0.
     """
     assert isinstance(model, PreTrainedModel)
     fields: dict[str, Any] = model.config_json

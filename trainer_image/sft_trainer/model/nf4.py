@@ -1,9 +1,9 @@
 """QLoRA's frozen base: linear matrices in 4 bits, by bitsandbytes.
 
-NF4 (Dettmers et al., 2023): 64 neighbours of a matrix share a scale, and 256 scales, in 8 bits, share one in fp32. `build`
-puts the modules in place on the meta device, the library's loader quantises one matrix after the other as it reads them
-(`quantisers`), and `lora` asks for matrices as they are computed with. What is packed can't be sharded: every rank holds
-all of it.
+NF4 (Dettmers et al., 2023): 64 neighbours of a matrix share a scale, and 256 scales, in 8 bits, share one in fp32.
+`build` puts the modules in place on the meta device, the library's loader quantises one matrix after the other as it
+reads them (`quantisers`), and `lora` asks for matrices as they are computed with. A packed matrix is not sharded: every
+rank holds all of it.
 """
 
 import math
@@ -23,7 +23,7 @@ _BLOCK, _SCALES_OF_A_BLOCK = 64, 256
 
 FIELD = "spec.training.lora.quantize"
 DEVICES = ("cuda",)
-"""Where training is fast enough to be offered. bitsandbytes computes on a CPU too, some twenty times slower than fp32."""
+"""Of whose speed something is known. bitsandbytes computes on a CPU too, which proves the arithmetic in tests."""
 
 
 class Nf4Linear(torch.nn.Linear):
@@ -86,7 +86,9 @@ def quantise_linear_modules(model: PreTrainedModel, *, dtype: torch.dtype) -> No
 
 def quantisers(model: PreTrainedModel) -> dict[str, Callable[[torch.Tensor], torch.nn.Parameter]]:
     """By the names of weights."""
-    return {f"{name}.weight": module.quantise for name, module in model.named_modules() if isinstance(module, Nf4Linear)}
+    return {
+        f"{name}.weight": module.quantise for name, module in model.named_modules() if isinstance(module, Nf4Linear)
+    }
 
 
 def packed_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:

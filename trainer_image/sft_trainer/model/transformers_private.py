@@ -57,14 +57,14 @@ Quantise = Callable[[torch.Tensor], torch.nn.Parameter]
 
 
 class _Quantizer(Bnb4BitHfQuantizer):
-    """Makes the loader hand over each tensor of `quantisers`, whole and in fp32, and free it before it reads the next."""
+    """Makes the loader hand over each of these tensors, whole and in fp32, and free it before it reads the next."""
 
     def __init__(self, quantisers: Mapping[str, Quantise]) -> None:
         super().__init__(BitsAndBytesConfig(load_in_4bit=True))
         self.pre_quantized = False
         self._quantisers = quantisers
 
-    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:  # noqa: ARG002
         return param_name in self._quantisers
 
     def get_quantize_ops(self) -> ConversionOps:
