@@ -61,7 +61,7 @@ def test_a_packed_base_needs_a_gpu_that_the_job_asks_for(tmp_path: Path) -> None
     )
     lines = dry_run(tmp_path, str(job), "--quantize", "nf4")
     table = {line.split()[1]: float(line.split()[2]) for line in lines[-6:]}
-    # Three matrices of 1024 x 4096; with 4 heads of 8, and 2 for keys and values, two of 1024 x 32 and two of 1024 x 16:
+    # Three matrices of 1024 x 4096; with 4 heads of 8, 2 for keys and values, two of 1024 x 32 and two of 1024 x 16:
     # 4 bits each and a byte for 64 of them, whole on both ranks. What is half of the rest is under 1 MB.
     packed = (3 * 1024 * 4096 + 2 * 1024 * 32 + 2 * 1024 * 16) * (0.5 + 1 / 64)
     assert packed / 1e9 < table["weights"] < (packed + 1.6e6) / 1e9

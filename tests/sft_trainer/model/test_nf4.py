@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sft_trainer.model import nf4
+from sft_trainer.model.build import model_on_meta
 from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.model.nf4 import Nf4Linear
 from sft_trainer.model.probe import probe
@@ -23,7 +24,7 @@ from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig
 QLORA = LoRAConfig(rank=4, alpha=12, quantize="nf4")
 TEXTS = tiny.documents([9, 13])
 # Blocks of 64 elements that end in the middle of a row, and a last one that isn't full.
-ODD = {"hidden_size": 36, "intermediate_size": 50, "head_dim": 9, "num_attention_heads": 4}
+ODD = {"hidden_size": 36, "intermediate_size": 50, "head_dim": 10, "num_attention_heads": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -167,8 +168,6 @@ def test_the_base_counts_with_its_scales_and_whole_on_every_rank(tmp_path: Path)
                 scales = state.absmax.nbytes + state.state2.absmax.nbytes
                 held, packed = held + scales, packed + parameter.nbytes + scales
     assert _estimate(model) == held
-    from sft_trainer.model.build import model_on_meta
-
     on_meta = model_on_meta(tiny.config_of(tmp_path), load_from=source, precision="fp32", lora_cfg=QLORA)
     assert _estimate(on_meta) == held
     halves = _estimate(on_meta, ranks=2)

@@ -60,8 +60,7 @@ class _Quantizer(Bnb4BitHfQuantizer):
     """Makes the loader hand over each of these tensors, whole and in fp32, and free it before it reads the next."""
 
     def __init__(self, quantisers: Mapping[str, Quantise]) -> None:
-        super().__init__(BitsAndBytesConfig(load_in_4bit=True))
-        self.pre_quantized = False
+        super().__init__(BitsAndBytesConfig(load_in_4bit=True), pre_quantized=False)
         self._quantisers = quantisers
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:  # noqa: ARG002
