@@ -1,5 +1,6 @@
 """QLoRA on a CPU, where the product refuses it: against bitsandbytes' own packing, and the dequantised model."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,23 @@ def test_loss_gradients_and_exports_are_those_of_the_dequantised_model(case: str
         assert torch.equal(tensor, theirs[name]), name
     # The export has changed nothing of the model.
     assert torch.equal(packed(tiny.pack(TEXTS)).detach(), loss)
+
+
+def test_loading_has_no_more_than_two_matrices_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.save_random_model(tmp_path, "llama")
+    read: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    quantise = Nf4Linear.quantise
+
+    def noted(module: Nf4Linear, weight: torch.Tensor) -> torch.nn.Parameter:
+        read.append(weakref.ref(weight))
+        alive.append(sum(other() is not None for other in read))
+        return quantise(module, weight)
+
+    monkeypatch.setattr(Nf4Linear, "quantise", noted)
+    tiny.built(source, lora_cfg=QLORA)
+    assert len(alive) == 14
+    assert max(alive) <= 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
