@@ -62,6 +62,9 @@ def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
     peak = peak_flops(device, precision=precision)
+    libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
+    if "qlora" in arguments.methods:
+        libraries.append("bitsandbytes")
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
@@ -75,9 +78,7 @@ def main() -> int:
             "lora": {"rank": RANK, "alpha": ALPHA},
         },
         "machine": machine_now(),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "trl", "accelerate", "peft", "bitsandbytes")
-        },
+        "versions": {name: version(name) for name in libraries},
         "models": {},
     }
     ends_at = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")

@@ -9,7 +9,7 @@ set -u
 folder=$1
 mkdir -p "$folder"
 ends_at=$((SECONDS + 540))
-export PYTHONPATH=api:operator:cli:trainer_image:.
+export PYTHONPATH=api:operator:cli:trainer_image:.${PYTHONPATH:+:$PYTHONPATH}
 python=${PYTHON:-.venv/bin/python}
 
 timeout 150 "$python" -m pytest -q tests/sft_trainer/model/test_on_gpu.py 2>&1 | tee "$folder/tests.log"

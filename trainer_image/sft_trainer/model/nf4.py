@@ -3,16 +3,13 @@
 NF4 (Dettmers et al., 2023): 64 neighbours of a matrix share a scale, and 256 scales, in 8 bits, share one in fp32.
 `build` puts the modules in place on the meta device, the library's loader quantises one matrix after the other as it
 reads them (`quantisers`), and `lora` asks for matrices as they are computed with. A packed matrix is not sharded: every
-rank holds all of it.
+rank holds all of it. bitsandbytes is imported with the first such module: other jobs' processes need not wait for it.
 """
 
 import math
 from collections.abc import Callable
 
-import bitsandbytes
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Params4bit
 from transformers import PreTrainedModel
 
 from sft_trainer.model import transformers_private
@@ -30,25 +27,28 @@ class Nf4Linear(torch.nn.Linear):
     """A frozen linear module; `weight` becomes what its `quantise` returns."""
 
     def __init__(self, plain: torch.nn.Linear, *, dtype: torch.dtype) -> None:
+        import bitsandbytes
+
         super().__init__(plain.in_features, plain.out_features, bias=False, device="meta")
         self.weight = _unquantised(plain.weight.detach())
         self.bias = plain.bias
         self._dtype = dtype
+        self._product = bitsandbytes.matmul_4bit
 
-    def quantise(self, weight: torch.Tensor) -> Params4bit:
+    def quantise(self, weight: torch.Tensor) -> torch.nn.Parameter:
         """On the device where `weight` is. Rounded first to what is computed with, as bitsandbytes' users have it."""
         return _unquantised(weight.to(self._dtype)).to(weight.device)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(self._dtype)
         # Keeps the packed weight for the backward, and makes it whole again there.
-        return bitsandbytes.matmul_4bit(
-            input.to(self._dtype), self.weight, quant_state=self.weight.quant_state, bias=bias
-        )
+        return self._product(input.to(self._dtype), self.weight, quant_state=self.weight.quant_state, bias=bias)
 
     @torch.no_grad()
     def whole_weight(self) -> torch.Tensor:
         """As it is computed with, but in fp32."""
+        from bitsandbytes.functional import dequantize_4bit
+
         return dequantize_4bit(self.weight.data, self.weight.quant_state).float()
 
 
@@ -97,7 +97,7 @@ def packed_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
 
 def is_packed(parameter: torch.nn.Parameter) -> bool:
     """Or will be, once it is loaded."""
-    return isinstance(parameter, Params4bit)
+    return hasattr(parameter, "quant_state")
 
 
 def elements(parameter: torch.nn.Parameter) -> int:
@@ -107,12 +107,14 @@ def elements(parameter: torch.nn.Parameter) -> int:
     return parameter.numel()
 
 
-def packed_bytes(parameter: Params4bit) -> int:
+def packed_bytes(parameter: torch.nn.Parameter) -> int:
     """With its scales; of a parameter on the meta device what it will be."""
     count = elements(parameter)
     blocks = math.ceil(count / _BLOCK)
     return math.ceil(count / 2) + blocks + 4 * math.ceil(blocks / _SCALES_OF_A_BLOCK)
 
 
-def _unquantised(weight: torch.Tensor) -> Params4bit:
+def _unquantised(weight: torch.Tensor) -> torch.nn.Parameter:
+    from bitsandbytes.nn import Params4bit
+
     return Params4bit(weight, requires_grad=False, blocksize=_BLOCK, compress_statistics=True, quant_type="nf4")
