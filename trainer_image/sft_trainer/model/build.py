@@ -151,7 +151,7 @@ def _shard(model: PreTrainedModel, *, mesh: DeviceMesh, fsdp_cfg: FSDPConfig, pr
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     layers = list(transformers_private.decoder_layers(model).values())
-    whole = nf4.packed_parameters(model)
+    whole = nf4.packed_parameters(model) or None
     for layer in layers:
         fully_shard(
             layer,
