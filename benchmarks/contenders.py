@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from sft_trainer.config import AdamWConfig, LRConfig
 from sft_trainer.datasets.batch import BatchStream
@@ -25,10 +25,14 @@ from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.packed import PackedBatch
 from sft_trainer.train.flops import count_flops
 from sft_trainer.train.memory import peak_memory
-from sftjob.options import CELossConfig, FSDPConfig
+from sftjob.options import CELossConfig, FSDPConfig, LoRAConfig
+
+Method = Literal["full", "lora", "qlora"]
 
 SEED = 42
 OPTIMIZER = AdamWConfig(lr=5e-5)
+RANK, ALPHA = 16, 32
+"""Of LoRA, beside every linear module but the head."""
 _CHUNK = CELossConfig().chunk_size
 
 
@@ -48,11 +52,18 @@ class Settings:
     """bf16: of the products, with fp32 weights and moments."""
     recompute: bool = False
     """All layers' activations."""
+    method: Method = "full"
 
     @property
     def dataloader(self) -> DataloaderConfig:
         dataset = {"name": "benchmark", "anno_path": self.data, "cache_dir": self.cache}
         return DataloaderConfig(dataset_config_list=[{"dataset": dataset}], pack_max_length=self.max_length)
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        if self.method == "full":
+            return None
+        return LoRAConfig(rank=RANK, alpha=ALPHA, quantize="nf4" if self.method == "qlora" else "none")
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ def ours(settings: Settings) -> tuple[list[float], list[float]]:
             total_step=settings.steps,
             precision=settings.precision,
             fsdp_cfg=FSDPConfig(recompute_ratio=1.0 if settings.recompute else 0.0),
+            lora_cfg=settings.lora,
             work_dir=work_dir,
             seed=SEED,
         ).fit()
@@ -126,7 +138,8 @@ def plain(settings: Settings) -> tuple[list[float], list[float]]:
 def trl(settings: Settings) -> tuple[list[float], list[float]]:
     """SFTTrainer in its packed setting (packing, bfd), given packs that are made already: its own would be others.
 
-    Batches and logs are made between the steps, outside of the seconds that count here.
+    With LoRA the base is in the precision of the products, as its users load it, and for QLoRA packed as ours. Batches
+    and logs are made between the steps, outside of the seconds that count here.
     """
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -173,7 +186,8 @@ def trl(settings: Settings) -> tuple[list[float], list[float]]:
             disable_tqdm=True,
         )
         trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32),
+            model=_trl_model(settings),
+            peft_config=_trl_adapter(settings),
             args=config,
             train_dataset=Dataset.from_list([_trl_row(batch) for batch in _batches(settings)]),
             processing_class=AutoTokenizer.from_pretrained(settings.model),
@@ -213,6 +227,30 @@ def gemm(settings: Settings) -> tuple[list[float], list[float]]:
     return [], seconds
 
 
+def _trl_model(settings: Settings) -> PreTrainedModel:
+    dtype = torch.bfloat16 if settings.precision == "bf16" and settings.lora else torch.float32
+    packed = None
+    if settings.method == "qlora":
+        packed = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        settings.model, dtype=dtype, quantization_config=packed
+    )
+    return model
+
+
+def _trl_adapter(settings: Settings) -> Any:
+    if settings.lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+
+
 def _trl_row(batch: PackedBatch) -> dict[str, list[int]]:
     """TRL's labels stand at the token itself, ours at the one before."""
     shifted = batch.labels[0].roll(1)
@@ -230,9 +268,16 @@ def _stream(settings: Settings) -> BatchStream:
 
 
 def _on_meta(settings: Settings) -> PreTrainedModel:
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model))
-    return model
+    # Here, where nothing is measured any more: what we import is none of the others' memory.
+    from sft_trainer.model import get_model_config_from_hf
+    from sft_trainer.model.build import model_on_meta
+
+    return model_on_meta(
+        get_model_config_from_hf(settings.model),
+        load_from=settings.model,
+        precision=settings.precision,
+        lora_cfg=settings.lora,
+    )
 
 
 def _batches(settings: Settings) -> Iterator[PackedBatch]:

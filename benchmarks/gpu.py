@@ -1,11 +1,18 @@
-"""Tokens a second and MFU of full fine-tuning on one GPU, ours and TRL's: `python -m benchmarks.gpu`.
+"""Tokens a second, MFU and memory on one GPU, ours and TRL's: `python -m benchmarks.gpu`.
 
 `--json` prints one JSON object, made to be kept as a baseline: it has the command, the configuration, the device and
-every version. The models have Qwen3's sizes and random weights, the same for both, and the data are documents as long
-as a pack, all tokens trained, so that figures can be held against published ones; speed depends on neither weights nor
-words. Both train fp32 weights with bf16 products, one pack a step, packed and padding-free, with the fused AdamW. Who
-runs out of memory tries again with recomputed layers, and the result says so. MFU is by `sft_trainer.train.flops`, for
-both alike. `--tiny` runs the whole of it in seconds on a CPU, in fp32, where no limit is known and MFU is null.
+every version; `--output FILE` writes it anew after every comparison, so that what is cut off leaves what it has. The
+models have Qwen3's sizes and random weights, the same for both, and the data are documents as long as a pack, all
+tokens trained, so that figures can be held against published ones; speed depends on neither weights nor words. Both
+train one pack a step with bf16 products, packed and padding-free, with the fused AdamW:
+
+    full   fp32 weights
+    lora   rank 16 beside every linear module of a frozen base in bf16
+    qlora  the same, the base in NF4 with double quantisation
+
+Who runs out of memory tries again with recomputed layers, and the result says so. MFU is by `sft_trainer.train.flops`,
+for both alike: with LoRA a frozen matrix has no gradient to compute. `--tiny` runs `full` and `lora` in seconds on a
+CPU, in fp32, where no limit is known and MFU is null; NF4 is refused there.
 """
 
 import argparse
@@ -14,16 +21,17 @@ import shlex
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from benchmarks import random_qwen3
-from benchmarks.contenders import Settings
+from benchmarks.contenders import ALPHA, RANK, Method, Settings
 from benchmarks.machine import machine_now
 from benchmarks.turns import ContenderFailed, largest_difference, measure
 from sft_trainer.train.flops import peak_flops
@@ -37,6 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen3-4B": _QWEN3
     | {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
 }
+METHODS: tuple[Method, ...] = get_args(Method)
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 512}
 CONTENDERS = ("ours", "trl")
 MOST_DIFFERENCE = {"fp32": 2e-3, "bf16": 3e-2}
@@ -44,28 +53,18 @@ MOST_DIFFERENCE = {"fp32": 2e-3, "bf16": 3e-2}
 _DOCUMENTS = 64
 
 
+class _NotCompared(Exception):
+    """With the reason."""
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measures tokens a second and MFU on one GPU, ours and TRL's.")
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--max-length", type=int, default=4096, help="tokens of a pack, and of each document")
-    parser.add_argument("--steps", type=int, default=40, help="of one pack each, a turn")
-    parser.add_argument("--warmup", type=int, default=15, help="steps of each turn that don't count")
-    parser.add_argument("--rounds", type=int, default=2, help="turns that each contender takes")
-    parser.add_argument("--tiny", action="store_true", help="a model of two narrow layers, two steps, any device")
-    arguments = parser.parse_args()
-    if arguments.tiny:
-        models, arguments.max_length, arguments.rounds = {"tiny": TINY}, 64, 1
-        arguments.steps, arguments.warmup = 2, 1
-    elif not torch.cuda.is_available():
-        parser.error("there is no GPU here; --tiny runs without one")
-    else:
-        models = {name: MODELS[name] for name in arguments.models}
-    if arguments.warmup >= arguments.steps:
-        parser.error(f"--warmup: {arguments.warmup} leaves none of the {arguments.steps} steps; use fewer")
+    arguments = _arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
     peak = peak_flops(device, precision=precision)
+    libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
+    if "qlora" in arguments.methods:
+        libraries.append("bitsandbytes")
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
@@ -76,23 +75,68 @@ def main() -> int:
             "warmup": arguments.warmup,
             "rounds": arguments.rounds,
             "precision": precision,
+            "lora": {"rank": RANK, "alpha": ALPHA},
         },
         "machine": machine_now(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "accelerate")},
+        "versions": {name: version(name) for name in libraries},
         "models": {},
     }
-    for name, fields in models.items():
+    ends_at = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")
+    failed = False
+    print(_HEADER, file=sys.stderr, flush=True)
+    for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "documents.jsonl"
             data.write_text("".join(_documents(arguments.max_length)))
-            model = random_qwen3.save(Path(folder) / "model", **fields)
-            print(name, file=sys.stderr, flush=True)
-            settings = Settings(
-                str(model), str(data), folder, arguments.max_length, arguments.steps, precision=precision
-            )
-            report["models"][name] = _compared(settings, arguments.rounds, arguments.warmup, peak)
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            fields = TINY if arguments.tiny else MODELS[name]
+            model = random_qwen3.save(Path(folder) / "model", dtype=dtype, **fields)
+            for method in arguments.methods:
+                settings = Settings(
+                    str(model),
+                    str(data),
+                    folder,
+                    arguments.max_length,
+                    arguments.steps,
+                    precision=precision,
+                    method=method,
+                )
+                try:
+                    compared = _compared(settings, arguments.rounds, arguments.warmup, peak, ends_at=ends_at)
+                except _NotCompared as reason:
+                    # What else was asked for is measured all the same: time on a GPU is dear.
+                    failed, compared = True, {"notCompared": str(reason)}
+                report["models"].setdefault(name, {})[method] = compared
+                print("\n".join(_rows(name, method, compared)), file=sys.stderr, flush=True)
+                if arguments.output:
+                    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2) if arguments.json else _table(report))
-    return 0
+    return int(failed)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measures tokens a second and MFU on one GPU, ours and TRL's.")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument("--output", type=Path, help="a file for that object, written anew after every comparison")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--max-length", type=int, default=4096, help="tokens of a pack, and of each document")
+    parser.add_argument("--steps", type=int, default=40, help="of one pack each, a turn")
+    parser.add_argument("--warmup", type=int, default=15, help="steps of each turn that don't count")
+    parser.add_argument("--rounds", type=int, default=2, help="turns that each contender takes")
+    parser.add_argument("--seconds", type=float, help="begin no turn later than this after the start")
+    parser.add_argument("--tiny", action="store_true", help="a model of two narrow layers, two steps, any device")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.models, arguments.max_length, arguments.rounds = ["tiny"], 64, 1
+        arguments.steps, arguments.warmup = 2, 1
+        if not torch.cuda.is_available():
+            arguments.methods = [method for method in arguments.methods if method != "qlora"]
+    elif not torch.cuda.is_available():
+        parser.error("there is no GPU here; --tiny runs without one")
+    if arguments.warmup >= arguments.steps:
+        parser.error(f"--warmup: {arguments.warmup} leaves none of the {arguments.steps} steps; use fewer")
+    return arguments
 
 
 def _documents(length: int) -> Iterator[str]:
@@ -104,19 +148,23 @@ def _documents(length: int) -> Iterator[str]:
         yield json.dumps({"text": "".join(letters[index] for index in drawn)}) + "\n"
 
 
-def _compared(settings: Settings, rounds: int, warmup: int, peak: float | None) -> dict[str, Any]:
-    """Exits where the losses differ: then nothing is compared."""
+def _compared(settings: Settings, rounds: int, warmup: int, peak: float | None, *, ends_at: float) -> dict[str, Any]:
+    """Raises _NotCompared where a contender fails, the losses differ, or time is over before each had a turn."""
     chosen: dict[str, Settings] = {}
     turns: dict[str, list[dict[str, Any]]] = {}
     for turn in range(rounds):
+        if time.monotonic() > ends_at:
+            break
         for name in CONTENDERS:
-            print(f"  round {turn + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+            print(f"  round {turn + 1} of {rounds}: {settings.method}, {name}", file=sys.stderr, flush=True)
             measured, chosen[name] = _measured(name, chosen.get(name, settings))
             turns.setdefault(name, []).append(measured)
+    if not turns:
+        raise _NotCompared("the time was over")
     difference = largest_difference(turns, reference="ours")
     if difference > MOST_DIFFERENCE[settings.precision]:
         losses = {name: measured[0]["losses"] for name, measured in turns.items()}
-        sys.exit(f"the losses differ by {difference:.2e}, so this compares nothing: {losses}")
+        raise _NotCompared(f"the losses differ by {difference:.2e}: {losses}")
     results: dict[str, Any] = {name: _result(measured, warmup, peak) for name, measured in turns.items()}
     for name, result in results.items():
         result["recompute"] = chosen[name].recompute
@@ -128,12 +176,12 @@ def _compared(settings: Settings, rounds: int, warmup: int, peak: float | None) 
 
 
 def _measured(name: str, settings: Settings) -> tuple[dict[str, Any], Settings]:
-    """With the settings that it took: recomputed layers where memory ran out without. Exits at any other failure."""
+    """With the settings that it took: recomputed layers where memory ran out without. Raises _NotCompared."""
     try:
         return measure(name, settings), settings
     except ContenderFailed as failed:
         if "OutOfMemoryError" not in str(failed) or settings.recompute:
-            sys.exit(str(failed))
+            raise _NotCompared(str(failed)) from None
     return _measured(name, replace(settings, recompute=True))
 
 
@@ -152,17 +200,30 @@ def _result(turns: list[dict[str, Any]], warmup: int, peak: float | None) -> dic
     }
 
 
+_HEADER = f"{'':28}{'tokens/s':>10}{'MFU':>8}{'GiB':>8}"
+
+
+def _rows(model: str, method: str, compared: dict[str, Any]) -> Iterator[str]:
+    if "notCompared" in compared:
+        yield f"{model:12}{method:8}not compared: {compared['notCompared']}"
+        return
+    for name in CONTENDERS:
+        result = compared[name]
+        mfu = "-" if result["mfu"] is None else f"{result['mfu']:.1%}"
+        gib = result["peakBytes"] / 2**30
+        note = "  (layers recomputed)" if result["recompute"] else ""
+        yield f"{model:12}{method:8}{name:8}{result['tokensPerSecond']:10.1f}{mfu:>8}{gib:8.2f}{note}"
+    yield f"{model:12}{method:8}{compared['ratio']} times as fast as TRL, {compared['memory_ratio']} of its memory"
+
+
 def _table(report: dict[str, Any]) -> str:
-    lines = [f"{report['device']}\n{'':20}{'tokens/s':>10}{'MFU':>8}{'GiB':>8}"]
-    for model, compared in report["models"].items():
-        for name in CONTENDERS:
-            result = compared[name]
-            mfu = "-" if result["mfu"] is None else f"{result['mfu']:.1%}"
-            gib = result["peakBytes"] / 2**30
-            note = "  (layers recomputed)" if result["recompute"] else ""
-            lines.append(f"{model:12}{name:8}{result['tokensPerSecond']:10.1f}{mfu:>8}{gib:8.2f}{note}")
-        lines.append(f"{model:12}{compared['ratio']} times as fast as TRL, {compared['memory_ratio']} of its memory")
-    return "\n".join(lines)
+    rows = [
+        row
+        for model, methods in report["models"].items()
+        for method, compared in methods.items()
+        for row in _rows(model, method, compared)
+    ]
+    return "\n".join([report["device"], _HEADER, *rows])
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ SHAPE = {
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def save(folder: Path, **fields: Any) -> Path:
+def save(folder: Path, *, dtype: torch.dtype = torch.float32, **fields: Any) -> Path:
     """`fields` replace those of SHAPE. Returns the folder."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3", **SHAPE | fields)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate([*_SPECIAL, *alphabet])}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -100,6 +100,12 @@ class LoRAConfig(Declared):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Share of each adapter's inputs that is left out, at random, in training."
     )
+    quantize: Literal["none", "nf4"] = Field(
+        default="none",
+        description="How the model's own linear matrices are held, but for the head: nf4 (QLoRA; Dettmers et al., "
+        "2023) in 4 bits with scales of 8, a quarter of bf16, whole on each rank. Computed as in `precision`. Needs an "
+        "NVIDIA GPU; the experts of a mixture stay as they are.",
+    )
     target_modules: list[ModuleName] = Field(
         default=[],
         max_length=64,

@@ -20,7 +20,7 @@ from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_metrics
 from sft_cli.refusal import Refusal
 from sft_cli.run import run_command, run_job, tell_result
-from sft_cli.sentences import arithmetic
+from sft_cli.sentences import arithmetic, gpu_needed
 from sft_cli.work_folder import WorkFolder
 from sft_operator.local.claims import Claims
 from sft_operator.local.lock import Locked, locked
@@ -120,6 +120,8 @@ def validate(file: ManifestFile) -> None:
     """Check a job's file: every problem with its path, value and remedy."""
     manifest = read_manifest(file)
     typer.echo(f"{manifest.metadata.name} is valid: {arithmetic(manifest.spec)}")
+    if doubt := gpu_needed(manifest.spec):
+        typer.echo(doubt, err=True)
 
 
 @data_commands.command("inspect")

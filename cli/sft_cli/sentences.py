@@ -22,6 +22,17 @@ def arithmetic(spec: SFTJobSpec) -> str:
     return placed + f"global batch {_counted(batch, 'pack')} = {ranks} x {steps} of 1 pack"
 
 
+def gpu_needed(spec: SFTJobSpec) -> str | None:
+    """What a job's file can't settle alone: a local run takes the GPUs that are there, named or not."""
+    lora = spec.training.lora if spec.training else None
+    if lora is None or lora.quantize == "none" or any(name.endswith("/gpu") for name in spec.compute.resources.limits):
+        return None
+    return (
+        f"training.lora.quantize: {lora.quantize} needs an NVIDIA GPU, and compute.resources.limits names none; on a "
+        "cluster add nvidia.com/gpu, or the job ends with code 64"
+    )
+
+
 def headline(job: SFTJob, progress: Progress | None, now: datetime) -> str:
     """Stage and detail: what is going on at this moment."""
     status = job.status

@@ -59,6 +59,10 @@ def too_many_processes(run: LocalRun, _: Path) -> None:
     run.manifest["spec"]["training"] = {"totalStep": 1, "globalBatchSize": 64}
 
 
+def packed_base_without_gpu(run: LocalRun, _: Path) -> None:
+    run.manifest["spec"]["training"] = {"totalStep": 1, "lora": {"quantize": "nf4"}}
+
+
 def wrong_fields(run: LocalRun, _: Path) -> None:
     run.manifest["spec"]["training"] = {"totalStep": -1, "optimizer": {"learningRate": 1}}
 
@@ -81,6 +85,7 @@ CASES: list[tuple[Callable[[LocalRun, Path], None], int, list[str]]] = [
     (empty_file, 65, ["bad.jsonl", "empty"]),
     (missing_model, 66, ["nowhere", "no such folder"]),
     (truncated_weights, 66, ["model.safetensors", "copy the model again"]),
+    (packed_base_without_gpu, 64, ["spec.training.lora.quantize: nf4 needs an NVIDIA GPU", "remove it"]),
     (leaking_architecture, 64, ["bloom can't be trained here", "a change in one document of a pack", "another model"]),
     (too_many_processes, 64, ["spec.compute.processesPerNode", "64"]),
     (tracker_not_installed, 64, ["spec.training.reportTo: wandb needs the Python package wandb", "pip install wandb"]),

@@ -63,3 +63,22 @@ def test_of_a_model_on_a_hub_the_configuration_is_asked_for_and_no_weights(tmp_p
     assert missing.startswith(
         "# memory: not told, for this job would fail: model.uri: hf://tiny/lama is not found at http"
     )
+
+
+def test_a_packed_base_needs_a_gpu_that_the_job_asks_for(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1}
+    tiny.save_random_model(tmp_path / "model", "llama", **sizes)
+    assert dry_run(tmp_path, "--quantize", "nf4")[-1].startswith(
+        "# memory: not told, for this job would fail: spec.training.lora.quantize: nf4 needs an NVIDIA GPU"
+    )
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "apiVersion: sftjob.dev/v1alpha1\nkind: SFTJob\nmetadata: {name: packed}\nspec:\n"
+        '  compute: {processesPerNode: 2, resources: {limits: {nvidia.com/gpu: "2"}}}\n'
+    )
+    lines = dry_run(tmp_path, str(job), "--quantize", "nf4")
+    table = {line.split()[1]: float(line.split()[2]) for line in lines[-6:]}
+    # Three matrices of 1024 x 4096; with 4 heads of 8, 2 for keys and values, two of 1024 x 32 and two of 1024 x 16:
+    # 4 bits each and a byte for 64 of them, whole on both ranks. What is half of the rest is under 1 MB.
+    packed = (3 * 1024 * 4096 + 2 * 1024 * 32 + 2 * 1024 * 16) * (0.5 + 1 / 64)
+    assert packed / 1e9 < table["weights"] < (packed + 1.6e6) / 1e9

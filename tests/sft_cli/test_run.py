@@ -221,3 +221,15 @@ def test_a_valid_file_is_told_with_its_arithmetic(user: User) -> None:
         "tiny is valid: 16 ranks = 2 nodes x 8 processes; global batch 64 packs = 16 ranks x 4 "
         "accumulation steps of 1 pack\n"
     )
+
+
+def test_a_file_that_may_want_a_gpu_that_it_does_not_ask_for_is_told_so(user: User) -> None:
+    user.file.write_text(user.file.read_text() + "  training: {lora: {quantize: nf4}}\n")
+    said = user.sft("validate", "job.yaml")
+    assert (said.returncode, said.stderr) == (
+        0,
+        "training.lora.quantize: nf4 needs an NVIDIA GPU, and compute.resources.limits names none; on a cluster add "
+        "nvidia.com/gpu, or the job ends with code 64\n",
+    )
+    user.file.write_text(user.file.read_text() + '  compute: {resources: {limits: {nvidia.com/gpu: "1"}}}\n')
+    assert user.sft("validate", "job.yaml").stderr == ""

@@ -12,6 +12,7 @@ import torch
 
 from sft_trainer.from_plan import model_config
 from sft_trainer.hub.cached import cached
+from sft_trainer.model import nf4
 from sft_trainer.model.build import chosen_precision, model_on_meta
 from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure, exit_code
@@ -23,12 +24,15 @@ def estimate(task: MemoryTask) -> MemoryEstimate:
     """Raises JobFailure. Precision `auto` is that of GPUs where the job asks for some, else that of this machine."""
     spec, training = task.spec, task.spec.training or TrainingSpec()
     precision = training.precision
-    if precision == "auto" and any(name.endswith("/gpu") for name in spec.compute.resources.limits):
-        precision = "bf16"
     folder = task.folder
     if folder is None and spec.model.preset is None:
         folder = cached("model", spec.model.load_from, on_detail=partial(print, flush=True))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if any(name.endswith("/gpu") for name in spec.compute.resources.limits):
+        if precision == "auto":
+            precision = "bf16"
+    else:
+        nf4.refuse_without_gpu(training.lora, device)
     chosen = chosen_precision(precision, device)
     return estimate_memory(
         model_on_meta(

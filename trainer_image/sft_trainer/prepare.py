@@ -13,6 +13,7 @@ from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.from_plan import run_options
 from sft_trainer.launcher.resources import available_cpus
+from sft_trainer.model import nf4
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.report import Report, write_report
 from sft_trainer.task import RankTask
@@ -31,6 +32,7 @@ def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
     _refuse_too_many_processes(plan)
     refuse_unusable_trackers(plan.spec.training.report_to, field="spec.training.reportTo")
     options = run_options(plan)
+    nf4.refuse_without_gpu(options.lora_cfg, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     workers = min(_MOST_WORKERS, max(1, int(available_cpus())))
     data = prepare_data(
         options.dataloader_cfg.model_copy(update={"num_workers": workers}),

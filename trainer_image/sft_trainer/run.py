@@ -66,7 +66,7 @@ class RunOptions:
         """
         adapted = {}
         if self.lora_cfg and self.load_from:
-            adapted = {"lora": self.lora_cfg.to_json_dict(), "base": weights_fingerprint(self.load_from)}
+            adapted = {"lora": self._lora(self.lora_cfg), "base": weights_fingerprint(self.load_from)}
         return digest(
             adapted
             | {
@@ -107,6 +107,13 @@ class RunOptions:
         config = self.optim_cfg.to_json_dict()
         if config["moments"] == "fp32":
             del config["moments"]
+        return config
+
+    def _lora(self, lora_cfg: LoRAConfig) -> dict[str, Any]:
+        """As `_optimizer`."""
+        config = lora_cfg.to_json_dict()
+        if config["quantize"] == "none":
+            del config["quantize"]
         return config
 
 

@@ -6,9 +6,10 @@ import pytest
 import transformers
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import revert_weight_conversion
+from transformers.core_model_loading import ConversionOps, revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from sft_trainer.model.attention import NAME, register
 
@@ -21,6 +22,9 @@ PARAMETERS = {
     PreTrainedModel.set_attn_implementation: ["self", "attn_implementation", "allow_all_kernels"],
     get_model_conversion_mapping: ["model", "key_mapping", "hf_quantizer", "add_legacy"],
     revert_weight_conversion: ["model", "state_dict"],
+    Bnb4BitHfQuantizer.param_needs_quantization: ["self", "model", "param_name", "kwargs"],
+    Bnb4BitHfQuantizer.get_quantize_ops: ["self"],
+    ConversionOps.convert: ["self", "input_dict", "source_patterns", "target_patterns", "kwargs"],
 }
 
 
@@ -34,7 +38,9 @@ def test_a_private_call_takes_what_it_took(call: object) -> None:
 
 
 def test_the_loader_is_configured_by_the_fields_it_had() -> None:
-    assert {"device_map", "dtype", "weight_mapping"} <= {f for f in inspect.signature(LoadStateDictConfig).parameters}
+    assert {"device_map", "dtype", "weight_mapping", "hf_quantizer"} <= {
+        f for f in inspect.signature(LoadStateDictConfig).parameters
+    }
 
 
 def test_a_model_says_what_is_tied_and_what_its_layers_and_its_attention_are() -> None:

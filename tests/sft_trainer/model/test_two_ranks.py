@@ -11,7 +11,10 @@ import torch.multiprocessing as mp
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from two_ranks import CASES, LORA, UNEVEN, each_ranks_pack, fill_b, trained, work
+from two_ranks import CASES, LORA, PACKED, UNEVEN, each_ranks_pack, fill_b, trained, work
+
+from sft_trainer.model import nf4
+from sft_trainer.model.export import export_adapter, export_model
 
 CASE = pytest.mark.parametrize("case", CASES)
 
@@ -130,6 +133,32 @@ def test_a_frozen_base_in_bf16_gives_the_numbers_of_one_in_fp32_on_two_ranks(ran
     for rank in ranks:
         assert rank["bf16 adapted"]["dtype"] == torch.bfloat16
         assert torch.equal(rank["bf16 adapted"]["loss"], rank["bf16 whole"]["loss"])
+
+
+def test_each_rank_packs_all_of_the_base_and_its_adapters_learn_as_on_one(
+    folder: Path, ranks: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nf4, "DEVICES", ("cpu",))
+    source = str(folder / "llama")
+    model = tiny.built(source, lora_cfg=PACKED)
+    fill_b(model)
+    losses = [model(each_ranks_pack(rank)) for rank in range(2)]
+    sum(losses).backward()
+    expected = {name: gradient for name, gradient in tiny.gradients(model).items() if gradient is not None}
+    for rank in range(2):
+        found = ranks[rank]["packed"]
+        torch.testing.assert_close(found["loss"], losses[rank].detach(), rtol=1e-5, atol=0)
+        _assert_gradients_equal(found["gradients"], expected)
+        assert torch.equal(found["codes"], model.model.layers[1].mlp.down_proj.get_base_layer().weight.data)
+        # The scales: one byte for 64 elements, 4 bytes for 256 of these.
+        assert found["held"] < found["weights"] < 1.2 * found["held"]
+    export_adapter(model, tmp_path / "adapter", base=source, tokenizer_path=source)
+    export_model(model, tmp_path / "merged", source=source, tokenizer_path=source)
+    for ours, theirs in (("adapter", "packed adapter"), ("merged", "packed merged")):
+        alone, together = (
+            load_file(next((root / name).glob("*.safetensors"))) for root, name in ((tmp_path, ours), (folder, theirs))
+        )
+        assert [name for name, tensor in alone.items() if not torch.equal(together[name], tensor)] == []
 
 
 def _assert_gradients_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -8,10 +8,12 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from sft_trainer.model import nf4
 from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.model.probe import probe
+from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure
-from sftjob.options import FSDPConfig, LoRAConfig
+from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig
 
 CASES = ["llama", "qwen3_tied", "qwen3_moe", "gemma3_text"]
 RECOMPUTED = {"qwen3_tied": 1.0, "gemma3_text": 0.5}
@@ -23,6 +25,7 @@ LORA = {
     "qwen3_tied": LoRAConfig(rank=3, rslora=True, target_modules=["q_proj", "mlp.down_proj"]),
 }
 """A rank of 3 is not divisible by two."""
+PACKED = LORA["llama"].model_copy(update={"quantize": "nf4"})
 
 
 def each_ranks_pack(rank: int) -> tuple:
@@ -103,6 +106,28 @@ def work(rank: int, folder: Path) -> None:
     results["bf16 whole"] = {
         "loss": tiny.built(str(folder / "bf16"), mesh=mesh, precision="bf16")(each_ranks_pack(rank)).detach()
     }
+    nf4.DEVICES = ("cpu",)
+    packed = tiny.built(str(folder / "llama"), mesh=mesh, lora_cfg=PACKED)
+    fill_b(packed)
+    probe(packed, vocab_size=tiny.VOCAB_SIZE)
+    loss = packed(each_ranks_pack(rank))
+    loss.backward()
+    results["packed"] = {
+        "loss": loss.detach(),
+        "gradients": {name: whole(g) for name, g in tiny.gradients(packed).items() if g is not None},
+        "codes": packed.model.layers[1].mlp.down_proj.get_base_layer().weight.data,
+        "held": sum(getattr(p, "_local_tensor", p).nbytes for p in packed.parameters()),
+        "weights": estimate_memory(
+            packed,
+            pack_tokens=9,
+            precision="fp32",
+            loss_cfg=CELossConfig(),
+            fsdp_cfg=FSDPConfig(),
+            optim_cfg=AdamWConfig(),
+        ).weights,
+    }
+    export_adapter(packed, folder / "packed adapter", base=str(folder / "llama"), tokenizer_path=str(folder / "llama"))
+    export_model(packed, folder / "packed merged", source=str(folder / "llama"), tokenizer_path=str(folder / "llama"))
     torch.save(results, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

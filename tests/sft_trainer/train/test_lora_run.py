@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from small_run import SmallRun, save_base
 from transformers import AutoModelForCausalLM
 
-from sft_trainer.model import get_model_config_from_hf
+from sft_trainer.model import get_model_config_from_hf, nf4
 from sft_trainer.train import Trainer, loop
 from sft_trainer.train.stop import Preempted
 from sftjob.failure import JobFailure, Reason
 from sftjob.options import LoRAConfig
 
 LORA = LoRAConfig(rank=4, alpha=16, dropout=0.3, modules_to_save=["model.norm"])
+PACKED = LORA.model_copy(update={"quantize": "nf4"})
 
 
 @pytest.fixture
@@ -121,3 +122,33 @@ def test_the_python_api_leaves_the_merged_model_and_the_adapter(base: Path, tmp_
         model.state_dict() for model in (AutoModelForCausalLM.from_pretrained(folder), adapted.merge_and_unload())
     )
     assert [name for name in theirs if not torch.equal(merged[name], theirs[name])] == []
+
+
+def test_a_run_on_a_packed_base_goes_on_bit_equal_from_adapters_alone(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nf4, "DEVICES", ("cpu",))
+    run = SmallRun(tmp_path / "undisturbed", lora=PACKED, load_from=base, interval=None)
+    run.go()
+    stopped = run.another("stopped")
+    looks = iter(range(1, 9))
+    with monkeypatch.context() as stop:
+        stop.setattr(loop, "agreed_seconds_ago", lambda *_: 0.0 if next(looks) == 8 else None)
+        with pytest.raises(Preempted):
+            stopped.go()
+    assert stopped.go().resumed_from == 3
+    ours, theirs = stopped.tensors(6), run.tensors(6)
+    assert ours.keys() == theirs.keys()
+    assert [name for name, tensor in theirs.items() if not torch.equal(ours[name], tensor)] == []
+    assert [name for name in theirs if not any(part in name for part in ("lora_", "modules_to_save", "rng"))] == []
+    for folder in ("model", "adapter"):
+        for file in (run.folder / folder).glob("*.safetensors"):
+            assert file.read_bytes() == (stopped.folder / folder / file.name).read_bytes()
+    # Its adapters were trained beside other numbers than those of the base as it is.
+    with pytest.raises(JobFailure, match="was trained with other options"):
+        SmallRun(run.folder, lora=LORA, load_from=base, attempts=1).go()
+
+
+def test_a_packed_base_is_refused_without_a_gpu_before_anything_is_loaded(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobFailure, match=r"^spec\.training\.lora\.quantize: nf4 needs an NVIDIA GPU"):
+        SmallRun(tmp_path / "run", lora=PACKED, load_from=base).go()

@@ -8,19 +8,24 @@ function, and then `masking_utils` hands on None.
 
 # ruff: noqa: N803, N806 -- a tensor's name ends with its shape
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
+from sft_trainer.model.flex import SMALLEST_HEAD, block_mask, flex
 from sftjob.failure import JobFailure, Reason
 
 NAME = "sftjob"
 
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 _VARLEN_MAX_HEAD_SIZE = 256
+# FlexAttention trains nowhere else.
+_FLEX_DEVICES = ("cuda",)
 
 # What the library hands to every attention and what changes nothing here: documents come as `cu_seq_lens_q`.
 _WITHOUT_EFFECT = frozenset(
@@ -30,6 +35,25 @@ _WITHOUT_EFFECT = frozenset(
 
 def register() -> None:
     AttentionInterface.register(NAME, packed_attention)
+
+
+BlockMasks = Mapping[int | None, BlockMask]
+"""By window."""
+
+
+def has_softcaps_or_sinks(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    return getattr(config, "attn_logit_softcapping", None) is not None or any(
+        getattr(module, "sinks", None) is not None for module in model.modules()
+    )
+
+
+def block_masks(model: PreTrainedModel, documents_T: torch.Tensor) -> BlockMasks | None:
+    """What the layers of a model that `has_softcaps_or_sinks` share in a forward; None where they use none."""
+    if documents_T.device.type not in _FLEX_DEVICES:
+        return None
+    windows = {None, getattr(model.config.get_text_config(), "sliding_window", None)}
+    return {window: block_mask(documents_T, window=window) for window in windows}
 
 
 def packed_attention(
@@ -46,12 +70,14 @@ def packed_attention(
     s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    block_masks: BlockMasks | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """[1, T, H, D] of values, and no attention weights.
 
     `cu_seq_lens_q`: [B + 1] int32, where the B documents begin, and T. `softcap`: scores become `softcap *
     tanh(scores / softcap)`. `s_aux`: [H], each head's sink: a score that takes part in the softmax and has no value.
+    `block_masks`: as the function of this name gives them.
     Raises JobFailure(INVALID_CONFIGURATION) for arithmetic that it does not have, instead of leaving it out.
     """
     asked = {"attention_mask": attention_mask, "dropout": dropout, **others}
@@ -76,9 +102,14 @@ def packed_attention(
     dtype = query_1HTD.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    # [T, heads, D]: the layout in which documents are slices of rows.
-    query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1).to(dtype) for x in (query_1HTD, key_1KTD, value_1KTD))
+    query_1HTD, key_1KTD, value_1KTD = (x.to(dtype) for x in (query_1HTD, key_1KTD, value_1KTD))
     plain = softcap is None and s_aux is None
+    if not plain and block_masks and sliding_window in block_masks and _has_flex_kernel(query_1HTD, value_1KTD):
+        mask = block_masks[sliding_window]
+        attended_1HTD = flex(query_1HTD, key_1KTD, value_1KTD, mask, scaling=scaling, softcap=softcap, sinks_H=s_aux)
+        return attended_1HTD.transpose(1, 2), None
+    # [T, heads, D]: the layout in which documents are slices of rows.
+    query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1KTD, value_1KTD))
     if plain and device == "cuda" and dtype in _VARLEN_DTYPES and query_THD.shape[-1] <= _VARLEN_MAX_HEAD_SIZE:
         attended_THD = _on_gpu(query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window)
     else:
@@ -86,6 +117,10 @@ def packed_attention(
             query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window, softcap, s_aux
         )
     return attended_THD.unsqueeze(0), None
+
+
+def _has_flex_kernel(query_1HTD: torch.Tensor, value_1KTD: torch.Tensor) -> bool:
+    return min(query_1HTD.shape[-1], value_1KTD.shape[-1]) >= SMALLEST_HEAD
 
 
 def _has_effect(value: Any) -> bool:
@@ -166,7 +201,7 @@ def _one_document_written_out(
     softcap: float | None,
     sinks_H: torch.Tensor | None,
 ) -> torch.Tensor:
-    """For what no fused kernel has: all H x T x T scores exist at once, in fp32."""
+    """For what no fused kernel has here: all H x T x T scores of a document exist at once, in fp32."""
     length, heads, size = query_THD.shape
     groups = heads // key_TKD.shape[1]
     key_HTD, value_HTD = (x.transpose(0, 1).repeat_interleave(groups, dim=0) for x in (key_TKD, value_TKD))

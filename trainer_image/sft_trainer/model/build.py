@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sft_trainer.model import attention, experts, lora, scratch, transformers_private, weights
+from sft_trainer.model import attention, experts, lora, nf4, scratch, transformers_private, weights
 from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
 from sftjob.failure import JobFailure, Reason
@@ -35,9 +35,11 @@ def build_model(
 
     Parameters are fp32, and DTensors where there is a `mesh` (one-dimensional, over all ranks); gradients are summed
     over its ranks, not averaged. With `lora_cfg` those that want no gradient are the model's own; its matrices are in
-    bf16 where they came in bf16 and are computed with in bf16. `seed` is that of weights which `load_from` has not:
-    they are the same on any number of ranks. Raises JobFailure: INVALID_CONFIGURATION or MODEL_UNREADABLE.
+    bf16 where they came in bf16 and are computed with in bf16; packed ones are no DTensors. `seed` is that of weights
+    which `load_from` has not: they are the same on any number of ranks. Raises JobFailure: INVALID_CONFIGURATION or
+    MODEL_UNREADABLE.
     """
+    nf4.refuse_without_gpu(lora_cfg, device)
     model = model_on_meta(model_cfg, load_from=load_from, precision=precision, lora_cfg=lora_cfg)
     # With a mesh FSDP2 casts.
     autocast = precision == "bf16" and mesh is None
@@ -92,6 +94,8 @@ def model_on_meta(
         lora.inject(model, lora_cfg)
         if precision == "bf16" and "bfloat16" in (fields.get("dtype"), fields.get("torch_dtype")):
             _hold_frozen_matrices_in_bf16(model)
+        if lora_cfg.quantize == "nf4":
+            nf4.quantise_linear_modules(model, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return model
 
 
@@ -151,10 +155,17 @@ def _shard(model: PreTrainedModel, *, mesh: DeviceMesh, fsdp_cfg: FSDPConfig, pr
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     layers = list(transformers_private.decoder_layers(model).values())
+    whole = nf4.packed_parameters(model) or None
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=fsdp_cfg.reshard_after_forward)
+        fully_shard(
+            layer,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=fsdp_cfg.reshard_after_forward,
+            ignored_params=whole,
+        )
     # The head is needed again at once, at the start of the backward.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=whole)
     for module in (*layers, model):
         # The loss is a sum of tokens that the Trainer divides by one global count: ranks add up, they do not average.
         module.set_gradient_divide_factor(1.0)

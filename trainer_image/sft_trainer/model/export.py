@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from sft_trainer.model import lora, transformers_private
+from sft_trainer.model import lora, nf4, transformers_private
 from sftjob.failure import JobFailure, storage_reason
 from sftjob.options import Precision
 
@@ -56,10 +56,10 @@ def export_model(
 ) -> None:
     """Write safetensors, config, generation config, tokenizer and chat template into `folder`, which rank 0 creates.
 
-    LoRA is merged into the weights. `source` is the folder that training started from: with `dtype` auto its dtype is
-    the export's (its bf16 model stays one in bf16), fp32 without it; config.json says which. `chat_template` (its text)
-    replaces the tokenizer's. Rank 0 returns when all is written, the others when all is gathered: the caller publishes
-    after rank 0. Raises JobFailure there: STORAGE_FULL or STORAGE_UNAVAILABLE.
+    LoRA is merged into the weights that training computed with. `source` is the folder that training started from: with
+    `dtype` auto its dtype is the export's (its bf16 model stays one in bf16), fp32 without it; config.json says which.
+    `chat_template` (its text) replaces the tokenizer's. Rank 0 returns when all is written, the others when all is
+    gathered: the caller publishes after rank 0. Raises JobFailure there: STORAGE_FULL or STORAGE_UNAVAILABLE.
     """
     assert isinstance(model, PreTrainedModel)
     fields: dict[str, Any] = model.config_json
@@ -129,6 +129,7 @@ def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dic
     tensors = {}
     with lora.unwrapped(model) as adapted:
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        packed = nf4.quantisers(model).keys()
         for name, tensor in model.state_dict().items():
             if name in tied:
                 continue
@@ -136,6 +137,8 @@ def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dic
             # An all-gather over the mesh, by every rank, in the order of the state dict, which is the same on all.
             if module in adapted and of_module == "weight":
                 whole = lora.merged_weight(adapted[module])
+            elif name in packed:
+                whole = lora.whole_weight(model.get_submodule(module))
             else:
                 whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if keeps:

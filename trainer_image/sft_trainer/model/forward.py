@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft_trainer.loss.cross_entropy import HeadArithmetic, summed_cross_entropy
+from sft_trainer.model.attention import block_masks, has_softcaps_or_sinks
 from sft_trainer.packed import PackedBatch
 from sftjob.options import CELossConfig
 
@@ -39,12 +40,13 @@ class PackForward:
         self._arithmetic = head_arithmetic(model)
         self._autocast_to = autocast_to
         self._device_type = device.type
+        self._shares_masks = has_softcaps_or_sinks(model)
 
     def __call__(self, model: PreTrainedModel, batch: PackedBatch, *, output: Output = "loss") -> torch.Tensor:
         with torch.autocast(self._device_type, dtype=self._autocast_to, enabled=self._autocast_to is not None):
             if output == "own_logits":
                 return self._own_forward(model, input_ids=batch.input_ids, use_cache=False).logits
-            hidden_1TD = _hidden_states(model, batch)
+            hidden_1TD = _hidden_states(model, batch, shares_masks=self._shares_masks)
             head = model.get_output_embeddings()
             if output == "logits":
                 return self._arithmetic.apply(head(hidden_1TD))
@@ -67,16 +69,19 @@ def head_arithmetic(model: PreTrainedModel) -> HeadArithmetic:
     return HeadArithmetic(scale=scale / divisor, softcap=getattr(config, "final_logit_softcapping", None))
 
 
-def _hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+def _hidden_states(model: PreTrainedModel, batch: PackedBatch, *, shares_masks: bool) -> torch.Tensor:
     starts = batch.cu_seqlens
     positions_T = torch.arange(batch.input_ids.shape[1], dtype=starts.dtype, device=starts.device)
+    documents_T = torch.searchsorted(starts[1:], positions_T, right=True, out_int32=True)
+    masks = {"block_masks": block_masks(model, documents_T)} if shares_masks else {}
     hidden_1TD: torch.Tensor = model.base_model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         cu_seq_lens_q=starts,
         cu_seq_lens_k=starts,
         # Convolutions of hybrid models isolate documents by this one.
-        seq_idx=torch.searchsorted(starts[1:], positions_T, right=True, out_int32=True).unsqueeze(0),
+        seq_idx=documents_T.unsqueeze(0),
         use_cache=False,
+        **masks,
     ).last_hidden_state
     return hidden_1TD

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from sft_trainer.model import scratch
 from sft_trainer.model.lora_choice import TARGETS, choose
+from sft_trainer.model.nf4 import Nf4Linear
 from sftjob.failure import JobFailure, Reason
 from sftjob.options import LoRAConfig
 
@@ -101,14 +102,23 @@ def _initialise_layer(layer: LoraLayer, *, device: torch.device) -> None:
     if _ADAPTER in layer.lora_magnitude_vector:
         dora = layer.lora_magnitude_vector[_ADAPTER]
         # B is 0, so that what DoRA learns begins as the lengths of the base weight's rows.
-        lengths = dora.get_weight_norm(_whole(layer.get_base_layer().weight), 0.0, scaling=1.0)
+        lengths = dora.get_weight_norm(whole_weight(layer.get_base_layer()), 0.0, scaling=1.0)
         scratch.put(dora, "weight", scratch.this_ranks_part(lengths, of=dora.weight))
 
 
 @torch.no_grad()
 def merged_weight(layer: LoraLayer) -> torch.Tensor:
-    """The adapted module's weight with its adapter in it, whole, in fp32. Called by every rank, and leaves `layer`."""
-    parameters = {id(own): torch.nn.Parameter(_whole(own), requires_grad=False) for own in layer.parameters()}
+    """The adapted module's weight with its adapter in it, whole, in fp32. Called by every rank, and leaves `layer`.
+
+    A packed weight counts as it was computed with: the adapter was trained beside that one.
+    """
+    parameters = {
+        id(parameter): torch.nn.Parameter(
+            whole_weight(module) if name == "weight" else _whole(parameter), requires_grad=False
+        )
+        for module in layer.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
     # `deepcopy` takes for a copy what it finds under an object's id.
     alone = copy.deepcopy(layer, parameters)
     alone.merge()
@@ -140,6 +150,11 @@ def adapter_config(model: PreTrainedModel, *, base: str) -> LoraConfig:
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
     return config
+
+
+def whole_weight(module: torch.nn.Module) -> torch.Tensor:
+    """A copy in fp32, of a packed weight too. Called by every rank."""
+    return module.whole_weight() if isinstance(module, Nf4Linear) else _whole(module.weight)
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ Called by the other modules of this folder only.
 
 import functools
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import revert_weight_conversion
+from transformers.core_model_loading import ConversionOps, revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.utils import logging
+from transformers.utils.quantization_config import BitsAndBytesConfig
 
 
 def decoder_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
@@ -50,16 +53,53 @@ class WeightProblems:
     failed: list[str]
 
 
+Quantise = Callable[[torch.Tensor], torch.nn.Parameter]
+
+
+class _Quantizer(Bnb4BitHfQuantizer):
+    """Makes the loader hand over each of these tensors, whole and in fp32, and free it before it reads the next."""
+
+    def __init__(self, quantisers: Mapping[str, Quantise]) -> None:
+        super().__init__(BitsAndBytesConfig(load_in_4bit=True), pre_quantized=False)
+        self._quantisers = quantisers
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:  # noqa: ARG002
+        return param_name in self._quantisers
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _Quantising(self._quantisers)
+
+
+class _Quantising(ConversionOps):
+    def __init__(self, quantisers: Mapping[str, Quantise]) -> None:
+        self._quantisers = quantisers
+
+    def convert(self, input_dict: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
+        found = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
+        # One tensor of a file may become several parameters.
+        return {
+            name: self._quantisers[name](value) if name in self._quantisers else value for name, value in found.items()
+        }
+
+
 def load_weights(
-    model: PreTrainedModel, files: list[str], *, device: torch.device, dropped_layers: re.Pattern[str] | None
+    model: PreTrainedModel,
+    files: list[str],
+    *,
+    device: torch.device,
+    dropped_layers: re.Pattern[str] | None,
+    quantisers: Mapping[str, Quantise],
 ) -> WeightProblems:
     """Fill a model on the meta device, sharded or not, with this rank's parts of the tensors in `files`.
 
-    `dropped_layers` matches names whose presence in the files is no problem. Where there are problems the model is left
-    unfinished.
+    `dropped_layers` matches names whose presence in the files is no problem. `quantisers` make the parameters of these
+    names. Where there are problems the model is left unfinished.
     """
     config = LoadStateDictConfig(
-        device_map={"": device}, dtype=torch.float32, weight_mapping=get_model_conversion_mapping(model)
+        device_map={"": device},
+        dtype=torch.float32,
+        weight_mapping=get_model_conversion_mapping(model),
+        hf_quantizer=_Quantizer(quantisers) if quantisers else None,
     )
     showed_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

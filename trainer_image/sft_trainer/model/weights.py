@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from sft_trainer.model import transformers_private
+from sft_trainer.model import nf4, transformers_private
 from sft_trainer.model.weight_files import listed, unreadable, weight_files
 
 
@@ -31,6 +31,7 @@ def load(model: PreTrainedModel, folder: str, *, device: torch.device, drops_lay
                 [str(file) for file in files],
                 device=device,
                 dropped_layers=_later_layers(model) if drops_layers else None,
+                quantisers=nf4.quantisers(model),
             )
         except (SafetensorError, OSError) as error:
             raise unreadable(f"{folder}: {error}; copy the model again") from None

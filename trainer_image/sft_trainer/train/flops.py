@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from sft_trainer.model import nf4
+
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 _PEAKS = {
@@ -84,7 +86,7 @@ def count_flops(model: PreTrainedModel) -> ModelFlops | None:
             return None
         # Biases of experts are as many-dimensional as the matrices of others.
         for parameter in experts or [parameter for parameter in own if parameter.ndim == 2]:
-            active = parameter.numel() // parameter.shape[0] * chosen if experts else parameter.numel()
+            active = parameter.numel() // parameter.shape[0] * chosen if experts else nf4.elements(parameter)
             per_token += active * (6 if parameter.requires_grad else 4)
     per_pair: Counter[int | None] = Counter()
     for window in windows:

@@ -13,6 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from sft_trainer.model import nf4
 from sftjob.memory import MemoryEstimate
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
 
@@ -70,6 +71,9 @@ def memory_line(estimate: MemoryEstimate) -> str:
 def _local_bytes(parameter: torch.nn.Parameter, ranks: int) -> int:
     if isinstance(parameter, DTensor):
         return parameter.to_local().nbytes
+    if nf4.is_packed(parameter):
+        # All of it on every rank.
+        return nf4.packed_bytes(parameter)
     # FSDP2 gives each rank as many rows, rounded up, as long as there are any.
     return parameter.nbytes // len(parameter) * math.ceil(len(parameter) / ranks)
 

@@ -1,0 +1,89 @@
+"""What only a GPU runs: its kernels against the same arithmetic in fp32 on the CPU. Left out where there is none."""
+
+from pathlib import Path
+
+import pytest
+import test_flex
+import test_nf4
+import tiny_models as tiny
+import torch
+
+from sft_trainer.model.attention import packed_attention
+from sft_trainer.model.probe import probe
+from sftjob.options import FSDPConfig, LoRAConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("softcap", "sinks"), [(1.5, False), (None, True), (1.5, True), (None, False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_give_the_values_and_gradients_of_the_written_out_form(
+    window: int | None, softcap: float | None, sinks: bool, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 4, test_flex.TOKENS, 64), (1, 2, test_flex.TOKENS, 64), (1, 2, test_flex.TOKENS, 64)]
+    drawn = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    drawn.append(torch.tensor([-1.0, 0.0, 1.0, 2.0]))
+    weights = torch.randn(1, test_flex.TOKENS, 4, 64, generator=generator)
+    results = []
+    for device, kind in ((GPU, dtype), (tiny.CPU, torch.float32)):
+        query, key, value, of_heads = (
+            tensor.to(device, kind if tensor.ndim > 1 else torch.float32).requires_grad_() for tensor in drawn
+        )
+        masks = None
+        if device == GPU:
+            masks = {window: test_flex.flex.block_mask(test_flex.DOCUMENTS.to(GPU), window=window)}
+        attended, _ = packed_attention(
+            test_flex.Layer(), query, key, value, None, scaling=0.1, sliding_window=window, softcap=softcap,
+            s_aux=of_heads if sinks else None, cu_seq_lens_q=test_flex.STARTS.to(device), block_masks=masks,
+        )  # fmt: skip
+        (attended.float() * weights.to(device)).sum().backward()
+        found = [attended.detach(), query.grad, key.grad, value.grad, *([of_heads.grad] if sinks else [])]
+        results.append([tensor.float().cpu() for tensor in found])
+    tolerance = 1e-3 if dtype == torch.float32 else 3e-2
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("case", ["gemma2", "gpt_oss"])
+def test_a_models_compiled_layers_train_with_softcaps_and_sinks(case: str, tmp_path: Path) -> None:
+    folder = tiny.save_random_model(tmp_path, case, head_dim=16, num_hidden_layers=4, layer_types=test_flex.WINDOWS)
+    losses, gradients = [], []
+    for device in (GPU, tiny.CPU):
+        torch.compiler.reset()
+        model = tiny.built(folder, device=device)
+        probe(model, vocab_size=tiny.VOCAB_SIZE)
+        for lengths in ([9, 13], [5, 11, 6]):
+            loss = model(tiny.pack(tiny.documents(lengths)).to(device))
+            loss.backward()
+            losses.append(loss.item())
+        gradients.append({name: gradient.cpu() for name, gradient in tiny.gradients(model).items()})
+    assert losses[:2] == pytest.approx(losses[2:], rel=1e-3)
+    for name, expected in gradients[1].items():
+        assert (gradients[0][name] - expected).norm() < 1e-2 * expected.norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("torch_compile", [False, True])
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_a_packed_base_trains_as_the_dequantised_one(torch_compile: bool, ratio: float, tmp_path: Path) -> None:
+    source = tiny.save_random_model(tmp_path / "base", "qwen3_tied", hidden_size=64, intermediate_size=128, head_dim=16)
+    whole = test_nf4.dequantised(source, tmp_path / "whole", dtype=torch.bfloat16)
+    fsdp_cfg = FSDPConfig(torch_compile=torch_compile, recompute_ratio=ratio)
+    torch.compiler.reset()
+    packed = tiny.built(source, device=GPU, precision="bf16", fsdp_cfg=fsdp_cfg, lora_cfg=test_nf4.QLORA)
+    probe(packed, vocab_size=tiny.VOCAB_SIZE)
+    reference = tiny.built(whole, lora_cfg=LoRAConfig(rank=4, alpha=12))
+    results = []
+    for model, device in ((packed, GPU), (reference, tiny.CPU)):
+        test_nf4.move_b(model)
+        loss = model(tiny.pack(test_nf4.TEXTS).to(device))
+        loss.backward()
+        gradients = {name: g.float().cpu() for name, g in tiny.gradients(model).items() if g is not None}
+        # The same adapters on both: the seed draws others on a GPU.
+        results.append((loss.item(), {name: g for name, g in gradients.items() if "lora_B" in name}))
+    (loss, gradients), (expected_loss, expected) = results
+    assert loss == pytest.approx(expected_loss, rel=3e-2)
+    assert gradients.keys() == expected.keys()
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
