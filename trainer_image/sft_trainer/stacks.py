@@ -51,7 +51,7 @@ def answer_with_stacks(scratch: Path, rank: int) -> None:
     """From now on this process may be asked; before, the signal would end it."""
     path = stacks_path(scratch, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    faulthandler.register(_SIGNAL, path.open("w"), all_threads=True)  # noqa: SIM115 - open as long as the process lives
+    faulthandler.register(_SIGNAL, path.open("w"), all_threads=True)
 
 
 def ask_for_stacks(pid: int, *, is_stopped: bool) -> None:

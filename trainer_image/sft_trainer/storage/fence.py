@@ -86,6 +86,26 @@ def leave(plan: LaunchPlan, outcome: Outcome, *, pod_uid: str | None) -> None:
     write_atomically(names.node_claim(Path(plan.storage), plan.attempt, outcome.node_rank), claim.to_json())
 
 
+def has_left(plan: LaunchPlan, *, node_rank: int) -> bool:
+    """The launcher of this node has ended, and told how."""
+    return _outcome(plan, attempt=plan.attempt, node_rank=node_rank) is not None
+
+
+def hangs_before(plan: LaunchPlan, *, node_rank: int) -> int:
+    """Of the three attempts before, how many have ended as a hang by the word of this node's launcher."""
+    before = range(max(1, plan.attempt - 3), plan.attempt)
+    outcomes = [_outcome(plan, attempt=attempt, node_rank=node_rank) for attempt in before]
+    return sum(outcome is not None and outcome.reason is Reason.HANG for outcome in outcomes)
+
+
+def _outcome(plan: LaunchPlan, *, attempt: int, node_rank: int) -> Outcome | None:
+    try:
+        claim = names.node_claim(Path(plan.storage), attempt, node_rank).read_text()
+        return NodeClaim.from_json(claim).outcome
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
 def _create(claim: Path, content: str) -> None:
     try:
         descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)

@@ -255,11 +255,13 @@ class _Run:
         loss_sum = torch.zeros((), device=self.world.device)
         batches = self.stream.micro_batches(step)
         data_seconds = time.perf_counter() - began
+        self.teller.mark()
         for batch in batches:
             loss = self.model(batch.to(self.world.device))
             (loss / max(1, trained_tokens)).backward()
             loss_sum += loss.detach()
             self.ledger.note(batch)
+            self.teller.mark()
             self._stop_if_agreed()
         grad_norm = clip_gradients(self.model, max_norm=self.options.optim_cfg.max_grad_norm)
         # The norm is of all ranks' gradients: each decides alike.
