@@ -1,4 +1,4 @@
-"""A rank that stops in mid-run with nobody to tell of it, in a real `sft run`: by the user's deadline, and without one."""
+"""A rank that stops in mid-run with nobody to tell of it: a real `sft run`, with a user's deadline and without."""
 
 import json
 import os
