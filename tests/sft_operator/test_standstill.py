@@ -3,16 +3,22 @@
 from typing import Any
 
 import pytest
-from jobs import a_job, an_outcome, at, going_on, in_attempt, observing, seen, some_progress
+from jobs import a_job, an_outcome, at, in_attempt, observing, seen, some_progress
 
-from sft_operator.lifecycle.decide import DeleteAttempt, decide
+from sft_operator.lifecycle.decide import Decision, DeleteAttempt, decide
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob.failure import Reason
+from sftjob.job import SFTJob
 from sftjob.progress import Stage
 from sftjob.standstill import Standstill
 from sftjob.status import AttemptRecord
 
 NOW, RUNNING = at(0), NodeState.RUNNING
+
+
+def going_on(decision: Decision, *, nodes: int = 1, **policy: int) -> SFTJob:
+    """The same job after this decision was written."""
+    return a_job(nodes=nodes, status=decision.status, **policy)
 
 
 def stood(rank: int | None, *, place: int, node: int, **fields: Any) -> Standstill:
