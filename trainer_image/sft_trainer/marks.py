@@ -62,8 +62,10 @@ def read_marks(scratch: Path) -> list[Mark]:
     """Of the ranks of this node that have begun, in their order."""
     marks = []
     for path in sorted(_folder(scratch).glob("rank-*"), key=_rank):
-        pid, thread, stage, step, place, signs = _FORM.unpack(path.read_bytes())
-        if pid:
+        content = path.read_bytes()
+        # A rank that has just begun has a file without a mark, or without room for one.
+        if any(content):
+            pid, thread, stage, step, place, signs = _FORM.unpack(content)
             marks.append(Mark(_rank(path), pid, thread, _STAGES[stage], step, place, signs))
     return marks
 

@@ -4,6 +4,7 @@ The rank listens from its first moment (`child`); the launcher asks. A signal an
 debugger, no right to trace.
 """
 
+import contextlib
 import faulthandler
 import os
 import re
@@ -56,9 +57,10 @@ def answer_with_stacks(scratch: Path, rank: int) -> None:
 
 def ask_for_stacks(pid: int, *, is_stopped: bool) -> None:
     """`is_stopped`: by a signal. Such a process answers only when it is woken, and does so before anything else."""
-    os.kill(pid, _SIGNAL)
-    if is_stopped:
-        os.kill(pid, signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, _SIGNAL)
+        if is_stopped:
+            os.kill(pid, signal.SIGCONT)
 
 
 def frames_by_thread(text: str) -> dict[int, list[Frame]]:

@@ -37,7 +37,8 @@ class RankWatch:
         self._learns = plan.spec.run_policy.progress_deadline_seconds is None
         self._times: dict[int, RankTimes] = {}
         self._looked_at = self._others_at = time.monotonic()
-        self._asked_in_stop = False
+        self._at_stop: list[Mark] | None = None
+        self._has_asked_at_stop = False
         self._stood: list[Mark] = []
         self.standstill: Standstill | None = None
         self.is_hang = False
@@ -55,10 +56,10 @@ class RankWatch:
                 self._times[mark.rank] = RankTimes(mark, moved_bytes=moved, patience=self._patience)
         if not marks or self.is_hang:
             return
-        if self._children.stopping:
-            self._look_at_stop(marks)
-        elif self.standstill is not None:
+        if self.standstill is not None and not self._has_asked_at_stop:
             self._wait_for_others(marks, now)
+        elif self._children.stopping:
+            self._look_at_stop(marks)
         elif self._learns and self._is_over(marks, now):
             self._keep_stacks(marks, wait_seconds=_ANSWER_SECONDS)
             self._wait_for_others(marks, now)
@@ -100,10 +101,11 @@ class RankWatch:
 
     def _look_at_stop(self, marks: list[Mark]) -> None:
         """Once, when half of the time for saving is over, and of ranks none of which has moved since the signal."""
-        stopped, half = self._children.stopped_seconds, self._children.shutdown_seconds / 2
-        is_silent = all(self._times[mark.rank].silent_seconds >= stopped for mark in marks)
-        if not self._asked_in_stop and stopped >= half and is_silent:
-            self._asked_in_stop = True
+        if self._at_stop is None:
+            self._at_stop = marks
+        half = self._children.shutdown_seconds / 2
+        if marks == self._at_stop and self._children.stopped_seconds >= half and not self._has_asked_at_stop:
+            self._has_asked_at_stop = True
             self._keep_stacks(marks, wait_seconds=half / 2)
 
     def _keep_stacks(self, marks: list[Mark], *, wait_seconds: float) -> None:
