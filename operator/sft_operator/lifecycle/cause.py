@@ -59,7 +59,8 @@ def end_record(
             message = "it reported success without naming the final checkpoint"
             record = record.model_copy(update={"reason": Reason.LAUNCHER_LOST, "message": message})
     every = (*records, lost)
-    record = _with_standstill(record, every)
+    if record.reason is Reason.HANG:
+        record = _with_culprit(record, every)
     last, saved = _largest([one.last_step for one in every]), _largest([one.saved_step for one in every])
     return record.model_copy(update={"last_step": last, "saved_step": saved})
 
@@ -126,17 +127,14 @@ def _node_record(node: NodeObservation, lost: AttemptRecord) -> AttemptRecord:
     return lost.model_copy(update=place | told)
 
 
-def _with_standstill(record: AttemptRecord, every: Iterable[AttemptRecord]) -> AttemptRecord:
-    """Of all nodes the one whose rank is furthest behind: of a hang, it is the culprit."""
-    stood = [one for one in every if one.standstill is not None]
-    if not stood or record.reason not in (Reason.HANG, Reason.PREEMPTED):
+def _with_culprit(record: AttemptRecord, every: Iterable[AttemptRecord]) -> AttemptRecord:
+    """Of all nodes the one whose rank is furthest behind, where any launcher has looked."""
+    stood = [(one.standstill, one) for one in every if one.standstill is not None]
+    if not stood:
         return record
-    behind = min(stood, key=lambda one: one.standstill.behind)
-    update: dict[str, object] = {"standstill": behind.standstill}
-    if record.reason is Reason.HANG:
-        update |= {name: getattr(behind, name) for name in ("node_rank", "pod", "node", "log_tail")}
-        update["rank"] = behind.standstill.rank
-    return record.model_copy(update=update)
+    standstill, node = min(stood, key=lambda pair: pair[0].behind)
+    place = {name: getattr(node, name) for name in ("node_rank", "pod", "node", "log_tail")}
+    return record.model_copy(update=place | {"standstill": standstill, "rank": standstill.rank})
 
 
 def _is_gpu_fault(outcome: Outcome) -> bool:
