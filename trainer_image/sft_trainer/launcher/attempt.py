@@ -129,7 +129,8 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     cause = cause_of_failure(
         exit_codes=exits.exit_codes, reports=_rank_reports(placement.scratch), stopping=children.stopping
     )
-    return replace(cause, standstill=watch.standstill if children.stopping else None)
+    # Another node's launcher, or whoever stops this one, may have ended what stood still here too.
+    return replace(cause, standstill=watch.standstill)
 
 
 def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Cause | None:
