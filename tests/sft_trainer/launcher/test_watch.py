@@ -77,7 +77,7 @@ class Node:
         self.plan = LaunchPlan(job=reference, attempt=attempt, spec=spec, mounts=mounts)
         names.attempt_folder(self.storage, attempt).mkdir(parents=True)
         self.stop = StopSignal()
-        self.children = Children(grace_seconds=20, scratch=self.scratch, stop=self.stop)
+        self.children = Children(grace_seconds=12, scratch=self.scratch, stop=self.stop)
         (folder / "torchrun.py").write_text(TORCHRUN)
         (folder / "rank.py").write_text(RANK)
         self.path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
