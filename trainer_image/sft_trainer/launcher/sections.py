@@ -48,6 +48,11 @@ class RankTimes:
         floor = STEP_FLOOR_SECONDS if stage is Stage.TRAINING else FLOOR_SECONDS
         return self._patience * max(floor, FACTOR * self._longest.get(stage, 0.0))
 
+    @property
+    def silent_share(self) -> float:
+        """Of the limit; 0 where there is none."""
+        return self.silent_seconds / self.limit_seconds if self.limit_seconds else 0.0
+
     def see(self, mark: Mark, *, moved_bytes: int, gap_seconds: float) -> None:
         """`moved_bytes`: by the process since it began. `gap_seconds`: since the look before."""
         self.silent_seconds += min(gap_seconds, LONGEST_GAP_SECONDS)

@@ -70,14 +70,10 @@ class RankWatch:
 
     def _is_over(self, marks: list[Mark], now: float) -> bool:
         """No rank has made a sign for its limit; or for half of it, where another node has waited longer."""
-        shares = [
-            0.0 if times.limit_seconds is None else times.silent_seconds / times.limit_seconds
-            for mark in marks
-            if (times := self._times[mark.rank])
-        ]
-        if min(shares) >= 1:
+        share = min(self._times[mark.rank].silent_share for mark in marks)
+        if share >= 1:
             return True
-        if min(shares) < 0.5 or now - self._others_at < _OTHERS_SECONDS:
+        if share < 0.5 or now - self._others_at < _OTHERS_SECONDS:
             return False
         self._others_at = now
         return any(self._stacks_of(node).exists() for node in range(self._plan.spec.compute.nodes))
@@ -118,7 +114,7 @@ class RankWatch:
             write_atomically(path, page(standings, seconds=seconds))
             stacks = f"{self._plan.spec.storage_uri}/{path.relative_to(self._plan.storage)}"
         except OSError as error:
-            # A full volume must not keep a hang alive.
+            # A full volume must not keep a hang of this node alive.
             log.warning("the stacks could not be kept: %s\n%s", error, page(standings, seconds=seconds))
         self._stood = marks
         self.standstill = standstill_of(standings, seconds=seconds, stacks=stacks)
