@@ -123,6 +123,11 @@ def shortage(storage: Path, attempt: int) -> Path:
     return attempt_folder(storage, attempt) / SHORTAGE
 
 
+def stacks(storage: Path, attempt: int, node_rank: int) -> Path:
+    """Where the ranks of this node stood when none of them went on."""
+    return attempt_folder(storage, attempt) / f"stacks-node-{node_rank}.txt"
+
+
 def ledger(storage: Path, attempt: int, rank: int) -> Path:
     """What this rank has fed to the model in this attempt."""
     return attempt_folder(storage, attempt) / f"ledger-{rank}.jsonl"

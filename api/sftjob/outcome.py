@@ -6,6 +6,7 @@ from sftjob.base import Record, Whole
 from sftjob.failure import Reason
 from sftjob.progress import Progress
 from sftjob.receipt import DataReceipt
+from sftjob.standstill import Standstill
 
 MAXIMAL_BYTES = 4096
 """What the kubelet keeps of a termination message."""
@@ -36,6 +37,8 @@ class Outcome(Record):
     signal: Whole | None = None
     """The signal that ended that rank."""
     rank_exit_code: Whole | None = None
+    standstill: Standstill | None = None
+    """Of ranks that did not go on, or did not react when they were told to stop."""
     resumed_from: Whole | None = None
     last_step: Whole | None = None
     saved_step: Whole | None = None
@@ -78,5 +81,6 @@ class Outcome(Record):
                 "data": None,
                 "skipped_checkpoints": [],
                 "progress": None,
+                "standstill": None,
             }
         ).to_json()

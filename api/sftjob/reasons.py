@@ -69,8 +69,10 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "have the node looked at. The next attempts stay away from it (`status.attempts.avoidedNodes`)",
     ),
     Reason.HANG: Explanation(
-        "Nothing new was reported for `spec.runPolicy.progressDeadlineSeconds`, though the launcher answered.",
-        "look at the log of the ranks; raise the deadline where a stage is just long",
+        "No rank went on, for `spec.runPolicy.progressDeadlineSeconds` or, without one, for far longer than was normal "
+        "before.",
+        "look at the stacks of all ranks, in storage, of which the message names file, rank and frames; set or raise "
+        "`spec.runPolicy.progressDeadlineSeconds` where a stage is just long",
     ),
     Reason.RANK_KILLED: Explanation(
         "A rank was ended by a signal from outside, or crashed.",

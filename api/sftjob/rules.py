@@ -211,6 +211,13 @@ ADAPTER_NEEDS_LORA = Rule(
     {"uri": "self.output.filter(one, one.format == 'adapter')[0].uri"},
 )
 
+SILENCE_CAN_BE_SEEN = Rule(
+    "progressDeadlineSeconds",
+    "!has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds == 0 || self.progressDeadlineSeconds >= 10",
+    "{seconds} is shorter than the time between two reports; use at least 10, or 0 for no limit",
+    {"seconds": "self.progressDeadlineSeconds"},
+)
+
 MODEL_OR_SCRIPT = Rule(
     "model",
     "has(self.model) || has(self.script)",

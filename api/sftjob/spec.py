@@ -72,6 +72,7 @@ from sftjob.rules import (
     PRESET_IS_KNOWN,
     REVISION_OF_A_HUB,
     SECRET_IS_NAMED,
+    SILENCE_CAN_BE_SEEN,
     STORAGE_FROM_SOMEWHERE,
     TOKENIZER_FROM_SOMEWHERE,
     VALUE_OR_SOURCE,
@@ -471,6 +472,8 @@ class ComputeSpec(Declared):
 class RunPolicySpec(Declared):
     """When to stop and how often to begin again; all that may be changed after creation."""
 
+    model_config = rules(SILENCE_CAN_BE_SEEN)
+
     suspend: bool = Field(default=False, description="Save and stop; false again goes on.")
     retries: int = Field(default=3, ge=0, le=100, description="Attempts after a failure.")
     disruption_retries: int = Field(
@@ -491,10 +494,11 @@ class RunPolicySpec(Declared):
     )
     progress_deadline_seconds: int | None = Field(
         default=None,
-        ge=10,
+        ge=0,
         le=604_800,
         description="Time that a running attempt may show no new step, stage or detail of it: more than the longest "
-        "export takes. Then it ends as `Hang`. A script without a Trainer of ours shows nothing. Absent: no limit.",
+        "export takes. Then it ends as `Hang`. A script without a Trainer of ours shows nothing. Absent: the launchers "
+        "learn what is normal, of such a script nothing. 0: no limit.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None,
@@ -508,6 +512,12 @@ class RunPolicySpec(Declared):
         le=3600,
         description="From the signal to save until everything is killed; a change counts from the next attempt on.",
     )
+
+    @model_validator(mode="after")
+    def _silence(self) -> Self:
+        if self.progress_deadline_seconds is not None and 0 < self.progress_deadline_seconds < 10:
+            raise ValueError(SILENCE_CAN_BE_SEEN.told(seconds=self.progress_deadline_seconds))
+        return self
 
 
 class SFTJobSpec(Declared):

@@ -9,6 +9,7 @@ from sftjob.failure import Reason
 from sftjob.outcome import Artifact
 from sftjob.progress import Progress, Resolved
 from sftjob.receipt import DataReceipt
+from sftjob.standstill import Standstill
 
 HISTORY_LIMIT = 10
 
@@ -98,6 +99,8 @@ class AttemptRecord(Record):
     """Newer checkpoints that did not verify when it resumed, each with what was wrong."""
     log_tail: str = ""
     """The last lines of the rank that caused the end."""
+    standstill: Standstill | None = None
+    """Where its ranks stood, if they did not go on, or did not react when they were told to stop."""
     recovery: Recovery | None = None
     started_at: datetime | None = None
     ended_at: datetime

@@ -1,11 +1,12 @@
 """One rank on each of two nodes, met by torchrun's static rendezvous: what two ranks on one node train, and no less."""
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.local_run import EVERY_STEPS, LocalRun, assert_bit_equal, job, kill
+from e2e.local_run import EVERY_STEPS, FAULTS, LocalRun, assert_bit_equal, job, kill
 
 
 @pytest.fixture(scope="module")
@@ -64,4 +65,23 @@ def test_ctrl_c_saves_one_step_of_both_nodes_and_the_same_command_goes_on(
     assert run.processes("sft_trainer") == {}
     run.start().succeed()
     assert run.status()["attempts"]["history"][0]["resumedFrom"] == stopped["savedStep"]
+    assert_bit_equal(run, undisturbed_nodes)
+
+
+def test_of_two_nodes_that_stand_still_the_one_with_the_rank_that_never_comes_back_is_named(
+    run: LocalRun, undisturbed_nodes: LocalRun
+) -> None:
+    stay = {"module": "sft_trainer.datasets.batch", "function": "BatchStream.micro_batches", "after": 4, "limit": 8}
+    stay |= {"rank": 1, "mark": str(run.folder / "stuck")}
+    run.environment = {"PYTHONPATH": FAULTS, "SFTJOB_TEST_STAY": json.dumps(stay)}
+    run.start().succeed()
+    last, hang = run.status()["attempts"]["history"]
+    assert (hang["reason"], hang["nodeRank"], hang["rank"], last["reason"]) == ("Hang", 1, 1, "Succeeded")
+    assert hang["standstill"]["frames"][0].startswith("stays_for_ever (")
+    assert hang["standstill"]["stacks"].endswith("/attempts/1/stacks-node-1.txt")
+    stacks = run.storage / "attempts" / "1"
+    assert "in stays_for_ever" in (stacks / "stacks-node-1.txt").read_text()
+    # The other one waited for it, and says so.
+    assert "/torch/distributed/" in (stacks / "stacks-node-0.txt").read_text()
+    assert last["resumedFrom"] == hang["savedStep"]
     assert_bit_equal(run, undisturbed_nodes)

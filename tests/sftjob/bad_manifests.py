@@ -276,6 +276,11 @@ BAD = [
         "with a second beta of 0.995 a moment in bf16 never falls again; use at most 0.99, or moments: fp32",
         training(optimizer={"betas": [0.9, 0.995], "moments": "bf16"}),
     ),
+    Bad(
+        "spec.runPolicy.progressDeadlineSeconds",
+        "5 is shorter than the time between two reports; use at least 10, or 0 for no limit",
+        {"runPolicy": {"progressDeadlineSeconds": 5}},
+    ),
     # Places
     Bad(
         "spec.model.loadFrom.uri",

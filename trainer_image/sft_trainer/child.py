@@ -9,9 +9,13 @@ rank that is told to stop while it starts still hears it.
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sft_trainer.death import die_with_parent
 from sft_trainer.stop import StopSignal
+
+if TYPE_CHECKING:
+    from sftjob.progress import Stage
 
 
 def main(stage: str, parent_pid: str, scratch: str, *script: str) -> int:
@@ -26,11 +30,16 @@ def main(stage: str, parent_pid: str, scratch: str, *script: str) -> int:
         code = download_stage(Path(scratch))
     elif stage == "script":
         from sft_trainer.script import script_stage
+        from sftjob.progress import Stage
 
+        _tell_of_rank(Path(scratch), Stage.RUNNING_SCRIPT)
         path, *arguments = script
         code = script_stage(Path(scratch), path, arguments)
     else:
         stop = StopSignal()
+        from sftjob.progress import Stage
+
+        _tell_of_rank(Path(scratch), Stage.STARTING)
         from sft_trainer.rank import rank_stage
 
         code = rank_stage(Path(scratch), stop)
@@ -40,6 +49,16 @@ def main(stage: str, parent_pid: str, scratch: str, *script: str) -> int:
     # without an active exception"), since threads of torch outlive the interpreter that they call; and it would wait
     # for connections that still receive what a failed download does not want any more.
     os._exit(code)
+
+
+def _tell_of_rank(scratch: Path, stage: "Stage") -> None:
+    """Where this rank is, from now on; from its first mark on its launcher may ask for stacks."""
+    from sft_trainer.marks import Marker
+    from sft_trainer.stacks import answer_with_stacks
+
+    rank = int(os.environ["RANK"])
+    answer_with_stacks(scratch, rank)
+    Marker(scratch, rank).mark(stage)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,11 @@ def account(
 def _abridged(record: AttemptRecord) -> AttemptRecord:
     """Ten long stories would be more than an object should hold; that of the newest attempt is whole."""
     return record.model_copy(
-        update={"message": record.message[:OLD_MESSAGE_CHARACTERS], "log_tail": record.log_tail[-OLD_TAIL_CHARACTERS:]}
+        update={
+            "message": record.message[:OLD_MESSAGE_CHARACTERS],
+            "log_tail": record.log_tail[-OLD_TAIL_CHARACTERS:],
+            "standstill": record.standstill and record.standstill.model_copy(update={"frames": []}),
+        }
     )
 
 

@@ -1,6 +1,6 @@
 """Why an attempt ended: the last words of all its nodes in, one record of its history out. Called by `decide`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
@@ -59,8 +59,17 @@ def end_record(
             message = "it reported success without naming the final checkpoint"
             record = record.model_copy(update={"reason": Reason.LAUNCHER_LOST, "message": message})
     every = (*records, lost)
+    if record.reason is Reason.HANG:
+        record = _with_culprit(record, every)
     last, saved = _largest([one.last_step for one in every]), _largest([one.saved_step for one in every])
     return record.model_copy(update={"last_step": last, "saved_step": saved})
+
+
+def with_standstill_told(record: AttemptRecord) -> AttemptRecord:
+    """The message as it stays: who stood where, and where the stacks are."""
+    if record.standstill is None:
+        return record
+    return record.model_copy(update={"message": f"{record.message}; {record.standstill.told()}"})
 
 
 def untold_record(
@@ -105,6 +114,7 @@ def _node_record(node: NodeObservation, lost: AttemptRecord) -> AttemptRecord:
         "exit_code": outcome.exit_code,
         "rank": outcome.rank,
         "signal": outcome.signal,
+        "standstill": outcome.standstill,
         "message": outcome.message,
         "resumed_from": outcome.resumed_from,
         "skipped_checkpoints": outcome.skipped_checkpoints,
@@ -115,6 +125,16 @@ def _node_record(node: NodeObservation, lost: AttemptRecord) -> AttemptRecord:
         "ended_at": outcome.ended_at,
     }
     return lost.model_copy(update=place | told)
+
+
+def _with_culprit(record: AttemptRecord, every: Iterable[AttemptRecord]) -> AttemptRecord:
+    """Of all nodes the one whose rank is furthest behind, where any launcher has looked."""
+    stood = [(one.standstill, one) for one in every if one.standstill is not None]
+    if not stood:
+        return record
+    standstill, node = min(stood, key=lambda pair: pair[0].behind)
+    place = {name: getattr(node, name) for name in ("node_rank", "pod", "node", "log_tail")}
+    return record.model_copy(update=place | {"standstill": standstill, "rank": standstill.rank})
 
 
 def _is_gpu_fault(outcome: Outcome) -> bool:

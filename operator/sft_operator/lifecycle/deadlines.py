@@ -64,7 +64,8 @@ def _deadlines(
             Reason.DEADLINE_EXCEEDED,
             f"spec.runPolicy.activeDeadlineSeconds: {limit} s of running time are over",
         )
-    if policy.progress_deadline_seconds is not None and attempt.state is AttemptState.RUNNING and not waiting:
+    # 0 is no limit at all; without one, launchers learn what is normal.
+    if policy.progress_deadline_seconds and attempt.state is AttemptState.RUNNING and not waiting:
         limit, progress = policy.progress_deadline_seconds, progress_of_current(status)
         where = f" in stage {progress.stage} after step {progress.step}" if progress else " since it runs"
         yield Deadline(

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sft_operator.lifecycle.budgets import Failure, account, failure_of, next_attempt_at, renewed
-from sft_operator.lifecycle.cause import end_record, last_end, unstarted_attempt_record, untold_record
+from sft_operator.lifecycle.cause import (
+    end_record,
+    last_end,
+    unstarted_attempt_record,
+    untold_record,
+    with_standstill_told,
+)
 from sft_operator.lifecycle.columns import columns
 from sft_operator.lifecycle.conditions import conditions
 from sft_operator.lifecycle.deadlines import Deadline, nearest_deadline, seconds_run
@@ -131,6 +137,7 @@ def _record_end(
         if attempt is not None:
             status = with_last_words(status, next(node for node in attempt.nodes if node.rank == 0).outcome)
         record = end_record(attempt, attempts=attempts, progress=progress_of_current(status), now=now)
+        record = with_standstill_told(record)
 
     ran = seconds_run(attempts, until=last_end(attempt, progress=progress_of_current(status), now=now))
     if attempts.recovery is not None:

@@ -1,17 +1,27 @@
-"""Kills, or stops, its own process at one exact system event, once: Python loads it first in every process of a run.
+"""What the end-to-end tests do to a run from inside: Python loads this file first in every process of it.
 
-`SFTJOB_TEST_FAULT` is JSON: audit event, a pattern for its arguments, how many such events pass before, a file
-that marks the deed, and the signal's name. It lies in the tests: the product has no crash points.
+It lies in the tests: the product has no crash points. Each fault but the last strikes once and leaves a mark.
+
+`SFTJOB_TEST_FAULT` is JSON: a process kills, or stops, itself at one exact system event. Audit event, a pattern for its
+arguments, how many such events pass before, a file that marks the deed, and the signal's name.
+
+`SFTJOB_TEST_STAY` is JSON: a rank never returns from a function. Module, function (`Class.method`), rank, how many
+calls pass before, and a file for its pid. As long as that process lives, and no longer, the launcher's limits are
+`limit` seconds, if one is given.
 
 `SFTJOB_TEST_MEMORY` is a number of tokens: a rank whose micro-batch has more of them asks torch for memory that there
 is not.
 """
 
+import importlib.util
 import json
 import os
 import re
 import signal
 import sys
+import time
+from collections.abc import Callable
+from types import ModuleType
 
 if "SFTJOB_TEST_FAULT" in os.environ:
     fault = json.loads(os.environ["SFTJOB_TEST_FAULT"])
@@ -40,3 +50,66 @@ if "SFTJOB_TEST_MEMORY" in os.environ and "RANK" in os.environ:
             torch.empty(1 << 50)
 
     register_module_forward_pre_hook(ask)
+
+
+class Changing:
+    """A finder of modules that hands one of them to `change` when it has been imported."""
+
+    def __init__(self, module: str, change: Callable[[ModuleType], None]) -> None:
+        self.module, self.change = module, change
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> object:
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module: ModuleType) -> None:
+            execute(module)
+            self.change(module)
+
+        spec.loader.exec_module = execute_and_change
+        return spec
+
+
+if "SFTJOB_TEST_STAY" in os.environ:
+    stay = json.loads(os.environ["SFTJOB_TEST_STAY"])
+
+    def stays_for_ever(*_: object) -> None:
+        with open(stay["mark"], "x") as file:  # noqa: PTH123 - nothing but what is needed
+            file.write(str(os.getpid()))
+        while True:
+            time.sleep(1)
+
+    def stuck_rank_lives() -> bool:
+        try:
+            os.kill(int(open(stay["mark"]).read()), 0)  # noqa: PTH123, SIM115
+        except (FileNotFoundError, ValueError, ProcessLookupError):
+            return False
+        return True
+
+    def change_function(module: ModuleType) -> None:
+        owner_name, _, name = stay["function"].rpartition(".")
+        owner = getattr(module, owner_name) if owner_name else module
+        function, calls = getattr(owner, name), 0
+
+        def changed(*arguments: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls > stay["after"] and not os.path.exists(stay["mark"]):  # noqa: PTH110
+                stays_for_ever()
+            return function(*arguments)
+
+        setattr(owner, name, changed)
+
+    def change_limits(sections: ModuleType) -> None:
+        known = sections.RankTimes.limit_seconds.fget
+        sections.RankTimes.limit_seconds = property(
+            lambda times: stay["limit"] if stuck_rank_lives() and known(times) is not None else known(times)
+        )
+
+    if os.environ.get("RANK") == str(stay["rank"]):
+        sys.meta_path.insert(0, Changing(stay["module"], change_function))  # type: ignore[arg-type]
+    if "limit" in stay:
+        sys.meta_path.insert(0, Changing("sft_trainer.launcher.sections", change_limits))  # type: ignore[arg-type]

@@ -108,7 +108,8 @@ def test_a_script_dies_with_its_torchrun(tmp_path: Path) -> None:
             "subprocess.Popen([sys.executable, '-m', 'sft_trainer.child', 'script', str(os.getpid()), *sys.argv[1:]])\n"
             "time.sleep(600)\n",
             *(str(tmp_path), str(tmp_path / "own.py")),
-        ]
+        ],
+        env=os.environ | {"RANK": "1"},
     )
     until((tmp_path / "own.py.runs").exists)
     (child,) = children(parent.pid)

@@ -8,11 +8,12 @@ import logging
 import os
 import shutil
 import traceback
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from sft_trainer.downloads.sources import sources_of
-from sft_trainer.launcher.cause import Cause, cause_of_failure
+from sft_trainer.launcher.cause import Cause, cause_of_failure, hang
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
 from sft_trainer.launcher.kubeflow import KubeflowEndpoint
@@ -21,6 +22,7 @@ from sft_trainer.launcher.publish import finished_before, publish_outputs
 from sft_trainer.launcher.resources import available_cpus, compiler_environment, rank_environment
 from sft_trainer.launcher.script import script_command, script_environment
 from sft_trainer.launcher.serve import serve_progress
+from sft_trainer.launcher.watch import RankWatch
 from sft_trainer.progress import read_progress, write_progress, write_stage
 from sft_trainer.report import Report, read_reports
 from sft_trainer.stop import StopSignal
@@ -127,16 +129,23 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     )
     with KubeflowEndpoint(placement.scratch) as endpoint:
         environment |= endpoint.environment
-        code = children.run("sft_trainer.launcher.torchrun", [torchrun.to_json()], environment=environment)
+        watch = RankWatch(plan, placement, children)
+        code = children.run(
+            "sft_trainer.launcher.torchrun", [torchrun.to_json()], environment=environment, meanwhile=watch.look
+        )
     # A script may exit 0 though its Trainer has failed.
     if code == 0 and all(report.reason is Reason.SUCCEEDED for report in _rank_reports(placement.scratch).values()):
         return Cause(Reason.SUCCEEDED, "")
+    if watch.is_hang:
+        return hang(watch.standstill)
     exits = RankExits(exit_codes={})
     with contextlib.suppress(FileNotFoundError):
         exits = RankExits.from_json(rank_exits_path(placement.scratch).read_text())
-    return cause_of_failure(
+    cause = cause_of_failure(
         exit_codes=exits.exit_codes, reports=_rank_reports(placement.scratch), stopping=children.stopping
     )
+    # Another node's launcher, or whoever stops this one, may have ended what stood still here too.
+    return replace(cause, standstill=watch.standstill)
 
 
 def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Cause | None:
@@ -203,6 +212,7 @@ def _end(
         rank=cause.rank,
         signal=cause.signal,
         rank_exit_code=cause.rank_exit_code,
+        standstill=cause.standstill,
         resumed_from=first.resumed_from if first else progress and progress.resumed_from,
         last_step=last_step,
         saved_step=saved_step,

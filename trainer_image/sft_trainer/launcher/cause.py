@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sft_trainer.report import Report
 from sftjob.failure import Reason
+from sftjob.standstill import Standstill
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,18 @@ class Cause:
     rank: int | None = None
     signal: int | None = None
     rank_exit_code: int | None = None
+    standstill: Standstill | None = None
+
+
+def hang(standstill: Standstill) -> Cause:
+    """Of ranks that the launcher itself has ended. Who holds up all nodes is the operator's to say."""
+    return Cause(
+        Reason.HANG,
+        f"no rank went on for {standstill.seconds} s; where that is just long, set "
+        "spec.runPolicy.progressDeadlineSeconds",
+        rank=standstill.rank,
+        standstill=standstill,
+    )
 
 
 def cause_of_failure(*, exit_codes: Mapping[int, int], reports: Mapping[int, Report], stopping: bool) -> Cause:

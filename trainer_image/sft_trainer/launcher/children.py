@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -38,10 +38,35 @@ class Children:
         """How long torchrun waits for its ranks after SIGTERM: less than this class waits for torchrun."""
         return self._grace_seconds - 2 * _KILL_MARGIN_SECONDS
 
-    def run(self, module: str, arguments: Sequence[str], *, environment: Mapping[str, str]) -> int:
+    @property
+    def stopped_seconds(self) -> float:
+        """Since SIGTERM; only where it came."""
+        assert self._stopped_at is not None
+        return time.monotonic() - self._stopped_at
+
+    @property
+    def pid(self) -> int:
+        """Of the child that runs."""
+        assert self._child is not None
+        return self._child.pid
+
+    def kill(self) -> None:
+        """Ends the child that runs, at once; what it started dies with it."""
+        assert self._child is not None
+        self._child.kill()
+
+    def run(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        meanwhile: Callable[[], None] | None = None,
+    ) -> int:
         """Runs `python -m module arguments` to its end; returns its exit code, negative for a signal.
 
-        The child's temporary files go into the scratch folder, which is the launcher's to delete.
+        The child's temporary files go into the scratch folder, which is the launcher's to delete. `meanwhile` is called
+        twice a second while the child runs.
         """
         environment = {**os.environ, **environment, "TMPDIR": str(self._temporary)}
         self._child = subprocess.Popen([sys.executable, "-u", "-m", module, *arguments], env=environment)
@@ -51,6 +76,8 @@ class Children:
             try:
                 return self._child.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
+                if meanwhile is not None:
+                    meanwhile()
                 if (
                     self._stopped_at
                     and time.monotonic() > self._stopped_at + self._grace_seconds - _KILL_MARGIN_SECONDS

@@ -86,7 +86,7 @@ def enter(plan: LaunchPlan, *, node_rank: int, pod_uid: str | None) -> Fence:
         pod_uid=pod_uid,
         nonce=secrets.token_hex(8),
     )
-    key = _claim(plan, node_rank)
+    key = _claim(plan.attempt, node_rank)
     if not records.create(key, claim.to_json()):
         raise JobFailure(
             Reason.SUPERSEDED, f"another launcher has claimed this attempt before: {records.name}/{key} exists"
@@ -109,11 +109,31 @@ def leave(plan: LaunchPlan, outcome: Outcome, *, pod_uid: str | None) -> None:
     fence = Fence.of(plan)
     if fence.remote:
         fence.remote.tell(fence.storage, attempt=plan.attempt)
-    fence.records.replace(_claim(plan, outcome.node_rank), claim.to_json())
+    fence.records.replace(_claim(plan.attempt, outcome.node_rank), claim.to_json())
 
 
-def _claim(plan: LaunchPlan, node_rank: int) -> str:
-    return names.node_claim(Path(), plan.attempt, node_rank).as_posix()
+def has_left(plan: LaunchPlan, *, node_rank: int) -> bool:
+    """The launcher of this node has ended, and told how."""
+    return _outcome(plan, attempt=plan.attempt, node_rank=node_rank) is not None
+
+
+def hangs_before(plan: LaunchPlan, *, node_rank: int) -> int:
+    """Of the three attempts before, how many have ended as a hang by the word of this node's launcher."""
+    before = range(max(1, plan.attempt - 3), plan.attempt)
+    outcomes = [_outcome(plan, attempt=attempt, node_rank=node_rank) for attempt in before]
+    return sum(outcome is not None and outcome.reason is Reason.HANG for outcome in outcomes)
+
+
+def _outcome(plan: LaunchPlan, *, attempt: int, node_rank: int) -> Outcome | None:
+    claim = Fence.of(plan).records.read(_claim(attempt, node_rank))
+    try:
+        return NodeClaim.from_json(claim).outcome if claim else None
+    except ValidationError:
+        return None
+
+
+def _claim(attempt: int, node_rank: int) -> str:
+    return names.node_claim(Path(), attempt, node_rank).as_posix()
 
 
 def _refuse_foreign_storage(plan: LaunchPlan, records: Records) -> None:

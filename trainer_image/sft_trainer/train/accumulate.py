@@ -99,6 +99,7 @@ class Accumulation:
         self, batches: list[PackedBatch], *, trained_tokens: int, between: Callable[[], None]
     ) -> torch.Tensor | _Shortage:
         loss_sum = torch.zeros((), device=self._world.device)
+        self._teller.mark()
         for batch in batches:
             try:
                 loss = self._model(batch.to(self._world.device))
@@ -110,6 +111,7 @@ class Accumulation:
                 return _Shortage(batch, reason, " ".join(str(error).split()))
             loss_sum += loss.detach()
             self._ledger.note(batch)
+            self._teller.mark()
             between()
         return loss_sum
 

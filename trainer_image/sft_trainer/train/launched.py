@@ -14,6 +14,7 @@ from typing import Any
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.from_plan import run_place
+from sft_trainer.marks import Marker
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.report import Report
 from sft_trainer.run import RunOptions, RunPlace, RunState
@@ -81,6 +82,9 @@ def fit_launched(
         if isinstance(error, Preempted):
             raise SystemExit(ExitCode.PREEMPTED) from None
         raise
+    finally:
+        # What the script does next, nobody here knows.
+        Marker(launch.scratch, this_rank()[0]).mark(Stage.RUNNING_SCRIPT)
     leave_report(launch.scratch, Report(reason=Reason.SUCCEEDED, data=data.receipt), state=state)
     stop.close()
     return place.exports[0].folder if launch.plan.spec.outputs else own_export(place.fence.storage)
@@ -111,8 +115,11 @@ def _prepare(launch: Launch, options: RunOptions) -> PreparedData:
     """On every rank, before any process group exists; the first one tells of it."""
     rank, _ = this_rank()
     reporter = ProgressReporter(launch.scratch) if rank == 0 else None
+    marker = Marker(launch.scratch, rank)
+    marker.mark(Stage.PREPARING_DATA)
 
     def tell(detail: str | None) -> None:
+        marker.mark(alone=True)
         if reporter:
             reporter.report(stage=Stage.PREPARING_DATA, detail=detail)
 

@@ -2,7 +2,8 @@
 
 Called by the loop.
 
-Everything is told by rank 0; the other ranks' calls do nothing. Nothing here changes what is trained.
+Everything is told by rank 0; the others make their marks only, by which a hang is found. Nothing here changes what is
+trained.
 """
 
 import logging
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft_trainer.datasets.batch import BatchStream
+from sft_trainer.marks import Marker
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunPlace, Tracking
 from sft_trainer.tracking.run import TrackedRun
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 class RunTeller:
     def __init__(self, place: RunPlace, *, world: World, stream: BatchStream, precision: str) -> None:
         self._world, self._stream, self._fence = world, stream, place.fence
+        self._marker = Marker(place.scratch, world.rank) if place.scratch else None
         self._reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
         self._metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
         self._trackers: Trackers | None = None
@@ -57,7 +60,14 @@ class RunTeller:
         if self._trackers:
             self._trackers.log(step, {tag: value for tag, value in values.items() if value is not None})
 
+    def mark(self, stage: Stage | None = None, *, step: int | None = None) -> None:
+        """On all ranks alike, wherever one might stay: a rank is still there."""
+        if self._marker:
+            self._marker.mark(stage, step=step)
+
     def progress(self, **changes: Any) -> None:
+        if "stage" in changes or "detail" in changes:
+            self.mark(changes.get("stage"), step=changes.get("step"))
         if self._reporter:
             self._reporter.report(**changes)
 
@@ -72,6 +82,7 @@ class RunTeller:
         skipped_steps: int,
     ) -> None:
         if not self._metrics:
+            self.mark(step=queued.step)
             return
         step, tokens, epoch = queued.step, self._stream.tokens(queued.step), self._stream.epoch(queued.step)
         speed = tokens / seconds

@@ -1,0 +1,35 @@
+"""What the kernel knows of a rank's process. Linux."""
+
+from pathlib import Path
+
+
+def process_state(pid: int, *, parent: int) -> str | None:
+    """R, S, D, T...; None where it is not, or no longer, a living child of this parent."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return fields[0] if int(fields[1]) == parent and fields[0] not in "ZX" else None
+
+
+def moved_bytes(pid: int) -> int:
+    """Read and written by the process since it began, through files of any kind; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    numbers = dict(line.split(": ") for line in lines)
+    return int(numbers["rchar"]) + int(numbers["wchar"])
+
+
+def native_threads(pid: int) -> list[str]:
+    """A line a thread: name, state, and where in the kernel it waits."""
+    lines = []
+    for task in sorted(Path(f"/proc/{pid}/task").glob("*"), key=lambda path: int(path.name)):
+        try:
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            waits = (task / "wchan").read_text().strip("0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        lines.append(f"{task.name} {name} {rest.split()[0]} {waits}".rstrip())
+    return lines
