@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import get_args
 
 from sft_operator.lifecycle.budgets import Failure
 from sft_operator.lifecycle.observation import Trouble
@@ -11,7 +12,10 @@ from sftjob.status import Condition, ConditionType, Phase, SFTJobStatus
 def conditions(
     status: SFTJobStatus, *, generation: int, failure: Failure | None, trouble: Trouble | None, now: datetime
 ) -> list[Condition]:
-    """Those that hold, and those that once did. A condition keeps its transition time while its status stays."""
+    """Those that hold, and those that once did. A condition keeps its transition time while its status stays.
+
+    One that this version does not know is another's, and stays as it is.
+    """
     before = {condition.type: condition for condition in status.conditions}
     after = []
     for type_, holds, reason, message in _facts(status, failure, trouble):
@@ -28,7 +32,7 @@ def conditions(
         if type_ in before and before[type_].status == condition.status:
             condition = condition.model_copy(update={"last_transition_time": before[type_].last_transition_time})
         after.append(condition)
-    return after
+    return after + [condition for condition in status.conditions if condition.type not in get_args(ConditionType)]
 
 
 def _facts(
