@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from sftjob.plan import LaunchPlan
 from sftjob.progress import Progress
 
 STORED = json.loads((Path(__file__).parent / "stored" / "running.json").read_text())
-"""A job in mid-run, its PyTorchJob and its pod, as a cluster stored them in version 0.1.0. Never written anew: where a
-test of it turns red, an upgrade would start running jobs again."""
+"""A job in mid-run, its PyTorchJob and its pods, as version 0.1.0 and an API server stored them. Never written anew:
+where a test of it turns red, an upgrade would start running jobs again."""
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 
@@ -35,23 +36,23 @@ def stored() -> SFTJob:
 
 def test_a_running_attempt_of_an_older_version_is_taken_over_as_it_is() -> None:
     job = stored()
-    seen = observe.attempts(job, pytorch_jobs=[STORED["pytorchJob"]], pods=[STORED["pod"]], gone_pods=[], now=NOW)
-    assert [(attempt.number, attempt.is_live) for attempt in seen] == [(1, True)]
+    seen = observe.attempts(job, pytorch_jobs=[STORED["pytorchJob"]], pods=STORED["pods"], gone_pods=[], now=NOW)
+    assert [(attempt.number, attempt.state.value) for attempt in seen] == [(1, "Running")]
     decision = decide(job, Observation(seen), now=NOW)
     assert decision.action is None
-    assert decision.status == job.status
+    assert decision.status.to_json_dict() == STORED["job"]["status"]
 
 
 def test_its_plan_is_the_one_that_this_version_would_make() -> None:
     """Else an answer that was lost around an upgrade would be taken for a stranger's PyTorchJob."""
     plan = launch_plan(stored(), 1, path_of=path_of)
-    assert is_ours(STORED["pytorchJob"], uid="UID", plan=plan)
+    assert is_ours(STORED["pytorchJob"], uid=STORED["job"]["metadata"]["uid"], plan=plan)
 
 
 def test_its_launcher_s_plan_is_read_by_this_version() -> None:
     template = STORED["pytorchJob"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     (container,) = [one for one in template["spec"]["containers"] if one["name"] == CONTAINER]
-    read = LaunchPlan.from_json(container["command"][-1].replace("$$", "$"))
+    read = LaunchPlan.from_json(container["command"][-1])
     assert read == launch_plan(stored(), 1, path_of=path_of)
 
 
@@ -87,6 +88,11 @@ NEWER: dict[str, Any] = {
 """Words and fields of a version to come."""
 
 
+def of_attempt_2(*states: NodeState, outcome: Outcome | None = None) -> Observation:
+    nodes = tuple(NodeObservation(rank, state, outcome) for rank, state in enumerate(states))
+    return Observation((AttemptObservation(2, nodes),))
+
+
 def newer() -> SFTJob:
     document = deepcopy(STORED["job"])
     document["status"] = deepcopy(NEWER)
@@ -96,8 +102,8 @@ def newer() -> SFTJob:
 
 
 def test_what_a_newer_version_wrote_survives_a_pass_of_this_one() -> None:
-    running = AttemptObservation(2, (NodeObservation(0, NodeState.RUNNING),))
-    after = decide(newer(), Observation((running,)), now=NOW).status.to_json_dict()
+    running = of_attempt_2(NodeState.RUNNING, NodeState.RUNNING)
+    after = decide(newer(), running, now=NOW).status.to_json_dict()
     assert after["phase"] == "Running"
     assert after["queue"] == {"position": 3}
     assert after["attempts"]["budget"] == {"gpu": 5}
@@ -110,8 +116,7 @@ def test_what_a_newer_version_wrote_survives_a_pass_of_this_one() -> None:
 
 
 def test_an_unknown_phase_is_that_of_a_job_which_is_not_over() -> None:
-    pending = AttemptObservation(2, (NodeObservation(0, NodeState.PENDING),))
-    decision = decide(newer(), Observation((pending,)), now=NOW)
+    decision = decide(newer(), of_attempt_2(NodeState.PENDING, NodeState.PENDING), now=NOW)
     assert (decision.action, decision.status.phase.value) == (None, "Queued")
 
 
@@ -121,8 +126,8 @@ def test_an_unknown_reason_of_a_newer_launcher_is_a_failure_like_any_other() -> 
         ' "startedAt": "2026-01-01T11:00:00Z", "endedAt": "2026-01-01T12:00:00Z"}'
     )
     assert "new" not in outcome.to_json_dict()
-    ended = AttemptObservation(2, (NodeObservation(0, NodeState.ENDED, outcome),))
-    status = decide(newer(), Observation((ended,)), now=NOW).status
+    ended = of_attempt_2(NodeState.ENDED, NodeState.ENDED, outcome=outcome)
+    status = decide(newer(), ended, now=NOW).status
     assert status.phase.value == "Restarting"
     assert (status.attempts.failures, status.attempts.disruptions) == (1, 0)
     assert (status.attempts.history[0].reason, status.attempts.history[0].message) == ("CosmicRay", "a bit flipped")
@@ -130,15 +135,15 @@ def test_an_unknown_reason_of_a_newer_launcher_is_a_failure_like_any_other() -> 
 
 def test_an_unknown_stage_is_shown_as_it_is() -> None:
     text = '{"attempt": 2, "stage": "Dreaming", "step": 4, "totalSteps": 9, "reportedAt": "2027-01-01T00:00:00Z"}'
-    running = AttemptObservation(2, (NodeObservation(0, NodeState.RUNNING),))
-    status = decide(newer(), Observation((running,), progress=Progress.from_json(text)), now=NOW).status
+    running = of_attempt_2(NodeState.RUNNING, NodeState.RUNNING)
+    status = decide(newer(), replace(running, progress=Progress.from_json(text)), now=NOW).status
     assert status.columns.progress == "Dreaming 4/9"
 
 
 def test_an_unknown_word_equals_none_of_those_that_are_known() -> None:
     assert Reason("CosmicRay") == "CosmicRay"
     assert Reason("CosmicRay") not in NEVER_RETRIED
-    assert list(Reason)[0] is Reason("Succeeded")
+    assert Reason("Succeeded") is Reason.SUCCEEDED
     with pytest.raises(ValueError, match="3 is not a valid Reason"):
         Reason(3)
 
