@@ -122,7 +122,7 @@ def _put(document: dict[str, Any], path: Path, value: Any) -> None:
         at = at[key] if part == ITEM else at.setdefault(key, empty)
 
 
-def _nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any]]:
+def _nodes(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every container with each of its keys."""
     for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield value, key
