@@ -8,13 +8,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
+import yaml
 from api_proxy import kill
 from e2e.held_out import assistant_loss
 from e2e.local_run import LocalRun, assert_bit_equal, fingerprint
+from odd_on_cluster import assert_odd_jobs_do_no_harm
 from operator_room import Room, room, small_job
 from real_cluster import PATIENCE_SECONDS, Cluster, needs_root_on_linux, run_tool
 from transformers import AutoModelForCausalLM
@@ -426,10 +431,20 @@ def test_a_job_waits_for_pytorchjobs_and_starts_when_they_are_installed(own: Roo
     assert not own.condition("Stalled")
 
 
-def test_the_chart_brings_an_operator_that_runs_a_job_and_leaves_nothing_when_it_goes(own: Room) -> None:
-    system = f"{own.namespace}-system"
+def test_the_chart_brings_an_operator_for_two_namespaces_that_leaves_nothing_when_it_goes(own: Room) -> None:
+    system, watched, other = (f"{own.namespace}-{name}" for name in ("system", "watched", "other"))
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
-    own.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system, "labels": restricted}})
+    for namespace in (system, watched, other):
+        metadata = {"name": namespace, "labels": restricted}
+        own.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    # There are no claims here: such a job starts and gets no further.
+    for namespace in (watched, other):
+        own.cluster.kubectl("create", f"--namespace={namespace}", "--filename=-", stdin=json.dumps(small_job()))
+
+    def told(namespace: str, path: str) -> str:
+        return own.cluster.kubectl(
+            "get", "sftjob", "small", f"--namespace={namespace}", f"--output=jsonpath={{{path}}}"
+        )
 
     def helm(*arguments: str) -> None:
         command = [str(own.cluster.folder / "bin" / "helm"), f"--kubeconfig={own.cluster.folder / 'kubeconfig'}"]
@@ -443,17 +458,54 @@ def test_the_chart_brings_an_operator_that_runs_a_job_and_leaves_nothing_when_it
             *("install", "sft-operator", str(ROOT / "charts" / "sft-operator"), "--wait", "--timeout=10m"),
             "--set=image=localhost:5000/sft-operator:dev",
             f"--set=trainer.image={Cluster.image}",
-            f"--set=watchNamespaces={{{own.namespace}}}",
+            f"--set=watchNamespaces={{{own.namespace},{watched}}}",
         )
         own.apply(small_job())
         # Its progress is asked for on the pod's own address: from outside it goes through the API server.
         own.until(lambda: own.status().get("progress", {}).get("stage"))
         assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
+        own.until(lambda: "ClaimMissing" in told(watched, ".status.conditions"))
+        assert told(other, ".status") == ""
         helm("uninstall", "sft-operator", "--wait")
         kinds = "all,serviceaccounts,roles,rolebindings,leases,networkpolicies"
         left = ("get", kinds, f"--namespace={system}", "--output=name")
         own.until(lambda: own.cluster.kubectl(*left) == "serviceaccount/default\n")
         own.kubectl("delete", "sftjob", "small")
         own.until(lambda: own.kubectl("get", "all,roles,rolebindings,networkpolicies", "--output=name") == "")
+        roles = ("get", "roles,rolebindings", f"--namespace={watched}", "--output=name")
+        assert own.cluster.kubectl(*roles) == ""
     finally:
-        own.cluster.kubectl("delete", "namespace", system)
+        own.cluster.kubectl("delete", "namespace", system, watched, other)
+
+
+@pytest.mark.parametrize("numbers", [range(300), pytest.param(range(300, 10_000), marks=pytest.mark.full)])
+def test_odd_jobs_are_refused_with_a_path_or_handled_and_the_operator_stays_well(own: Room, numbers: range) -> None:
+    assert_odd_jobs_do_no_harm(own, own.start_operator(), numbers)
+
+
+def test_an_operator_does_nothing_until_the_definition_keeps_what_it_writes(own: Room) -> None:
+    newer = yaml.safe_load((ROOT / "crds" / "sftjobs.sftjob.dev.yaml").read_text())
+    older = deepcopy(newer)
+    status = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    del status["x-kubernetes-preserve-unknown-fields"], status["properties"]["retryHandled"]
+    own.cluster.kubectl("replace", "--filename=-", stdin=json.dumps(older))
+    try:
+        operator = own.start_operator()
+        own.apply(small_job())
+        own.until(
+            lambda: "drops status.retryHandled; no job is touched until it is renewed" in operator.log.read_text()
+        )
+        with pytest.raises(HTTPError, match="503"):
+            urlopen(f"http://{operator.address}/readyz", timeout=30)
+        assert own.status() == {}
+    finally:
+        chart = ROOT / "charts" / "sft-operator" / "crds"
+        own.cluster.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={chart}")
+    own.until(lambda: own.status().get("phase"))
+    with urlopen(f"http://{operator.address}/readyz", timeout=30) as answer:
+        assert answer.read() == b"at work\n"
+    unknown = {"status": {"future": [1], "attempts": {"budget": 5}}}
+    own.kubectl("patch", "sftjob", "small", "--subresource=status", "--type=merge", f"--patch={json.dumps(unknown)}")
+    own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":true}}}')
+    suspended = own.until_phase("Suspended")
+    assert (suspended["future"], suspended["attempts"]["budget"]) == ([1], 5)

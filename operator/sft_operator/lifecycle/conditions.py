@@ -8,6 +8,9 @@ from sft_operator.lifecycle.budgets import Failure
 from sft_operator.lifecycle.observation import Trouble
 from sftjob.status import Condition, ConditionType, Phase, SFTJobStatus
 
+MESSAGE_LIMIT = 2000
+"""Characters: a cluster's own words have no bound."""
+
 
 def conditions(
     status: SFTJobStatus, *, generation: int, failure: Failure | None, trouble: Trouble | None, now: datetime
@@ -25,7 +28,7 @@ def conditions(
             type=type_,
             status="True" if holds else "False",
             reason=reason,
-            message=message,
+            message=message[:MESSAGE_LIMIT],
             observed_generation=generation,
             last_transition_time=now,
         )
