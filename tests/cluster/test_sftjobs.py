@@ -8,18 +8,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import pytest
-import yaml
 from api_proxy import kill
 from e2e.held_out import assistant_loss
 from e2e.local_run import LocalRun, assert_bit_equal, fingerprint
-from odd_on_cluster import assert_odd_jobs_do_no_harm
 from operator_room import Room, room, small_job
 from real_cluster import PATIENCE_SECONDS, Cluster, needs_root_on_linux, run_tool
 from transformers import AutoModelForCausalLM
@@ -476,36 +471,3 @@ def test_the_chart_brings_an_operator_for_two_namespaces_that_leaves_nothing_whe
         assert own.cluster.kubectl(*roles) == ""
     finally:
         own.cluster.kubectl("delete", "namespace", system, watched, other)
-
-
-@pytest.mark.parametrize("numbers", [range(300), pytest.param(range(300, 10_000), marks=pytest.mark.full)])
-def test_odd_jobs_are_refused_with_a_path_or_handled_and_the_operator_stays_well(own: Room, numbers: range) -> None:
-    assert_odd_jobs_do_no_harm(own, own.start_operator(), numbers)
-
-
-def test_an_operator_does_nothing_until_the_definition_keeps_what_it_writes(own: Room) -> None:
-    newer = yaml.safe_load((ROOT / "crds" / "sftjobs.sftjob.dev.yaml").read_text())
-    older = deepcopy(newer)
-    status = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
-    del status["x-kubernetes-preserve-unknown-fields"], status["properties"]["retryHandled"]
-    own.cluster.kubectl("replace", "--filename=-", stdin=json.dumps(older))
-    try:
-        operator = own.start_operator()
-        own.apply(small_job())
-        own.until(
-            lambda: "drops status.retryHandled; no job is touched until it is renewed" in operator.log.read_text()
-        )
-        with pytest.raises(HTTPError, match="503"):
-            urlopen(f"http://{operator.address}/readyz", timeout=30)
-        assert own.status() == {}
-    finally:
-        chart = ROOT / "charts" / "sft-operator" / "crds"
-        own.cluster.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={chart}")
-    own.until(lambda: own.status().get("phase"))
-    with urlopen(f"http://{operator.address}/readyz", timeout=30) as answer:
-        assert answer.read() == b"at work\n"
-    unknown = {"status": {"future": [1], "attempts": {"budget": 5}}}
-    own.kubectl("patch", "sftjob", "small", "--subresource=status", "--type=merge", f"--patch={json.dumps(unknown)}")
-    own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":true}}}')
-    suspended = own.until_phase("Suspended")
-    assert (suspended["future"], suspended["attempts"]["budget"]) == ([1], 5)
