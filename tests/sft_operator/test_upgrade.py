@@ -201,4 +201,4 @@ def test_a_definition_without_a_status_names_a_few_of_the_fields() -> None:
     del older["properties"]["status"]
     said = refusal(older)
     assert said is not None
-    assert "drops status.phase, status.observedGeneration, status.conditions and 9 more; " in said
+    assert "drops status.phase, status.observedGeneration, status.conditions and " in said

@@ -4,6 +4,7 @@ They are made from good ones by changes that the schema tells the places of: fie
 or is of another kind, taken away, repeated, or unknown.
 """
 
+import json
 import random
 from collections.abc import Iterator
 from copy import deepcopy
@@ -14,6 +15,7 @@ from tests.sftjob.bad_manifests import GOOD, LEAST, SCRIPT
 
 Path = tuple[str, ...]
 ITEM = "[]"
+MOST_CHARACTERS = 300_000
 
 NUMBERS = (0, -1, 1, 2, 7, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 10**30, 0.5, -0.0, 1e308, 1e-320, 3.0)
 TEXTS = (
@@ -141,7 +143,9 @@ def _repeat(document: dict[str, Any], chance: random.Random) -> None:
     lists = [at[key] for at, key in _nodes(document) if isinstance(at[key], list) and at[key]]
     if lists:
         found = chance.choice(lists)
-        found += [deepcopy(found[0]) for _ in range(chance.choice((1, 7, 32, 64, 500)))]
+        # An API server names no field of what is too large to be read at all.
+        most = MOST_CHARACTERS // len(json.dumps(found[0]))
+        found += [deepcopy(found[0]) for _ in range(min(most, chance.choice((1, 7, 32, 64, 500))))]
 
 
 def _add_unknown(document: dict[str, Any], chance: random.Random) -> None:
