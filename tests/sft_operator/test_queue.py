@@ -150,6 +150,7 @@ def test_a_queue_that_is_told_to_end_does_so_whatever_is_asked_for_at_that_momen
 
     async def scene(turns: int) -> None:
         queue = WorkQueue()
+        queue.add(B, after=2000)
         running = asyncio.create_task(queue.run(work, at_once=1))
         for _ in range(10):
             await asyncio.sleep(0)
