@@ -32,9 +32,10 @@ class _Lock(LeaseLock):
     async def get(self, name: str, namespace: str) -> Any:
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                return await super().get(name, namespace)
+                found = await super().get(name, namespace)
         except (ClientError, TimeoutError, OSError) as error:
             return False, ApiException(reason=repr(error))
+        return found
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
         # The library's own passes an option of a type that its client refuses (kubernetes 37.0.2).
@@ -80,7 +81,8 @@ def identity() -> str:
 async def _succeeds(call: Awaitable[Any]) -> bool:
     try:
         async with asyncio.timeout(CALL_SECONDS):
-            return await call is not False
+            written = await call
     except (ApiException, ClientError, TimeoutError, OSError) as error:
         log.warning("the lease could not be written: %s", error)
         return False
+    return written is not False
