@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +33,10 @@ class Operator:
 
     def __init__(self, proxy: ApiProxy, namespace: str, log: Path) -> None:
         self.log = log
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.address = f"127.0.0.1:{listener.getsockname()[1]}"
         options = ["--trainer-image", Cluster.image, "--namespace", namespace, "--lease-namespace", namespace]
+        options += ["--serve", self.address]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "sft_operator", *options],

@@ -6,6 +6,7 @@ Both are frozen and spelled in camelCase in files, snake_case in Python.
 import hashlib
 import json
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,10 +33,11 @@ class Declared(BaseModel):
 class Record(Declared):
     """A model that our own parts write and read back.
 
-    Unknown fields are ignored, so that an older version reads what a newer one wrote and a rollback breaks no job.
+    An older version reads what a newer one wrote, so that a rollback breaks no job. In a stored status unknown fields
+    are kept and written back; of what one process tells another (`from_json`) they are left out.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One line unless `indent` is given, in field order."""
@@ -45,6 +47,18 @@ class Record(Declared):
     def from_json(cls, text: str | bytes) -> Self:
         """Raises pydantic.ValidationError where a required field is missing or the text is torn."""
         return cls.model_validate_json(text, extra="ignore")
+
+
+class OpenWord(StrEnum):
+    """A word of a list that later versions make longer. An unknown one is kept as it is; it equals none of the list."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        word = str.__new__(cls, value)
+        word._name_ = word._value_ = value
+        return word
 
 
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]

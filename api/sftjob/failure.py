@@ -3,6 +3,8 @@
 import errno
 from enum import IntEnum, StrEnum
 
+from sftjob.base import OpenWord
+
 
 class ExitCode(IntEnum):
     """How a launcher ends. sysexits.h where it has a code."""
@@ -17,7 +19,7 @@ class ExitCode(IntEnum):
     SUPERSEDED = 76
 
 
-class Reason(StrEnum):
+class Reason(OpenWord):
     """The cause of an attempt's end, as it stands in status and outcome."""
 
     SUCCEEDED = "Succeeded"

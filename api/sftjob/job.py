@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from sftjob.base import Declared, Record
 from sftjob.forms import Label
@@ -44,6 +44,12 @@ class SFTJob(Record):
     metadata: ObjectMeta
     spec: SFTJobSpec
     status: SFTJobStatus = SFTJobStatus()
+
+    @field_validator("status", mode="before")
+    @classmethod
+    def _with_all_that_is_in_it(cls, stored: Any) -> SFTJobStatus:
+        """Whoever reads an object leaves unknown fields out; those of the status are to be written back."""
+        return SFTJobStatus.model_validate(stored)
 
 
 def parse_manifest(document: Any) -> Manifest:

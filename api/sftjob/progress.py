@@ -1,14 +1,12 @@
 """What a running attempt tells about itself: the file that rank 0 writes, the launcher serves and operators read."""
 
-from enum import StrEnum
-
 from pydantic import AwareDatetime
 
-from sftjob.base import Record, Whole
+from sftjob.base import OpenWord, Record, Whole
 from sftjob.receipt import DataReceipt
 
 
-class Stage(StrEnum):
+class Stage(OpenWord):
     FENCING = "Fencing"
     DOWNLOADING_MODEL = "DownloadingModel"
     DOWNLOADING_DATA = "DownloadingData"

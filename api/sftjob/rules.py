@@ -32,7 +32,9 @@ class Rule:
     """How the API server names the fault."""
 
     def told(self, **values: object) -> str:
-        return f"{self.path}: {self.sentence.format(**values)}"
+        """One line, whatever the values are."""
+        shown = {name: value if str(value).isprintable() else "..." for name, value in values.items()}
+        return f"{self.path}: {self.sentence.format(**shown)}"
 
     def validation(self) -> dict[str, Any]:
         """An entry of `x-kubernetes-validations`. `message` is for values that no message can hold: line breaks."""

@@ -1,10 +1,11 @@
 """`status` of an SFTJob: what the operator writes. Output only, never a trigger for users."""
 
 from datetime import datetime
-from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
-from sftjob.base import Record
+from pydantic import Field
+
+from sftjob.base import OpenWord, Record
 from sftjob.failure import Reason
 from sftjob.outcome import Artifact
 from sftjob.progress import Progress, Resolved
@@ -14,7 +15,9 @@ from sftjob.standstill import Standstill
 HISTORY_LIMIT = 10
 
 
-class Phase(StrEnum):
+class Phase(OpenWord):
+    """No later version may add a final one: an older operator would start the job again."""
+
     PENDING = "Pending"
     STARTING = "Starting"
     RUNNING = "Running"
@@ -37,7 +40,7 @@ ConditionType = Literal[
 class Condition(Record):
     """metav1.Condition."""
 
-    type: ConditionType
+    type: str = Field(description=f"One of {', '.join(get_args(ConditionType))}.")
     status: Literal["True", "False", "Unknown"]
     reason: str
     """One word, for programs."""

@@ -15,6 +15,8 @@ Schema = dict[str, Any]
 
 _SAME = ("type", "enum", "format", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
 _BOUND = {"string": "maxLength", "array": "maxItems", "object": "maxProperties"}
+PRESERVE = "x-kubernetes-preserve-unknown-fields"
+"""Holds for the one level that it stands at."""
 _INTEGER_OR_STRING = ["integer", "string"]
 
 
@@ -30,7 +32,8 @@ def spec_schema(model: type[BaseModel]) -> Schema:
 def status_schema(model: type[BaseModel]) -> Schema:
     """Of what the operator writes: types and descriptions only.
 
-    The CRD of an older version must not refuse what a newer operator writes, and a default would look like a report.
+    The CRD of an older version must neither refuse nor drop what a newer operator writes, and a default would look like
+    a report.
     """
     whole = model.model_json_schema()
     return _lenient(_Translation(whole.pop("$defs")).schema(whole, "status"), "status")
@@ -182,6 +185,7 @@ def _lenient(schema: Schema, path: str) -> Schema:
         made["description"] = f"{made.get('description', '')} One of {', '.join(schema['enum'])}.".strip()
     if "properties" in schema:
         made["properties"] = {name: _lenient(part, f"{path}.{name}") for name, part in schema["properties"].items()}
+        made[PRESERVE] = True
     if "items" in schema:
         made["items"] = _lenient(schema["items"], f"{path}[]")
     return made

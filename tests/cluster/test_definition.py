@@ -1,14 +1,20 @@
-"""The CRD on a real API server: what it accepts, refuses, completes and explains."""
+"""The CRD on a real API server: what it accepts, refuses, completes, explains, and what an operator makes of it."""
 
+import itertools
 import json
 import re
 import subprocess
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import yaml
+from odd_on_cluster import assert_odd_jobs_do_no_harm
+from operator_room import Room, room, small_job
 from real_cluster import Cluster
 
 from sftjob.job import SFTJob, parse_manifest
@@ -18,6 +24,8 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "crds" / "sftjobs.sftjob.dev.yaml"
+
+_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +176,43 @@ def _fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, 
         yield f"{path}.{name}", part
         yield from _fields(part, f"{path}.{name}")
         yield from _fields(part.get("items", {}), f"{path}.{name}")
+
+
+@pytest.fixture
+def own(api: Cluster, tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[Room]:
+    """For an operator of its own."""
+    with room(api, f"defined-{next(_numbers)}", tmp_path, model=smollm2, chats=chats) as made:
+        yield made
+
+
+@pytest.mark.parametrize("numbers", [range(300), pytest.param(range(300, 10_000), marks=pytest.mark.full)])
+def test_odd_jobs_are_refused_with_a_path_or_handled_and_the_operator_stays_well(own: Room, numbers: range) -> None:
+    assert_odd_jobs_do_no_harm(own, own.start_operator(), numbers)
+
+
+def test_an_operator_does_nothing_until_the_definition_keeps_what_it_writes(own: Room) -> None:
+    newer = yaml.safe_load((CRD).read_text())
+    older = deepcopy(newer)
+    status = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    del status["x-kubernetes-preserve-unknown-fields"], status["properties"]["retryHandled"]
+    own.cluster.kubectl("replace", "--filename=-", stdin=json.dumps(older))
+    try:
+        operator = own.start_operator()
+        own.apply(small_job())
+        own.until(
+            lambda: "drops status.retryHandled; no job is touched until it is renewed" in operator.log.read_text()
+        )
+        with pytest.raises(HTTPError, match="503"):
+            urlopen(f"http://{operator.address}/readyz", timeout=30)
+        assert own.status() == {}
+    finally:
+        chart = ROOT / "charts" / "sft-operator" / "crds"
+        own.cluster.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={chart}")
+    own.until(lambda: own.status().get("phase"))
+    with urlopen(f"http://{operator.address}/readyz", timeout=30) as answer:
+        assert answer.read() == b"at work\n"
+    unknown = {"status": {"future": [1], "attempts": {"budget": 5}}}
+    own.kubectl("patch", "sftjob", "small", "--subresource=status", "--type=merge", f"--patch={json.dumps(unknown)}")
+    own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":true}}}')
+    suspended = own.until_phase("Suspended")
+    assert (suspended["future"], suspended["attempts"]["budget"]) == ([1], 5)

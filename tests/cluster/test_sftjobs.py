@@ -426,10 +426,20 @@ def test_a_job_waits_for_pytorchjobs_and_starts_when_they_are_installed(own: Roo
     assert not own.condition("Stalled")
 
 
-def test_the_chart_brings_an_operator_that_runs_a_job_and_leaves_nothing_when_it_goes(own: Room) -> None:
-    system = f"{own.namespace}-system"
+def test_the_chart_brings_an_operator_for_two_namespaces_that_leaves_nothing_when_it_goes(own: Room) -> None:
+    system, watched, other = (f"{own.namespace}-{name}" for name in ("system", "watched", "other"))
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
-    own.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system, "labels": restricted}})
+    for namespace in (system, watched, other):
+        metadata = {"name": namespace, "labels": restricted}
+        own.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    # There are no claims here: such a job starts and gets no further.
+    for namespace in (watched, other):
+        own.cluster.kubectl("create", f"--namespace={namespace}", "--filename=-", stdin=json.dumps(small_job()))
+
+    def told(namespace: str, path: str) -> str:
+        return own.cluster.kubectl(
+            "get", "sftjob", "small", f"--namespace={namespace}", f"--output=jsonpath={{{path}}}"
+        )
 
     def helm(*arguments: str) -> None:
         command = [str(own.cluster.folder / "bin" / "helm"), f"--kubeconfig={own.cluster.folder / 'kubeconfig'}"]
@@ -443,17 +453,21 @@ def test_the_chart_brings_an_operator_that_runs_a_job_and_leaves_nothing_when_it
             *("install", "sft-operator", str(ROOT / "charts" / "sft-operator"), "--wait", "--timeout=10m"),
             "--set=image=localhost:5000/sft-operator:dev",
             f"--set=trainer.image={Cluster.image}",
-            f"--set=watchNamespaces={{{own.namespace}}}",
+            f"--set=watchNamespaces={{{own.namespace},{watched}}}",
         )
         own.apply(small_job())
         # Its progress is asked for on the pod's own address: from outside it goes through the API server.
         own.until(lambda: own.status().get("progress", {}).get("stage"))
         assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
+        own.until(lambda: "ClaimMissing" in told(watched, ".status.conditions"))
+        assert told(other, ".status") == ""
         helm("uninstall", "sft-operator", "--wait")
         kinds = "all,serviceaccounts,roles,rolebindings,leases,networkpolicies"
         left = ("get", kinds, f"--namespace={system}", "--output=name")
         own.until(lambda: own.cluster.kubectl(*left) == "serviceaccount/default\n")
         own.kubectl("delete", "sftjob", "small")
         own.until(lambda: own.kubectl("get", "all,roles,rolebindings,networkpolicies", "--output=name") == "")
+        roles = ("get", "roles,rolebindings", f"--namespace={watched}", "--output=name")
+        assert own.cluster.kubectl(*roles) == ""
     finally:
-        own.cluster.kubectl("delete", "namespace", system)
+        own.cluster.kubectl("delete", "namespace", system, watched, other)

@@ -9,6 +9,7 @@ from sft_operator.lifecycle.decide import decide
 from sft_operator.lifecycle.observation import NodeState
 from sftjob.failure import Reason
 from sftjob.progress import Progress, Stage
+from sftjob.receipt import DataReceipt, DatasetReceipt
 from sftjob.status import Recovery, SFTJobStatus, Usage
 
 RUNNING, PENDING = NodeState.RUNNING, NodeState.PENDING
@@ -117,4 +118,29 @@ def test_a_status_of_ten_long_stories_stays_under_16_kib_and_tells_the_newest_wh
     newest, *older = status.attempts.history
     assert (newest.message, newest.log_tail) == ("m" * 1600, "t" * 600)
     assert [(len(record.message), len(record.log_tail)) for record in older] == [(400, 200)] * 9
+    assert len(status.to_json().encode()) < 16 * 1024
+
+
+def test_a_receipt_of_many_datasets_gives_way_to_its_sums_where_a_status_has_no_room_for_it() -> None:
+    counts: dict[str, Any] = {"samples": 2**40, "tokens": 2**50, "trained_tokens": 2**50}
+    datasets = [DatasetReceipt(name="d" * 63, format="prompt-completion", **counts) for _ in range(64)]
+    receipt = DataReceipt(packs=7, first_bad_lines=["r" * 200] * 20, datasets=datasets, **counts)
+    seen_running = observing(seen(1, RUNNING), progress=some_progress(step=1, data=receipt))
+    status = decide(a_job(status=in_attempt(1)), seen_running, now=NOW).status
+    assert len(status.to_json().encode()) < 16 * 1024
+    assert status.data == DataReceipt(packs=7, **counts)
+    assert decide(a_job(status=status), seen_running, now=NOW).status == status
+
+
+def test_the_newest_story_gives_way_last_and_in_bytes() -> None:
+    status = SFTJobStatus()
+    for number in range(1, 12):
+        loud = an_outcome(Reason.RANK_KILLED, attempt=number, message="█" * 1600, log_tail="█" * 600)
+        status = in_attempt(number, running_since=at(-5)).model_copy(
+            update={"attempts": status.attempts.model_copy(update={"current": number, "running_since": at(-5)})}
+        )
+        status = decide(a_job(status=status, retries=100), observing(seen(number, loud)), now=NOW).status
+    newest, *older = status.attempts.history
+    assert (newest.message, newest.log_tail) == ("█" * 1600, "█" * 600)
+    assert {(record.message, record.log_tail) for record in older} == {("█" * 60, "")}
     assert len(status.to_json().encode()) < 16 * 1024

@@ -140,3 +140,26 @@ def test_no_more_are_done_at_once_than_allowed() -> None:
         assert most == 3
 
     asyncio.run(scene())
+
+
+def test_a_queue_that_is_told_to_end_does_so_whatever_is_asked_for_at_that_moment() -> None:
+    """One that went on would keep an operator at work that has lost its lease."""
+
+    async def work(_: JobKey) -> None:
+        raise AssertionError
+
+    async def scene(turns: int) -> None:
+        queue = WorkQueue()
+        queue.add(B, after=2000)
+        running = asyncio.create_task(queue.run(work, at_once=1))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        queue.add(A, after=1000)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running], timeout=10)
+        assert running.cancelled(), turns
+
+    for turns in range(8):
+        asyncio.run(scene(turns))

@@ -125,7 +125,12 @@ def test_only_the_run_policy_is_mutable() -> None:
 def test_status_refuses_nothing_but_other_types() -> None:
     """An older CRD stores what a newer operator writes, and shows no status that nobody wrote."""
     keys = {key for _, schema in schemas(SCHEMA["properties"]["status"], "status") for key in schema}
-    assert keys == {"type", "format", "description", "properties", "items"}
+    assert keys == {"type", "format", "description", "properties", "items", "x-kubernetes-preserve-unknown-fields"}
+
+
+def test_no_level_of_the_status_drops_what_a_newer_operator_writes() -> None:
+    objects = [found for found in schemas(SCHEMA["properties"]["status"], "status") if found[1]["type"] == "object"]
+    assert [path for path, schema in objects if schema.get("x-kubernetes-preserve-unknown-fields") is not True] == []
 
 
 class Unbounded(Declared):

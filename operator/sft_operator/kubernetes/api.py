@@ -59,6 +59,12 @@ class ClusterApi:
         self._client = client
         self._scopes = [f"/namespaces/{name}" for name in namespaces] or [""]
 
+    async def job_schema(self) -> Object | None:
+        """Of SFTJobs, as everybody may read it. None where the cluster has none, or does not tell of them yet."""
+        told = await self._get(f"/openapi/v3/apis/{names.API_VERSION}")
+        schemas: dict[str, Object] = told["components"]["schemas"] if told else {}
+        return next((one for one in schemas.values() if _is_of_a_job(one)), None)
+
     async def list_jobs(self) -> Listing:
         return await self._list(f"/apis/{names.API_VERSION}", names.PLURAL)
 
@@ -192,6 +198,11 @@ def message_of(error: ApiException) -> str:
         return str(json.loads(error.body or "")["message"])
     except (ValueError, KeyError):
         return f"{error.status} {error.reason}"
+
+
+def _is_of_a_job(schema: Object) -> bool:
+    kind = {"group": names.GROUP, "version": names.VERSION, "kind": names.KIND}
+    return kind in schema.get("x-kubernetes-group-version-kind", [])
 
 
 def _job_path(key: JobKey) -> str:

@@ -1,4 +1,4 @@
-"""The operator about itself, over HTTP: `/livez` for the kubelet, `/metrics` for Prometheus."""
+"""The operator about itself, over HTTP: `/livez` and `/readyz` for the kubelet, `/metrics` for Prometheus."""
 
 import time
 from collections import Counter
@@ -23,6 +23,8 @@ class Health:
         self._queue = queue
         self._listed_at = time.monotonic()
         self.leads = False
+        self.waits_for = "its lease"
+        """What keeps it from its work, while it does not lead."""
 
     def listed(self) -> None:
         """A whole list was read."""
@@ -35,6 +37,11 @@ class Health:
         ages = self.ages() if self.leads else {"last_list": self.ages()["last_list"]}
         text = "".join(f"{what}_age_seconds {age:.1f}\n" for what, age in ages.items())
         return web.Response(text=text, status=200 if max(ages.values()) < STALE_SECONDS else 503)
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        if self.leads:
+            return web.Response(text="at work\n")
+        return web.Response(text=f"waits: {self.waits_for}\n", status=503)
 
     async def metrics(self, _: web.Request) -> web.Response:
         registry = CollectorRegistry()
@@ -63,7 +70,8 @@ async def serve_health(health: Health, address: str) -> web.AppRunner:
     """Until the runner is cleaned up."""
     host, _, port = address.rpartition(":")
     application = web.Application()
-    application.add_routes([web.get("/livez", health.livez), web.get("/metrics", health.metrics)])
+    pages = {"/livez": health.livez, "/readyz": health.readyz, "/metrics": health.metrics}
+    application.add_routes([web.get(path, page) for path, page in pages.items()])
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, int(port)).start()

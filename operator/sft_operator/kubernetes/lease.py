@@ -31,9 +31,11 @@ class _Lock(LeaseLock):
 
     async def get(self, name: str, namespace: str) -> Any:
         try:
-            return await asyncio.wait_for(super().get(name, namespace), CALL_SECONDS)
+            async with asyncio.timeout(CALL_SECONDS):
+                found = await super().get(name, namespace)
         except (ClientError, TimeoutError, OSError) as error:
             return False, ApiException(reason=repr(error))
+        return found
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
         # The library's own passes an option of a type that its client refuses (kubernetes 37.0.2).
@@ -78,7 +80,9 @@ def identity() -> str:
 
 async def _succeeds(call: Awaitable[Any]) -> bool:
     try:
-        return await asyncio.wait_for(call, CALL_SECONDS) is not False
+        async with asyncio.timeout(CALL_SECONDS):
+            written = await call
     except (ApiException, ClientError, TimeoutError, OSError) as error:
         log.warning("the lease could not be written: %s", error)
         return False
+    return written is not False

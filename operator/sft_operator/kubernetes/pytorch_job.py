@@ -71,7 +71,8 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
 
 
 def plan_digest(plan: LaunchPlan) -> str:
-    return digest(plan.to_json_dict())
+    """Without defaults: an option that a newer version adds changes no plan of a running attempt."""
+    return digest(plan.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True))
 
 
 def is_ours(found: Object, *, uid: str, plan: LaunchPlan | None = None) -> bool:

@@ -4,6 +4,7 @@ A pass that fails is tried again after a time that doubles; a key that is asked 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -67,10 +68,10 @@ class WorkQueue:
                 waiting = [due for key, due in self._due.items() if key not in self._working]
                 full = len(self._working) >= at_once
                 timeout = None if full or not waiting else max(0.0, min(waiting) - now)
-                try:
-                    await asyncio.wait_for(self._changed.wait(), timeout)
-                except TimeoutError:
-                    continue
+                # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with what it waits for.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout):
+                        await self._changed.wait()
 
     async def _pass(self, key: JobKey, work: Work) -> None:
         self.passes += 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import aiohttp
 from kubernetes.aio.client import ApiException
 
+from sft_operator.kubernetes import definition
 from sft_operator.kubernetes.api import PYTORCH_JOBS_API, ClusterApi, Listing, Object, connect, is_in_cluster
 from sft_operator.kubernetes.backend import PyTorchJobBackend
 from sft_operator.kubernetes.cache import Cache, attempt_of
@@ -27,7 +28,6 @@ from sft_operator.kubernetes.store import ObjectStore
 from sft_operator.kubernetes.watch import watch
 from sft_operator.lifecycle.backend import JobKey
 from sft_operator.lifecycle.reconcile import reconcile
-from sftjob import names
 from sftjob.base import utc_now
 from sftjob.job import ObjectMeta
 from sftjob.status import Phase
@@ -61,7 +61,7 @@ async def run(options: Options, stop: asyncio.Event) -> None:
         operator = _Operator(api, ProgressPoller(api, session), options)
         # Served while the tasks run: the group waits for them when its block ends.
         async with operator.served(), asyncio.TaskGroup() as tasks:
-            await operator.wait_for_sftjobs()
+            await operator.wait_for_definition()
             held = asyncio.Event()
             tasks.create_task(hold_lease(client, namespace=options.lease_namespace, held=held))
             pytorch_jobs = await api.has_resource(PYTORCH_JOBS_API, "pytorchjobs")
@@ -101,6 +101,9 @@ class _Operator:
         return await reconcile(key, backend=self._backend, store=self._store, path_of=path_of, clock=utc_now)
 
     async def relist(self, *, pytorch_jobs: bool) -> None:
+        schema = await self._api.job_schema()
+        if schema is not None and (refusal := definition.refusal(schema)) is not None:
+            raise StartAnew(refusal)
         jobs = await self._api.list_jobs()
         found = await self._api.list_pytorch_jobs() if pytorch_jobs else Listing([], 0)
         for key in self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=await self._api.list_pods()):
@@ -120,10 +123,23 @@ class _Operator:
             else:
                 pause = RELIST_SECONDS
 
-    async def wait_for_sftjobs(self) -> None:
-        while not await self._has_resource(names.API_VERSION, names.PLURAL):
-            log.warning("this cluster has no SFTJobs yet: kubectl apply -f crds/ (the chart brings them)")
+    async def wait_for_definition(self) -> None:
+        """Of SFTJobs, one that keeps what is written: what it dropped would be done again and again."""
+        while (lack := await self._lack_of_definition()) is not None:
+            self.health.waits_for = lack
+            log.warning(lack)
             await asyncio.sleep(DISCOVERY_SECONDS)
+        self.health.waits_for = "its lease"
+
+    async def _lack_of_definition(self) -> str | None:
+        try:
+            schema = await self._api.job_schema()
+        except (ApiException, aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return f"the API server does not say what it has: {error!r}"
+        self.health.listed()
+        if schema is None:
+            return f"this cluster has no SFTJobs yet: {definition.RENEW}"
+        return definition.refusal(schema)
 
     async def wait_for_pytorch_jobs(self) -> None:
         log.warning("this cluster has no PyTorchJobs yet; jobs wait until Kubeflow's training-operator is installed")

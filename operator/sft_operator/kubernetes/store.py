@@ -10,6 +10,7 @@ from sft_operator.kubernetes.api import ClusterApi, Object, message_of
 from sft_operator.kubernetes.cache import Cache
 from sft_operator.kubernetes.story import story
 from sft_operator.lifecycle.backend import Conflict, JobKey, NotNow
+from sft_operator.lifecycle.conditions import MESSAGE_LIMIT
 from sftjob.base import utc_now
 from sftjob.failure import Obstacle
 from sftjob.job import SFTJob
@@ -39,7 +40,7 @@ class ObjectStore:
             return None
 
     async def _write_refusal(self, key: JobKey, found: Object, error: ValidationError) -> None:
-        message = "; ".join(str(problem) for problem in problems_of(error, SFTJob))
+        message = "; ".join(str(problem) for problem in problems_of(error, SFTJob))[:MESSAGE_LIMIT]
         before = found.get("status", {})
         now = utc_now().isoformat().replace("+00:00", "Z")
         refused = [

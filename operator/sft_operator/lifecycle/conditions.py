@@ -2,16 +2,23 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import get_args
 
 from sft_operator.lifecycle.budgets import Failure
 from sft_operator.lifecycle.observation import Trouble
 from sftjob.status import Condition, ConditionType, Phase, SFTJobStatus
 
+MESSAGE_LIMIT = 2000
+"""Characters: a cluster's own words have no bound."""
+
 
 def conditions(
     status: SFTJobStatus, *, generation: int, failure: Failure | None, trouble: Trouble | None, now: datetime
 ) -> list[Condition]:
-    """Those that hold, and those that once did. A condition keeps its transition time while its status stays."""
+    """Those that hold, and those that once did. A condition keeps its transition time while its status stays.
+
+    One that this version does not know is another's, and stays as it is.
+    """
     before = {condition.type: condition for condition in status.conditions}
     after = []
     for type_, holds, reason, message in _facts(status, failure, trouble):
@@ -21,14 +28,14 @@ def conditions(
             type=type_,
             status="True" if holds else "False",
             reason=reason,
-            message=message,
+            message=message[:MESSAGE_LIMIT],
             observed_generation=generation,
             last_transition_time=now,
         )
         if type_ in before and before[type_].status == condition.status:
             condition = condition.model_copy(update={"last_transition_time": before[type_].last_transition_time})
         after.append(condition)
-    return after
+    return after + [condition for condition in status.conditions if condition.type not in get_args(ConditionType)]
 
 
 def _facts(

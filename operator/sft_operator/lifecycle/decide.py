@@ -21,6 +21,7 @@ from sft_operator.lifecycle.deadlines import Deadline, nearest_deadline, seconds
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, Observation
 from sft_operator.lifecycle.recovery import recovered_so_far, recovery_after
 from sft_operator.lifecycle.report import progress_of_current, with_last_words, with_progress
+from sft_operator.lifecycle.size import bounded
 from sft_operator.lifecycle.usage import used
 from sftjob import names
 from sftjob.failure import Reason
@@ -84,7 +85,7 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
     status = decision.status.model_copy(update={"observed_generation": generation})
     attempts = status.attempts.model_copy(update={"recovery": recovered_so_far(status, now)})
     facts = conditions(status, generation=generation, failure=failure, trouble=observation.trouble, now=now)
-    status = status.model_copy(update={"attempts": attempts, "conditions": facts, "columns": columns(status)})
+    status = bounded(status.model_copy(update={"attempts": attempts, "conditions": facts, "columns": columns(status)}))
     requeue_after = decision.requeue_after
     if requeue_after is None and deadline is not None:
         requeue_after = max(SHORTEST_WAIT_SECONDS, deadline.seconds_left)

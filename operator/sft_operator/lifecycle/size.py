@@ -1,0 +1,46 @@
+"""A status that an object has room for: what gives way where it would be larger. Called by `decide` last.
+
+What is told is bounded part by part where it is made; together, or in characters of many bytes, it can still be too
+much.
+"""
+
+from sftjob.status import AttemptRecord, SFTJobStatus
+
+MAXIMAL_BYTES = 16 * 1024
+
+
+def bounded(status: SFTJobStatus) -> SFTJobStatus:
+    """The lists of the data give way first, then the stories of older attempts, at last that of the newest."""
+    for smaller in (_without_lists, _with_short_stories, _with_short_words):
+        if len(status.to_json().encode()) < MAXIMAL_BYTES:
+            break
+        status = smaller(status)
+    return status
+
+
+def _without_lists(status: SFTJobStatus) -> SFTJobStatus:
+    return status.model_copy(update={"data": status.data and status.data.shortened()})
+
+
+def _with_short_stories(status: SFTJobStatus) -> SFTJobStatus:
+    newest, older = status.attempts.history[:1], status.attempts.history[1:]
+    history = [*newest, *(_in_short(record, characters=60) for record in older)]
+    return status.model_copy(update={"attempts": status.attempts.model_copy(update={"history": history})})
+
+
+def _with_short_words(status: SFTJobStatus) -> SFTJobStatus:
+    attempts, progress = status.attempts, status.progress
+    history = [_in_short(record, characters=300) for record in attempts.history]
+    ending = attempts.ending and _in_short(attempts.ending, characters=300)
+    told = {"detail": progress and progress.detail and progress.detail[:60], "skipped_checkpoints": []}
+    return status.model_copy(
+        update={
+            "attempts": attempts.model_copy(update={"history": history, "ending": ending}),
+            "progress": progress and progress.model_copy(update=told),
+            "conditions": [one.model_copy(update={"message": one.message[:300]}) for one in status.conditions],
+        }
+    )
+
+
+def _in_short(record: AttemptRecord, *, characters: int) -> AttemptRecord:
+    return record.model_copy(update={"message": record.message[:characters], "log_tail": "", "skipped_checkpoints": []})
