@@ -101,9 +101,9 @@ class _Operator:
         return await reconcile(key, backend=self._backend, store=self._store, path_of=path_of, clock=utc_now)
 
     async def relist(self, *, pytorch_jobs: bool) -> None:
-        jobs = await self._api.list_jobs()
-        found = await self._api.list_pytorch_jobs() if pytorch_jobs else Listing([], 0)
-        for key in self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=await self._api.list_pods()):
+        found = self._api.list_pytorch_jobs() if pytorch_jobs else _nothing()
+        jobs, pods = self._api.list_jobs(), self._api.list_pods()
+        for key in await self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=pods):
             self.queue.add(key)
         self.health.listed()
 
@@ -146,12 +146,12 @@ class _Operator:
         while True:
             asked = [
                 self._ask(key, job["metadata"]["uid"], pod)
-                for key, job in self.cache.jobs()
+                for key, job in self.cache.unfinished_jobs()
                 if (pod := self._rank_zero(job)) is not None
             ]
             await asyncio.gather(*asked)
-            self._backend.keep_only({job["metadata"]["uid"] for _, job in self.cache.jobs()})
-            for key, job in self.cache.jobs():
+            self._backend.keep_only(self.cache.job_uids())
+            for key, job in self.cache.unfinished_jobs():
                 if self._waits(job):
                     self.queue.remind(key)
             await asyncio.sleep(HEARTBEAT_SECONDS)
@@ -175,7 +175,7 @@ class _Operator:
 
     def _waits(self, job: Object) -> bool:
         """For a pod, for its start, or for anything else that no watch may tell of."""
-        if job.get("status", {}).get("phase") in (Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED):
+        if job.get("status", {}).get("phase") == Phase.SUSPENDED:
             return False
         pods, nodes = self._pods(job), job["spec"].get("compute", {}).get("nodes", 1)
         return len(pods) < nodes or any(pod["status"].get("phase") == "Pending" for pod in pods)
@@ -190,6 +190,12 @@ class _Operator:
             yield
         finally:
             await runner.cleanup()
+
+
+async def _nothing() -> AsyncIterator[Listing]:
+    """Of a resource that the cluster doesn't have."""
+    for page in ():
+        yield page
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import kopf
 
-from sft_operator.kubernetes.api import is_in_cluster
+from sft_operator.kubernetes.api import PAGE, is_in_cluster
 from sft_operator.kubernetes.cache import Cache
 from sft_operator.kubernetes.queue import WorkQueue
 from sftjob import names
@@ -68,6 +68,10 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
+    # Whole lists, or a task and an object for each that was listed, would take more memory than all the rest.
+    settings.watching.chunk_size = PAGE
+    settings.queueing.idle_timeout = 0.1
+    settings.queueing.worker_limit = PAGE
     # An API server that restarts is waited for; after the last of these the process starts anew.
     settings.networking.error_backoffs = [min(15, 2**n) * random.uniform(0.8, 1.2) for n in range(12)]
     for plural in ("pods", "pytorchjobs"):
