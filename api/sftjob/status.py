@@ -15,6 +15,7 @@ HISTORY_LIMIT = 10
 
 class Phase(StrEnum):
     PENDING = "Pending"
+    QUEUED = "Queued"
     STARTING = "Starting"
     RUNNING = "Running"
     SUSPENDING = "Suspending"
@@ -118,7 +119,7 @@ class AttemptsStatus(Record):
     saved_step: int | None = None
     """The newest checkpoint that an attempt which has ended left behind."""
     started_at: datetime | None = None
-    """When the current attempt was announced."""
+    """When the current attempt was announced, or let go by its queue."""
     running_since: datetime | None = None
     """When a launcher of the current attempt was first seen to run."""
     running_seconds: int = 0

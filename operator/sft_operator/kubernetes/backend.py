@@ -13,6 +13,7 @@ from sft_operator.kubernetes.api import ClusterApi, Object, message_of
 from sft_operator.kubernetes.cache import Cache, attempt_of
 from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours, pytorch_job
+from sft_operator.kubernetes.queued import QueueNews
 from sft_operator.lifecycle.backend import JobKey, NotNow
 from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation, Trouble
 from sft_operator.lifecycle.silence import Silence
@@ -44,6 +45,7 @@ class PyTorchJobBackend:
         self._refused: dict[str, Trouble] = {}
         """Of an attempt that could not be created, by the job's uid."""
         self._by_events: dict[str, _Told] = {}
+        self._queue_news = QueueNews(api)
         self._silence = Silence()
 
     async def observe(self, job: SFTJob) -> Observation:
@@ -54,10 +56,11 @@ class PyTorchJobBackend:
             await self._look_for_children(job)
             attempts = self._attempts(job, now)
         current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
-        trouble_now = await self._trouble(job, current, now)
+        word = await self._word_of_queue(job, current)
+        trouble_now = await self._trouble(job, current, word, now)
         progress, heard_at = self._poller.last(uid), self._poller.heard_at(uid)
         silent = self._silence.seconds(uid, current, progress, heard_at=heard_at, now=time.monotonic())
-        return Observation(attempts, progress, trouble_now, silent)
+        return Observation(attempts, progress, trouble_now, silent, queue_message=word or "")
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         """Raises NotNow where the attempt must wait, or its PyTorchJob can't be made."""
@@ -157,10 +160,22 @@ class PyTorchJobBackend:
         self._refused[uid] = reason
         return NotNow(f"{reason.reason}: {reason.message}")
 
+    async def _word_of_queue(self, job: SFTJob, current: AttemptObservation | None) -> str | None:
+        """None where nobody keeps the attempt in a queue."""
+        if current is None or not current.is_suspended:
+            return None
+        held = next(one for one in self._cache.pytorch_jobs(job.metadata.uid) if attempt_of(one) == current.number)
+        try:
+            return await self._queue_news.of(held)
+        except (ApiException, ClientError, TimeoutError) as error:
+            log.warning("queues can't be read: %s", error)
+            return ""
+
     async def _trouble(
         self,
         job: SFTJob,
         current: AttemptObservation | None,
+        word_of_queue: str | None,
         now: datetime,
     ) -> Trouble | None:
         uid = job.metadata.uid
@@ -178,6 +193,8 @@ class PyTorchJobBackend:
         began = job.status.attempts.started_at
         if began is None or now - began < STUCK_AFTER:
             return None
+        if current.is_suspended:
+            return trouble.of_queue(job) if word_of_queue is None else None
         told = self._by_events.get(uid)
         if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
             about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]
