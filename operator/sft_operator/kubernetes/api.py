@@ -56,6 +56,8 @@ async def connect() -> ApiClient:
         await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     # One try a call: what calls it decides whether and when to try again.
     configuration.retries = None
+    # Else it looks for a proxy and a netrc file before each call, in two threads. kopf's watches take neither.
+    configuration.client_session_kwargs = {"trust_env": False}
     return ApiClient(configuration)
 
 

@@ -1,5 +1,6 @@
 """Attempts as PyTorchJobs: observes from the cache, acts only after a live look. Called by `reconcile`."""
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class PyTorchJobBackend:
 
     async def _look_again(self, key: JobKey, uid: str, attempt: int) -> None:
         """The cache may be old: the job must still want this attempt, and no pod of another one may live."""
-        live = await self._api.get_job(key)
+        live, pods = await asyncio.gather(self._api.get_job(key), self._pods_of_others(key, uid, attempt))
         if live is None or live["metadata"]["uid"] != uid or "deletionTimestamp" in live["metadata"]:
             raise NotNow(f"{key.namespace}/{key.name} is gone")
         self._cache.put_job(live)
@@ -139,11 +140,14 @@ class PyTorchJobBackend:
         stored = job.status.attempts
         if stored.current != attempt or stored.current_has_ended:
             raise NotNow(f"attempt {attempt} is over: the job is at attempt {stored.current}")
-        pods = await self._api.list_pods_of(key, uid)
         others = observe.attempts(job, pytorch_jobs=[], pods=pods, gone_pods=[], now=utc_now())
         alive = [other.number for other in others if other.number != attempt and other.is_live]
         if alive:
             raise NotNow(f"attempt {attempt} waits for the pods of attempt {alive[0]} to end")
+
+    async def _pods_of_others(self, key: JobKey, uid: str, attempt: int) -> list[Object]:
+        """Before the first attempt there was none that could have any."""
+        return await self._api.list_pods_of(key, uid) if attempt > 1 else []
 
     async def _found_instead(self, key: JobKey, name: str, plan: LaunchPlan) -> Object:
         """An earlier POST whose answer was lost, or somebody else's object."""

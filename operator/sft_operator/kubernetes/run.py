@@ -38,7 +38,8 @@ RELIST_SECONDS = 180
 RELIST_AGAIN_SECONDS = 15
 HEARTBEAT_SECONDS = 5
 DISCOVERY_SECONDS = 10
-AT_ONCE = 16
+AT_ONCE = 64
+"""Passes: they mostly wait for the API server, which bounds them itself."""
 
 
 class StartAnew(Exception):

@@ -59,6 +59,19 @@ async def watch(
     raise Stopped
 
 
+class _NothingToCompare(kopf.DiffBaseStorage):
+    """kopf copies every object several times to compare it with the one it handled last, which no handler asks for."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     # Otherwise it wants to list and watch namespaces and definitions.
@@ -68,6 +81,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
+    settings.persistence.diffbase_storage = _NothingToCompare()
     # Whole lists, or a task and an object for each that was listed, would take more memory than all the rest.
     settings.watching.chunk_size = PAGE
     settings.queueing.idle_timeout = 0.1
