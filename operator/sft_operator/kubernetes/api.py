@@ -123,10 +123,8 @@ class ClusterApi:
         url = f"/api/v1/namespaces/{namespace}/pods/{pod}:{names.SERVE_PORT}/proxy{path}"
         return await self._bytes("GET", url, most_bytes=most_bytes)
 
-    async def list_events_of(self, namespace: str, uid: str) -> list[Object]:
-        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
-        listing = await self._call("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
-        return list(listing["items"])
+    def list_warnings(self, namespace: str) -> AsyncIterator[Listing]:
+        return self._pages("/api/v1", "events", fields="type=Warning", scopes=[f"/namespaces/{namespace}"])
 
     async def create_event(self, body: Object) -> None:
         await self._call("POST", f"/api/v1/namespaces/{body['metadata']['namespace']}/events", body=body)
@@ -135,9 +133,19 @@ class ClusterApi:
         found = await self._get(f"/apis/{group_version}")
         return found is not None and any(resource["name"] == plural for resource in found["resources"])
 
-    async def _pages(self, group: str, plural: str, *, labels: str | None = None) -> AsyncIterator[Listing]:
-        for scope in self._scopes:
-            query = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
+    async def _pages(
+        self,
+        group: str,
+        plural: str,
+        *,
+        labels: str | None = None,
+        fields: str | None = None,
+        scopes: list[str] | None = None,
+    ) -> AsyncIterator[Listing]:
+        """`scopes` are those to look at unless others are named."""
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
+        for scope in scopes or self._scopes:
+            query = {"limit": str(PAGE)} | {name: value for name, value in selectors.items() if value}
             while True:
                 page = await self._call("GET", f"{group}{scope}/{plural}", query=query)
                 yield Listing(page["items"], int(page["metadata"]["resourceVersion"]))

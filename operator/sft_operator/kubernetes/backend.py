@@ -15,6 +15,7 @@ from sft_operator.kubernetes.cache import Cache, attempt_of
 from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours, pytorch_job
 from sft_operator.kubernetes.queued import QueueNews
+from sft_operator.kubernetes.warnings import Warnings
 from sft_operator.lifecycle.backend import JobKey, NotNow
 from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation, Trouble
 from sft_operator.lifecycle.silence import Silence
@@ -27,7 +28,7 @@ from sftjob.status import Phase
 log = logging.getLogger(__name__)
 
 STUCK_AFTER = timedelta(seconds=8)
-"""An attempt that doesn't run by then is asked after in events, which cost a list each."""
+"""An attempt that doesn't run by then is asked after in events."""
 EVENTS_AGAIN_SECONDS = 8.0
 
 
@@ -47,6 +48,7 @@ class PyTorchJobBackend:
         """Of an attempt that could not be created, by the job's uid."""
         self._by_events: dict[str, _Told] = {}
         self._queue_news = QueueNews(api)
+        self._warnings = Warnings(api)
         self._silence = Silence()
 
     async def observe(self, job: SFTJob) -> Observation:
@@ -203,13 +205,10 @@ class PyTorchJobBackend:
         if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
             about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]
             try:
-                events = [event for found in about for event in await self._events(job, found)]
+                events = [event for found in about for event in await self._warnings.about(found)]
             except (ApiException, ClientError, TimeoutError) as error:
                 log.warning("events can't be read: %s", error)
                 return told.trouble if told else None
             found = trouble.of_events(job, events, now=now) or trouble.of_controller(pytorch_jobs, mine)
             told = self._by_events[uid] = _Told(found, time.monotonic())
         return told.trouble
-
-    async def _events(self, job: SFTJob, about: Object) -> list[Object]:
-        return await self._api.list_events_of(job.metadata.namespace, about["metadata"]["uid"])
