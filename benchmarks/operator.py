@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import json
 import shlex
+import signal
 import statistics
 import sys
 import time
@@ -92,6 +93,10 @@ def main() -> int:
 
 
 async def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    # Whoever is stopped leaves the cluster as it was, too.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     kubeconfig, cache = kubeconfig_path(folder), cache_folder()
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.operator", *sys.argv[1:]]),
