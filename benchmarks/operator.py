@@ -192,7 +192,7 @@ async def _with_finished_jobs(api: ApiServer, kubeconfig: Path, arguments: argpa
     async with running_operator(kubeconfig, namespace=NAMESPACE) as operator:
         await operator.is_ready(passes=len(names))
         cold = time.monotonic() - began
-        await asyncio.sleep(10)  # what its start has left to do
+        await operator.is_quiet()
         processor_before, writes_before = operator.processor_seconds(), await api.write_count(WRITTEN)
         await asyncio.sleep(arguments.idle_seconds)
         writes = await api.write_count(WRITTEN) - writes_before

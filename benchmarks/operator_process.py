@@ -26,24 +26,35 @@ class OperatorProcess:
         self._log = log
 
     async def is_ready(self, *, passes: int) -> None:
-        """Returns once it leads, has made as many passes, and nothing waits for one.
+        """Returns once it leads and has made as many passes.
 
         Raises RuntimeError with its log's end where it does not.
         """
-        async with aiohttp.ClientSession() as session:
-            for _ in range(PATIENCE_SECONDS * 5):
-                if self._process.poll() is not None:
-                    break
-                try:
-                    async with session.get(self._metrics) as response:
-                        text = await response.text()
-                except aiohttp.ClientConnectionError:
-                    text = ""  # not yet
-                figures = {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}
-                if figures.get("sft_operator_leads") and figures["sft_operator_passes_total"] >= passes:
-                    return
-                await asyncio.sleep(0.2)
+        for _ in range(PATIENCE_SECONDS * 5):
+            if self._process.poll() is not None:
+                break
+            figures = await self._figures()
+            if figures.get("sft_operator_leads") and figures["sft_operator_passes_total"] >= passes:
+                return
+            await asyncio.sleep(0.2)
         raise RuntimeError(f"the operator is not ready:\n{self._log.read_text()[-4000:]}")
+
+    async def is_quiet(self) -> None:
+        """Returns once it has made no pass for 10 s: what its start has left to do is done."""
+        passes, before = 1.0, 0.0
+        while passes != before:
+            before = passes
+            await asyncio.sleep(10)
+            passes = (await self._figures())["sft_operator_passes_total"]
+
+    async def _figures(self) -> dict[str, float]:
+        """Empty before it answers."""
+        try:
+            async with aiohttp.ClientSession() as session, session.get(self._metrics) as response:
+                text = await response.text()
+        except aiohttp.ClientConnectionError:
+            return {}
+        return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}
 
     def resident_mib(self) -> int:
         return self._kib("VmRSS") // 1024

@@ -27,6 +27,20 @@ def test_the_newest_version_wins_whoever_tells_it() -> None:
     assert cache.pods(UID) == [pod(1, version=7)]
 
 
+def test_what_a_list_tells_anew_is_known() -> None:
+    cache = Cache()
+    cache.put_job(job(version=5))
+    cache.put_pytorch_job(pytorch_job(1))
+    cache.put_pod(pod(1, version=7))
+    assert cache.knows(job(version=5) | {"kind": "SFTJob"})
+    assert not cache.knows(job(version=6) | {"kind": "SFTJob"})
+    assert not cache.knows(job(version=5, uid="uid-2") | {"kind": "SFTJob"})
+    assert cache.knows(pytorch_job(1) | {"kind": "PyTorchJob"})
+    assert not cache.knows(pytorch_job(2) | {"kind": "PyTorchJob"})
+    assert cache.knows(pod(1, version=7) | {"kind": "Pod"})
+    assert not cache.knows(pod(1, version=8) | {"kind": "Pod"})
+
+
 def test_a_job_made_again_under_its_name_inherits_nothing() -> None:
     cache = Cache()
     cache.put_job(job(version=5))

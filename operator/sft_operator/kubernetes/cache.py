@@ -53,6 +53,16 @@ class Cache:
     def gone_pods(self, uid: str) -> list[Object]:
         return _unpacked(self._children[uid].gone_pods) if uid in self._children else []
 
+    def knows(self, found: Object) -> bool:
+        """Of whatever kind, at this version or a newer one."""
+        uid = found["metadata"]["uid"]
+        if found["kind"] == names.KIND:
+            known = self._jobs.get(key_of(found))
+        else:
+            children = self._of(found)
+            known = (children.pytorch_jobs if found["kind"] == "PyTorchJob" else children.pods).get(uid)
+        return known is not None and known.uid == uid and known.version >= version_of(found)
+
     def put_job(self, found: Object) -> JobKey:
         key = key_of(found)
         before = self._jobs.get(key)

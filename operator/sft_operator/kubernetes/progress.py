@@ -49,7 +49,8 @@ class ProgressPoller:
         """Whether there is something new."""
         async with self._slots:
             try:
-                answer = await asyncio.wait_for(self._answer(pod), TIMEOUT_SECONDS)
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    answer = await self._answer(pod)
                 progress = Progress.from_json(answer)
             except (aiohttp.ClientError, ApiException, TimeoutError, ValidationError, OSError) as error:
                 log.debug("%s did not tell its progress: %s", pod["metadata"]["name"], error)

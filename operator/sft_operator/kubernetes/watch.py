@@ -38,6 +38,9 @@ async def watch(
 
         async def change(event: Any, put: Any = put, drop: Any = drop, **_: Any) -> None:
             found = event["object"]
+            # A watch begins with a list: of what our own has told already.
+            if event["type"] is None and cache.knows(found):
+                return
             queue.add((drop if event["type"] == "DELETED" else put)(found))
 
         kopf.on.event(group=group, version=version, plural=plural, registry=registry, id=plural)(change)
