@@ -1,4 +1,4 @@
-"""`python -m cluster check|up|status|down|build|images|clean`."""
+"""`python -m cluster check|up|status|down|build|images|kueue|packages|clean`."""
 
 import errno
 import os
@@ -16,11 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from cluster import cgroups, images, kind, network, packages, status
 from cluster.archives import make_archive
-from cluster.build import binary_of, build, finish, is_built, old_files, programs_for
+from cluster.build import KUEUE, binary_of, build, finish, is_built, old_files, programs_for
 from cluster.client import Client, StartFailed
 from cluster.commands import CommandFailed
 from cluster.down import down as down_built
 from cluster.kind_runner import kind_down, kind_up
+from cluster.kueue import build_kueue, install_kueue
 from cluster.machine import GIB, Backend, Machine, existing, image_problems, needed_bytes, problems, read_machine
 from cluster.place import RUN, Busy, Record, alone, cache_folder, cluster_folder, kubeconfig_path, read_record
 from cluster.up import up as up_built
@@ -183,6 +184,30 @@ def build_images() -> None:
     built = " and ".join(image.in_pods for image in images.IMAGES)
     pushed = "on every node" if is_up else "not pushed, for no cluster is up"
     console.print(f"{built} are built, and {pushed} ({time.monotonic() - began:.0f} s)")
+
+
+@app.command("kueue")
+def add_kueue() -> None:
+    """Put Kueue into the cluster that is up, for jobs that wait in queues.
+
+    Built the first time that it is asked for: minutes.
+    """
+    began = time.monotonic()
+    cache = cache_folder()
+    folder = cluster_folder(cache)
+    with _errors(), alone():
+        record = read_record(folder)
+        if record is None or not record.ready:
+            raise Refused("no cluster is up; first: python -m cluster up")
+        with Progress(
+            SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=console
+        ) as progress:
+            task = progress.add_task(KUEUE.name)
+            for line in build_kueue(cache):
+                progress.update(task, description=f"{KUEUE.name} {KUEUE.version}: {line[:60]}")
+            progress.update(task, description="install")
+            install_kueue(folder, cache, record)
+    console.print(f"Kueue {KUEUE.version} is in cluster {record.name} ({time.monotonic() - began:.0f} s)")
 
 
 @app.command("packages")

@@ -61,6 +61,8 @@ PROGRAMS = (
 """In an order in which each finds most of what it needs compiled by those before it."""
 MINIO = Program("minio", versions.MINIO, "github.com/minio/minio", versions.MINIO_MODULE)
 """No part of a cluster: the object store that tests of `s3://` run against."""
+KUEUE = Program("kueue", versions.KUEUE, "sigs.k8s.io/kueue/cmd/kueue", versions.KUEUE_MODULE, in_pods=True)
+"""For a cluster that is up, where it is asked for."""
 BESIDE_KIND = ("kubectl", "provisioner", "helm", "training-operator")
 """kind's nodes have the others."""
 
@@ -120,15 +122,21 @@ def build(cache: Path, program: Program, *, go: Path | None = None) -> Iterator[
     unfinished.rmdir()
 
 
+def module_folder(cache: Path, module: str, *, pinned_by: Path) -> Path:
+    """Of the sources that a program was built from."""
+    command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
+    told = subprocess.run(
+        command, cwd=pinned_by, env=_environment(cache / "go"), capture_output=True, text=True, check=True
+    )
+    return Path(told.stdout.strip())
+
+
 def finish(cache: Path) -> None:
     """After all programs: takes upstream's manifests from its module, then gives Go's caches back to the disk."""
     if not manifests.rendered(cache).exists():
-        module = versions.TRAINING_OPERATOR_MODULE
-        command = ["go", "list", "-m", "-f", "{{.Dir}}", "github.com/kubeflow/training-operator"]
-        told = subprocess.run(
-            command, cwd=module, env=_environment(cache / "go"), capture_output=True, text=True, check=True
-        )
-        manifests.render(cache, Path(told.stdout.strip()), binary_of(cache, "kubectl"))
+        module = "github.com/kubeflow/training-operator"
+        folder = module_folder(cache, module, pinned_by=versions.TRAINING_OPERATOR_MODULE)
+        manifests.render_training_operator(cache, folder, binary_of(cache, "kubectl"))
     if (cache / "go").exists():
         _give_back(cache / "go")
 
@@ -146,6 +154,7 @@ def _environment(go: Path) -> dict[str, str]:
 
 def old_files(cache: Path) -> list[Path]:
     """Programs of earlier versions and their images: nothing uses them any more."""
-    used = {program.file_name for program in (*PROGRAMS, MINIO)}
+    used = {program.file_name for program in (*PROGRAMS, MINIO, KUEUE)}
     files = [*(cache / "bin").glob("*"), *(cache / "images").glob("*")]
-    return [file for file in files if file.name.removesuffix(".tar") not in used and file != manifests.rendered(cache)]
+    rendered = (manifests.rendered(cache), manifests.kueue_rendered(cache))
+    return [file for file in files if file.name.removesuffix(".tar") not in used and file not in rendered]

@@ -7,6 +7,7 @@ from pathlib import Path
 PROGRAMS = Path(__file__).parent / "programs"
 TRAINING_OPERATOR_MODULE = PROGRAMS / "training-operator"
 MINIO_MODULE = PROGRAMS / "minio"
+KUEUE_MODULE = PROGRAMS / "kueue"
 
 
 def _required(module: str, *, by: Path = PROGRAMS) -> str:
@@ -25,6 +26,7 @@ REGISTRY = _required("github.com/distribution/distribution/v3")
 HELM = _required("helm.sh/helm/v3")
 MINIO = _required("github.com/minio/minio", by=MINIO_MODULE)
 TRAINING_OPERATOR = _required("github.com/kubeflow/training-operator", by=TRAINING_OPERATOR_MODULE)
+KUEUE = _required("sigs.k8s.io/kueue", by=KUEUE_MODULE)
 
 _GO_LINE = re.findall(r"^go (\d+)\.(\d+)", (TRAINING_OPERATOR_MODULE / "go.mod").read_text(), re.MULTILINE)
 GO = (int(_GO_LINE[0][0]), int(_GO_LINE[0][1]))

@@ -72,6 +72,7 @@ class Obstacle(StrEnum):
     ATTEMPT_REFUSED = "AttemptRefused"
     NAME_CONFLICT = "NameConflict"
     CONTROLLER_SILENT = "ControllerSilent"
+    QUEUE_SILENT = "QueueSilent"
     PYTORCH_JOBS_MISSING = "PyTorchJobsMissing"
     INVALID_SPEC = "InvalidSpec"
 

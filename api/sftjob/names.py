@@ -36,6 +36,8 @@ JOB_LABEL = f"{GROUP}/job-name"
 JOB_UID_LABEL = f"{GROUP}/job-uid"
 ATTEMPT_LABEL = f"{GROUP}/attempt"
 PLAN_ANNOTATION = f"{GROUP}/plan-digest"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+"""Kueue's own, on a PyTorchJob: whose queue lets it run."""
 RETRY_ANNOTATION = f"{GROUP}/retry"
 """On a job that has failed: any new value lets it go on."""
 

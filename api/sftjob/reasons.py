@@ -138,6 +138,10 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     Obstacle.CONTROLLER_SILENT: Explanation(
         "Nobody takes up the attempt's PyTorchJob.", "look whether Kubeflow's training-operator runs"
     ),
+    Obstacle.QUEUE_SILENT: Explanation(
+        "Nobody takes up the attempt for the queue of `spec.queue.name`.",
+        "look whether Kueue runs, and has `kubeflow.org/pytorchjob` among its integrations",
+    ),
     Obstacle.PYTORCH_JOBS_MISSING: Explanation(
         "The cluster has no PyTorchJobs.", "install Kubeflow's training-operator, v1.9 or later"
     ),

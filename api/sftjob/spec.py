@@ -469,6 +469,14 @@ class ComputeSpec(Declared):
         return self.nodes * self.processes_per_node
 
 
+class QueueSpec(Declared):
+    """A queue of Kueue that decides when the job runs. With `sft run` there is none."""
+
+    name: Label = Field(
+        description="Of a LocalQueue in the job's namespace. Who stands first is told by `compute.priorityClassName`."
+    )
+
+
 class RunPolicySpec(Declared):
     """When to stop and how often to begin again; all that may be changed after creation."""
 
@@ -483,8 +491,8 @@ class RunPolicySpec(Declared):
         default=None,
         ge=10,
         le=604_800,
-        description="From an attempt's creation until all its pods run; then it lets go of what it holds, which uses "
-        "one of `disruptionRetries`. Absent: it waits.",
+        description="From an attempt's creation, or from when its queue lets it run, until all its pods run; then it "
+        "lets go of what it holds, which uses one of `disruptionRetries`. Absent: it waits.",
     )
     active_deadline_seconds: int | None = Field(
         default=None,
@@ -554,6 +562,7 @@ class SFTJobSpec(Declared):
         f"it into the folder that {OUTPUT_VARIABLE} names in its environment.",
     )
     compute: ComputeSpec = ComputeSpec()
+    queue: QueueSpec | None = None
     run_policy: RunPolicySpec = RunPolicySpec()
 
     @field_validator("model", "data", "training", "output")

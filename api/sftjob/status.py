@@ -19,6 +19,7 @@ class Phase(OpenWord):
     """No later version may add a final one: an older operator would start the job again."""
 
     PENDING = "Pending"
+    QUEUED = "Queued"
     STARTING = "Starting"
     RUNNING = "Running"
     SUSPENDING = "Suspending"
@@ -127,7 +128,7 @@ class AttemptsStatus(Record):
     saved_step: int | None = None
     """The newest checkpoint that an attempt which has ended left behind."""
     started_at: datetime | None = None
-    """When the current attempt was announced."""
+    """When the current attempt was announced, or let go by its queue."""
     running_since: datetime | None = None
     """When a launcher of the current attempt was first seen to run."""
     running_seconds: int = 0

@@ -40,6 +40,8 @@ def headline(job: SFTJob, progress: Progress | None, now: datetime) -> str:
     match status.phase:
         case Phase.PENDING:
             return "about to start"
+        case Phase.QUEUED:
+            return f"{attempt}: waiting in its queue"
         case Phase.SUSPENDING:
             return f"{attempt}: saving and stopping, {job.spec.run_policy.termination_grace_period_seconds} s at most"
         case Phase.RESTARTING if status.attempts.next_at is not None:

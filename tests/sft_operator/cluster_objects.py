@@ -18,6 +18,7 @@ def pytorch_job(attempt: int, *, uid: str = UID, deleting: bool = False, finishe
             "labels": labels(attempt),
             "ownerReferences": [{"kind": "SFTJob", "name": "tiny", "uid": uid, "controller": True}],
         },
+        "spec": {"runPolicy": {"cleanPodPolicy": "Running"}},
         "status": {},
     }
     if deleting:

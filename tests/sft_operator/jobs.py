@@ -32,6 +32,7 @@ def a_job(
     script: str | None = None,
     gpus: int = 0,
     retry: str | None = None,
+    queue: str | None = None,
     **policy: Any,
 ) -> SFTJob:
     """`gpus` a node; `retry` is the value of its annotation."""
@@ -41,6 +42,7 @@ def a_job(
             "output": [{"uri": "pvc://models/tuned"}],
             "compute": {"nodes": nodes, "resources": {"limits": {"nvidia.com/gpu": gpus} if gpus else {}}},
             "runPolicy": policy,
+            "queue": {"name": queue} if queue else None,
         }
     )
     annotations = {} if retry is None else {"sftjob.dev/retry": retry}
@@ -69,14 +71,18 @@ def some_progress(*, attempt: int = 1, step: int = 0, seconds: float = 0, **fiel
 
 
 def seen(
-    number: int, *nodes: NodeState | Outcome | None, is_deleting: bool = False, created_at: datetime | None = None
+    number: int,
+    *nodes: NodeState | Outcome | None,
+    is_deleting: bool = False,
+    created_at: datetime | None = None,
+    is_suspended: bool = False,
 ) -> AttemptObservation:
     """Each node in the order of ranks: its state, its outcome if it has ended, None if it ended without one."""
     observed = [
         NodeObservation(rank, node) if isinstance(node, NodeState) else NodeObservation(rank, NodeState.ENDED, node)
         for rank, node in enumerate(nodes)
     ]
-    return AttemptObservation(number, tuple(observed), is_deleting, created_at)
+    return AttemptObservation(number, tuple(observed), is_deleting, created_at, is_suspended)
 
 
 def observing(
@@ -84,8 +90,9 @@ def observing(
     progress: Progress | None = None,
     trouble: Trouble | None = None,
     silent_seconds: float = 0.0,
+    queue_message: str = "",
 ) -> Observation:
-    return Observation(attempts, progress, trouble, silent_seconds)
+    return Observation(attempts, progress, trouble, silent_seconds, queue_message)
 
 
 def in_attempt(number: int, phase: Phase = Phase.RUNNING, **attempts: Any) -> SFTJobStatus:

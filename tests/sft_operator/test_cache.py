@@ -1,5 +1,7 @@
 """What the cache keeps, whoever tells it and in whatever order."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 from cluster_objects import UID, pod, pytorch_job
@@ -23,6 +25,20 @@ def test_the_newest_version_wins_whoever_tells_it() -> None:
     assert cache.put_pod(pod(1, version=7)) == KEY
     cache.put_pod(pod(1, version=6, phase="Pending"))
     assert cache.pods(UID) == [pod(1, version=7)]
+
+
+def test_what_a_list_tells_anew_is_known() -> None:
+    cache = Cache()
+    cache.put_job(job(version=5))
+    cache.put_pytorch_job(pytorch_job(1))
+    cache.put_pod(pod(1, version=7))
+    assert cache.knows(job(version=5) | {"kind": "SFTJob"})
+    assert not cache.knows(job(version=6) | {"kind": "SFTJob"})
+    assert not cache.knows(job(version=5, uid="uid-2") | {"kind": "SFTJob"})
+    assert cache.knows(pytorch_job(1) | {"kind": "PyTorchJob"})
+    assert not cache.knows(pytorch_job(2) | {"kind": "PyTorchJob"})
+    assert cache.knows(pod(1, version=7) | {"kind": "Pod"})
+    assert not cache.knows(pod(1, version=8) | {"kind": "Pod"})
 
 
 def test_a_job_made_again_under_its_name_inherits_nothing() -> None:
@@ -65,14 +81,41 @@ def test_a_list_tells_what_watches_missed_and_takes_away_nothing_that_is_newer()
     created = pytorch_job(2)
     created["metadata"]["resourceVersion"] = "12"
     cache.put_pytorch_job(created)
-    changed = cache.relist(
-        jobs=Listing([job(version=9), job(version=1, uid="uid-4", name="missed")], 10),
-        pytorch_jobs=Listing([], 10),
-        pods=Listing([], 10),
+
+    async def pages(*found: dict[str, Any]) -> AsyncIterator[Listing]:
+        yield Listing([], 10)
+        for one in found:
+            yield Listing([one], 10)
+
+    changed = asyncio.run(
+        cache.relist(
+            jobs=pages(job(version=9), job(version=1, uid="uid-4", name="missed")), pytorch_jobs=pages(), pods=pages()
+        )
     )
     assert changed == {KEY, JobKey("default", "deleted"), JobKey("default", "missed")}
-    assert {key: found["metadata"]["resourceVersion"] for key, found in cache.jobs()} == {
-        KEY: "9",
-        JobKey("default", "missed"): "1",
-    }
+    assert cache.job(KEY) == job(version=9)
+    assert cache.job(JobKey("default", "missed")) == job(version=1, uid="uid-4", name="missed")
+    assert cache.job(JobKey("default", "deleted")) is None
     assert cache.pytorch_jobs(UID) == [created]
+
+
+def test_what_no_pass_reads_takes_no_memory() -> None:
+    cache = Cache()
+    known_by = {"managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}]}
+    template = {"spec": {"containers": [{"name": "pytorch", "command": ["--plan", "{}"]}]}}
+    one = pytorch_job(1)
+    cache.put_pytorch_job(
+        one
+        | {
+            "metadata": one["metadata"] | known_by,
+            "spec": one["spec"] | {"pytorchReplicaSpecs": {"Worker": {"template": template}}},
+        }
+    )
+    assert cache.pytorch_jobs(UID) == [one]
+    other = pod(1)
+    container = {"name": "pytorch", "resources": {"limits": {"memory": "1Gi"}}}
+    large = {"command": ["--plan", "{}"], "env": [{"name": "A", "value": "B"}]}
+    cache.put_pod(
+        other | {"spec": other["spec"] | {"volumes": [{"name": "scratch"}], "containers": [container | large]}}
+    )
+    assert cache.pods(UID) == [other | {"spec": other["spec"] | {"containers": [container]}}]

@@ -36,6 +36,8 @@ class World:
         self.job = job
         self.attempts: dict[int, list[NodeState | Outcome | None]] = {}
         self.deleting: set[int] = set()
+        self.suspended: set[int] = set()
+        """By their queue."""
         self.progress: Progress | None = None
         self.silent_seconds = 0.0
         self.is_deleted = False
@@ -91,7 +93,8 @@ class World:
     async def observe(self, job: SFTJob) -> Observation:
         assert job.metadata.uid == self.job.metadata.uid
         attempts = tuple(
-            seen(number, *nodes, is_deleting=number in self.deleting) for number, nodes in sorted(self.attempts.items())
+            seen(number, *nodes, is_deleting=number in self.deleting, is_suspended=number in self.suspended)
+            for number, nodes in sorted(self.attempts.items())
         )
         if self.between_read_and_write:
             self.between_read_and_write()
@@ -107,6 +110,8 @@ class World:
         assert not [n for n in self.live() if n != number], "two attempts at once"
         assert self.job.status.phase in (Phase.STARTING, Phase.RUNNING)
         self._may_crash()
+        if number not in self.attempts and job.spec.queue is not None:
+            self.suspended.add(number)
         nodes = self.attempts.setdefault(number, [NodeState.MISSING] * job.spec.compute.nodes)
         for rank, node in enumerate(nodes):
             if node is NodeState.MISSING:
@@ -170,6 +175,7 @@ class LifeOfAJob(RuleBasedStateMachine):
         nodes=st.integers(1, 2),
         retries=st.sampled_from([0, 1, 9]),
         disruption_retries=st.sampled_from([0, 1, 9]),
+        queue=st.sampled_from([None, "team-a"]),
         limits=st.fixed_dictionaries(
             {
                 "startDeadlineSeconds": st.sampled_from([None, 10, 100]),
@@ -178,9 +184,12 @@ class LifeOfAJob(RuleBasedStateMachine):
             }
         ),
     )
-    def begin(self, nodes: int, retries: int, disruption_retries: int, limits: dict[str, int | None]) -> None:
+    def begin(
+        self, nodes: int, retries: int, disruption_retries: int, queue: str | None, limits: dict[str, int | None]
+    ) -> None:
         given = {name: limit for name, limit in limits.items() if limit is not None}
-        self.world = World(a_job(nodes=nodes, retries=retries, disruptionRetries=disruption_retries, gpus=2, **given))
+        budgets = {"retries": retries, "disruptionRetries": disruption_retries}
+        self.world = World(a_job(nodes=nodes, queue=queue, gpus=2, **budgets, **given))
 
     def one_pass(self) -> float | None:
         return drive(
@@ -226,8 +235,9 @@ class LifeOfAJob(RuleBasedStateMachine):
             ran += self.world.now - attempts.running_since
         waits = NodeState.PENDING in nodes or NodeState.MISSING in nodes
         is_silent = all(node is NodeState.RUNNING for node in nodes)
+        is_queued = number in self.world.suspended
         over = [
-            waits and _is_over(age, policy.start_deadline_seconds),
+            waits and not is_queued and _is_over(age, policy.start_deadline_seconds),
             attempts.running_since is not None and _is_over(ran, policy.active_deadline_seconds),
             is_silent and _is_over(timedelta(seconds=self.world.silent_seconds), policy.progress_deadline_seconds),
         ]
@@ -308,9 +318,24 @@ class LifeOfAJob(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(self.world.live()))
         nodes = self.world.attempts[number]
         for rank, node in enumerate(nodes):
-            if node is NodeState.PENDING:
+            if node is NodeState.PENDING and number not in self.world.suspended:
                 nodes[rank] = NodeState.RUNNING
                 break
+
+    @precondition(lambda self: self.world.suspended & {*self.world.live()})
+    @rule(data=st.data())
+    def a_queue_lets_an_attempt_run(self, data: st.DataObject) -> None:
+        self.world.suspended.discard(data.draw(st.sampled_from(sorted(self.world.suspended & {*self.world.live()}))))
+
+    @precondition(lambda self: self.world.live())
+    @rule(data=st.data(), was_seen=st.booleans())
+    def somebody_suspends_an_attempt(self, data: st.DataObject, was_seen: bool) -> None:
+        """Its pods are gone, and perhaps nobody saw how they ended."""
+        number = data.draw(st.sampled_from(self.world.live()))
+        self.world.suspended.add(number)
+        end = an_outcome(Reason.PREEMPTED, attempt=number) if was_seen else NodeState.PENDING
+        nodes = self.world.attempts[number]
+        nodes[:] = [end if node is NodeState.RUNNING else node for node in nodes]
 
     @precondition(lambda self: self.world.live())
     @rule(

@@ -31,6 +31,14 @@ def test_a_pytorchjob_without_pods_waits_for_them() -> None:
     )
 
 
+def test_a_pytorchjob_that_somebody_suspended_is_seen_as_that() -> None:
+    held = pytorch_job(2)
+    held["spec"]["runPolicy"]["suspend"] = True
+    assert observed(jobs=(held,)) == (
+        AttemptObservation(2, (NodeObservation(0, PENDING),), created_at=at(-120), is_suspended=True),
+    )
+
+
 def test_pods_tell_the_state_of_nodes_and_not_their_pytorchjob() -> None:
     found = observed(pod(2, 0), pod(2, 1, "Pending"), jobs=(pytorch_job(2, finished=True),), nodes=2)
     assert found == (AttemptObservation(2, (node(0, RUNNING), node(1, PENDING)), created_at=at(-120)),)

@@ -35,6 +35,19 @@ def built(job: SFTJob, attempt: int = 2) -> tuple[LaunchPlan, dict[str, Any]]:
     return plan, pytorch_job(job, plan, DEFAULTS)
 
 
+def test_an_attempt_of_a_queue_is_made_suspended_for_the_queue_to_let_it_run() -> None:
+    plan, body = built(a_job(queue={"name": "team-a"}))
+    assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    assert body["spec"]["runPolicy"] == {"cleanPodPolicy": "Running", "suspend": True}
+    worker = body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    # The queue is the PyTorchJob's: pods with its label would be taken for jobs of their own.
+    assert "kueue.x-k8s.io/queue-name" not in worker["metadata"]["labels"]
+    # What the queue edits when it lets it run changes nothing about whose it is.
+    worker["spec"]["nodeSelector"] = {"pool": "a100"}
+    body["spec"]["runPolicy"]["suspend"] = False
+    assert is_ours(body, uid="uid-1", plan=plan)
+
+
 def test_an_attempt_is_one_worker_only_pytorchjob_that_is_never_retried_by_its_controller() -> None:
     plan, body = built(a_job(compute={"nodes": 2, "processesPerNode": 8}))
     labels = {"sftjob.dev/job-name": "tiny", "sftjob.dev/job-uid": "uid-1", "sftjob.dev/attempt": "2"}

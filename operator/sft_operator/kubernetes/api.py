@@ -5,6 +5,7 @@ Raises ApiException with the server's status, aiohttp.ClientError and TimeoutErr
 
 import json
 import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,18 @@ Object = dict[str, Any]
 """An object as the API server writes it."""
 
 REQUEST_SECONDS = 30
+PAGE = 500
+"""Objects of a list that are read at a time."""
 PYTORCH_JOBS_API = "kubeflow.org/v1"
+QUEUES_GROUP = "kueue.x-k8s.io"
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 @dataclass(frozen=True)
 class Listing:
+    """A page of one."""
+
     items: list[Object]
     version: int
     """As of which the list is true."""
@@ -50,6 +56,8 @@ async def connect() -> ApiClient:
         await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     # One try a call: what calls it decides whether and when to try again.
     configuration.retries = None
+    # Else it looks for a proxy and a netrc file before each call, in two threads. kopf's watches take neither.
+    configuration.client_session_kwargs = {"trust_env": False}
     return ApiClient(configuration)
 
 
@@ -65,8 +73,8 @@ class ClusterApi:
         schemas: dict[str, Object] = told["components"]["schemas"] if told else {}
         return next((one for one in schemas.values() if _is_of_a_job(one)), None)
 
-    async def list_jobs(self) -> Listing:
-        return await self._list(f"/apis/{names.API_VERSION}", names.PLURAL)
+    def list_jobs(self) -> AsyncIterator[Listing]:
+        return self._pages(f"/apis/{names.API_VERSION}", names.PLURAL)
 
     async def get_job(self, key: JobKey) -> Object | None:
         return await self._get(_job_path(key))
@@ -85,8 +93,8 @@ class ClusterApi:
         options = {"propagationPolicy": "Background", "preconditions": preconditions}
         await self._call("DELETE", _job_path(key), body=options)
 
-    async def list_pytorch_jobs(self) -> Listing:
-        return await self._list(f"/apis/{PYTORCH_JOBS_API}", "pytorchjobs", labels=names.JOB_UID_LABEL)
+    def list_pytorch_jobs(self) -> AsyncIterator[Listing]:
+        return self._pages(f"/apis/{PYTORCH_JOBS_API}", "pytorchjobs", labels=names.JOB_UID_LABEL)
 
     async def get_pytorch_job(self, namespace: str, name: str) -> Object | None:
         return await self._get(f"{_pytorch_jobs_path(namespace)}/{name}")
@@ -101,23 +109,28 @@ class ClusterApi:
         path = f"{_pytorch_jobs_path(metadata['namespace'])}/{metadata['name']}"
         await self._call("DELETE", path, body=options)
 
-    async def list_pods(self) -> Listing:
-        return await self._list("/api/v1", "pods", labels=names.JOB_UID_LABEL)
+    def list_pods(self) -> AsyncIterator[Listing]:
+        return self._pages("/api/v1", "pods", labels=names.JOB_UID_LABEL)
 
     async def list_pods_of(self, key: JobKey, uid: str) -> list[Object]:
         query = {"labelSelector": f"{names.JOB_UID_LABEL}={uid}"}
         listing = await self._call("GET", f"/api/v1/namespaces/{key.namespace}/pods", query=query)
         return list(listing["items"])
 
+    async def list_workloads(self) -> AsyncIterator[Listing]:
+        """Of Kueue, in the version that it prefers; nothing where the cluster has no Kueue."""
+        group = await self._get(f"/apis/{QUEUES_GROUP}")
+        if group is not None:
+            async for page in self._pages(f"/apis/{group['preferredVersion']['groupVersion']}", "workloads"):
+                yield page
+
     async def pod_answer(self, namespace: str, pod: str, path: str, *, most_bytes: int) -> bytes:
         """What a pod's launcher answers, asked through the API server."""
         url = f"/api/v1/namespaces/{namespace}/pods/{pod}:{names.SERVE_PORT}/proxy{path}"
         return await self._bytes("GET", url, most_bytes=most_bytes)
 
-    async def list_events_of(self, namespace: str, uid: str) -> list[Object]:
-        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
-        listing = await self._call("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
-        return list(listing["items"])
+    def list_warnings(self, namespace: str) -> AsyncIterator[Listing]:
+        return self._pages("/api/v1", "events", fields="type=Warning", scopes=[f"/namespaces/{namespace}"])
 
     async def create_event(self, body: Object) -> None:
         await self._call("POST", f"/api/v1/namespaces/{body['metadata']['namespace']}/events", body=body)
@@ -126,20 +139,25 @@ class ClusterApi:
         found = await self._get(f"/apis/{group_version}")
         return found is not None and any(resource["name"] == plural for resource in found["resources"])
 
-    async def _list(self, group: str, plural: str, *, labels: str | None = None) -> Listing:
-        """The whole list, in the API server's own pages."""
-        items: list[Object] = []
-        versions = []
-        for scope in self._scopes:
-            query = {"limit": "500"} | ({"labelSelector": labels} if labels else {})
+    async def _pages(
+        self,
+        group: str,
+        plural: str,
+        *,
+        labels: str | None = None,
+        fields: str | None = None,
+        scopes: list[str] | None = None,
+    ) -> AsyncIterator[Listing]:
+        """`scopes` are those to look at unless others are named."""
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
+        for scope in scopes or self._scopes:
+            query = {"limit": str(PAGE)} | {name: value for name, value in selectors.items() if value}
             while True:
                 page = await self._call("GET", f"{group}{scope}/{plural}", query=query)
-                items += page["items"]
+                yield Listing(page["items"], int(page["metadata"]["resourceVersion"]))
                 if not page["metadata"].get("continue"):
                     break
                 query["continue"] = page["metadata"]["continue"]
-            versions.append(int(page["metadata"]["resourceVersion"]))
-        return Listing(items, min(versions))
 
     async def _get(self, path: str) -> Object | None:
         try:

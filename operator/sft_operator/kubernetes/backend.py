@@ -1,5 +1,6 @@
 """Attempts as PyTorchJobs: observes from the cache, acts only after a live look. Called by `reconcile`."""
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from sft_operator.kubernetes.api import ClusterApi, Object, message_of
 from sft_operator.kubernetes.cache import Cache, attempt_of
 from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours, pytorch_job
+from sft_operator.kubernetes.queued import QueueNews
+from sft_operator.kubernetes.warnings import Warnings
 from sft_operator.lifecycle.backend import JobKey, NotNow
 from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation, Trouble
 from sft_operator.lifecycle.silence import Silence
@@ -25,7 +28,7 @@ from sftjob.status import Phase
 log = logging.getLogger(__name__)
 
 STUCK_AFTER = timedelta(seconds=8)
-"""An attempt that doesn't run by then is asked after in events, which cost a list each."""
+"""An attempt that doesn't run by then is asked after in events."""
 EVENTS_AGAIN_SECONDS = 8.0
 
 
@@ -44,6 +47,8 @@ class PyTorchJobBackend:
         self._refused: dict[str, Trouble] = {}
         """Of an attempt that could not be created, by the job's uid."""
         self._by_events: dict[str, _Told] = {}
+        self._queue_news = QueueNews(api)
+        self._warnings = Warnings(api)
         self._silence = Silence()
 
     async def observe(self, job: SFTJob) -> Observation:
@@ -54,10 +59,11 @@ class PyTorchJobBackend:
             await self._look_for_children(job)
             attempts = self._attempts(job, now)
         current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
-        trouble_now = await self._trouble(job, current, now)
+        word = await self._word_of_queue(job, current)
+        trouble_now = await self._trouble(job, current, word, now)
         progress, heard_at = self._poller.last(uid), self._poller.heard_at(uid)
         silent = self._silence.seconds(uid, current, progress, heard_at=heard_at, now=time.monotonic())
-        return Observation(attempts, progress, trouble_now, silent)
+        return Observation(attempts, progress, trouble_now, silent, queue_message=word or "")
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         """Raises NotNow where the attempt must wait, or its PyTorchJob can't be made."""
@@ -128,7 +134,7 @@ class PyTorchJobBackend:
 
     async def _look_again(self, key: JobKey, uid: str, attempt: int) -> None:
         """The cache may be old: the job must still want this attempt, and no pod of another one may live."""
-        live = await self._api.get_job(key)
+        live, pods = await asyncio.gather(self._api.get_job(key), self._pods_of_others(key, uid, attempt))
         if live is None or live["metadata"]["uid"] != uid or "deletionTimestamp" in live["metadata"]:
             raise NotNow(f"{key.namespace}/{key.name} is gone")
         self._cache.put_job(live)
@@ -136,11 +142,14 @@ class PyTorchJobBackend:
         stored = job.status.attempts
         if stored.current != attempt or stored.current_has_ended:
             raise NotNow(f"attempt {attempt} is over: the job is at attempt {stored.current}")
-        pods = await self._api.list_pods_of(key, uid)
         others = observe.attempts(job, pytorch_jobs=[], pods=pods, gone_pods=[], now=utc_now())
         alive = [other.number for other in others if other.number != attempt and other.is_live]
         if alive:
             raise NotNow(f"attempt {attempt} waits for the pods of attempt {alive[0]} to end")
+
+    async def _pods_of_others(self, key: JobKey, uid: str, attempt: int) -> list[Object]:
+        """Before the first attempt there was none that could have any."""
+        return await self._api.list_pods_of(key, uid) if attempt > 1 else []
 
     async def _found_instead(self, key: JobKey, name: str, plan: LaunchPlan) -> Object:
         """An earlier POST whose answer was lost, or somebody else's object."""
@@ -157,10 +166,22 @@ class PyTorchJobBackend:
         self._refused[uid] = reason
         return NotNow(f"{reason.reason}: {reason.message}")
 
+    async def _word_of_queue(self, job: SFTJob, current: AttemptObservation | None) -> str | None:
+        """None where nobody keeps the attempt in a queue."""
+        if current is None or not current.is_suspended:
+            return None
+        held = next(one for one in self._cache.pytorch_jobs(job.metadata.uid) if attempt_of(one) == current.number)
+        try:
+            return await self._queue_news.of(held)
+        except (ApiException, ClientError, TimeoutError) as error:
+            log.warning("queues can't be read: %s", error)
+            return ""
+
     async def _trouble(
         self,
         job: SFTJob,
         current: AttemptObservation | None,
+        word_of_queue: str | None,
         now: datetime,
     ) -> Trouble | None:
         uid = job.metadata.uid
@@ -178,17 +199,16 @@ class PyTorchJobBackend:
         began = job.status.attempts.started_at
         if began is None or now - began < STUCK_AFTER:
             return None
+        if current.is_suspended:
+            return trouble.of_queue(job) if word_of_queue is None else None
         told = self._by_events.get(uid)
         if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
             about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]
             try:
-                events = [event for found in about for event in await self._events(job, found)]
+                events = [event for found in about for event in await self._warnings.about(found)]
             except (ApiException, ClientError, TimeoutError) as error:
                 log.warning("events can't be read: %s", error)
                 return told.trouble if told else None
             found = trouble.of_events(job, events, now=now) or trouble.of_controller(pytorch_jobs, mine)
             told = self._by_events[uid] = _Told(found, time.monotonic())
         return told.trouble
-
-    async def _events(self, job: SFTJob, about: Object) -> list[Object]:
-        return await self._api.list_events_of(job.metadata.namespace, about["metadata"]["uid"])

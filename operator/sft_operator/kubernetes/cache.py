@@ -4,126 +4,164 @@ Pods that are gone stay until their attempt is over, for what they said last. A 
 known is dropped, so that whoever tells it, the newest wins.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
+from sft_operator.kubernetes import packed
 from sft_operator.kubernetes.api import Listing, Object
+from sft_operator.kubernetes.packed import Packed, version_of
 from sft_operator.lifecycle.backend import JobKey
 from sftjob import names
+from sftjob.status import Phase
 
 
-@dataclass
+@dataclass(slots=True)
 class _Children:
-    pytorch_jobs: dict[str, Object] = field(default_factory=dict)
-    pods: dict[str, Object] = field(default_factory=dict)
+    pytorch_jobs: dict[str, Packed] = field(default_factory=dict)
+    pods: dict[str, Packed] = field(default_factory=dict)
     """Both by uid."""
-    gone_pods: dict[str, Object] = field(default_factory=dict)
+    gone_pods: dict[str, Packed] = field(default_factory=dict)
 
 
 class Cache:
     def __init__(self) -> None:
-        self._jobs: dict[JobKey, Object] = {}
+        self._jobs: dict[JobKey, Packed] = {}
         self._children: dict[str, _Children] = {}
         """By the job's uid."""
 
     def job(self, key: JobKey) -> Object | None:
-        return self._jobs.get(key)
+        return self._jobs[key].unpacked() if key in self._jobs else None
 
-    def jobs(self) -> Iterator[tuple[JobKey, Object]]:
-        yield from list(self._jobs.items())
+    def unfinished_jobs(self) -> Iterator[tuple[JobKey, Object]]:
+        for key, job in list(self._jobs.items()):
+            if job.phase not in (Phase.SUCCEEDED, Phase.FAILED):
+                yield key, job.unpacked()
+
+    def job_uids(self) -> set[str]:
+        return {job.uid for job in self._jobs.values()}
+
+    def job_phases(self) -> Counter[str]:
+        return Counter(job.phase or Phase.PENDING for job in self._jobs.values())
 
     def pytorch_jobs(self, uid: str) -> list[Object]:
-        return list(self._children[uid].pytorch_jobs.values()) if uid in self._children else []
+        return _unpacked(self._children[uid].pytorch_jobs) if uid in self._children else []
 
     def pods(self, uid: str) -> list[Object]:
-        return list(self._children[uid].pods.values()) if uid in self._children else []
+        return _unpacked(self._children[uid].pods) if uid in self._children else []
 
     def gone_pods(self, uid: str) -> list[Object]:
-        return list(self._children[uid].gone_pods.values()) if uid in self._children else []
+        return _unpacked(self._children[uid].gone_pods) if uid in self._children else []
+
+    def knows(self, found: Object) -> bool:
+        """Of whatever kind, at this version or a newer one."""
+        uid = found["metadata"]["uid"]
+        if found["kind"] == names.KIND:
+            known = self._jobs.get(key_of(found))
+        else:
+            children = self._of(found)
+            known = (children.pytorch_jobs if found["kind"] == "PyTorchJob" else children.pods).get(uid)
+        return known is not None and known.uid == uid and known.version >= version_of(found)
 
     def put_job(self, found: Object) -> JobKey:
         key = key_of(found)
         before = self._jobs.get(key)
-        if before is None or before["metadata"]["uid"] != found["metadata"]["uid"]:
-            if before is not None:
-                self._children.pop(before["metadata"]["uid"], None)
-            self._jobs[key] = found
-        elif _version(found) >= _version(before):
-            self._jobs[key] = found
+        is_other = before is not None and before.uid != found["metadata"]["uid"]
+        if before is not None and is_other:
+            self._children.pop(before.uid, None)
+        if before is None or is_other or version_of(found) >= before.version:
+            self._jobs[key] = Packed.of(found, packed.job)
         return key
 
     def drop_job(self, gone: Object) -> JobKey:
         key = key_of(gone)
         before = self._jobs.get(key)
-        if before is not None and before["metadata"]["uid"] == gone["metadata"]["uid"]:
+        if before is not None and before.uid == gone["metadata"]["uid"]:
             del self._jobs[key]
-            self._children.pop(gone["metadata"]["uid"], None)
+            self._children.pop(before.uid, None)
         return key
 
     def put_pytorch_job(self, found: Object) -> JobKey:
-        return self._put(self._of(found).pytorch_jobs, found)
+        known, uid = self._of(found).pytorch_jobs, found["metadata"]["uid"]
+        if uid not in known or version_of(found) >= known[uid].version:
+            known[uid] = Packed.of(found, packed.pytorch_job)
+        return owner_key(found)
 
     def drop_pytorch_job(self, gone: Object) -> JobKey:
         self._of(gone).pytorch_jobs.pop(gone["metadata"]["uid"], None)
         return self._tidied(gone)
 
     def put_pod(self, found: Object) -> JobKey:
-        children = self._of(found)
-        if found["metadata"]["uid"] in children.gone_pods:
-            return owner_key(found)
-        return self._put(children.pods, found)
+        children, uid = self._of(found), found["metadata"]["uid"]
+        is_newer = uid not in children.pods or version_of(found) >= children.pods[uid].version
+        if is_newer and uid not in children.gone_pods:
+            children.pods[uid] = Packed.of(found, packed.pod)
+        return owner_key(found)
 
     def drop_pod(self, gone: Object) -> JobKey:
         """The last version of a pod tells how its container ended; a watch that missed it leaves what was known."""
-        children = self._of(gone)
-        known = children.pods.pop(gone["metadata"]["uid"], None)
-        last = known if known is not None and _version(known) > _version(gone) else gone
-        children.gone_pods.setdefault(gone["metadata"]["uid"], last)
+        children, last = self._of(gone), Packed.of(gone, packed.pod)
+        known = children.pods.pop(last.uid, None)
+        if known is not None and known.version > last.version:
+            last = known
+        children.gone_pods.setdefault(last.uid, last)
         return self._tidied(gone)
 
     def forget_gone_pods(self, uid: str, *, before_attempt: int) -> None:
-        gone = self._children[uid].gone_pods if uid in self._children else {}
-        for pod in list(gone.values()):
+        for pod in self.gone_pods(uid):
             if attempt_of(pod) < before_attempt:
-                del gone[pod["metadata"]["uid"]]
+                del self._children[uid].gone_pods[pod["metadata"]["uid"]]
 
-    def relist(self, *, jobs: Listing, pytorch_jobs: Listing, pods: Listing) -> set[JobKey]:
-        """What isn't listed, and isn't newer than the list, is gone. Returns the keys of what changed."""
+    async def relist(
+        self, *, jobs: AsyncIterator[Listing], pytorch_jobs: AsyncIterator[Listing], pods: AsyncIterator[Listing]
+    ) -> set[JobKey]:
+        """Page by page: whole lists would take most of the memory of all. Returns the keys of what changed.
+
+        What isn't listed, and isn't newer than the list, is gone.
+        """
         changed = set()
-        for listing, known, put, drop in (
-            (jobs, [job for _, job in self.jobs()], self.put_job, self.drop_job),
-            (pytorch_jobs, self._all("pytorch_jobs"), self.put_pytorch_job, self.drop_pytorch_job),
-            (pods, self._all("pods"), self.put_pod, self.drop_pod),
+        for pages, all_known, put, drop in (
+            (jobs, self._all_jobs, self.put_job, self.drop_job),
+            (pytorch_jobs, self._all_pytorch_jobs, self.put_pytorch_job, self.drop_pytorch_job),
+            (pods, self._all_pods, self.put_pod, self.drop_pod),
         ):
-            versions = {found["metadata"]["uid"]: _version(found) for found in known}
-            uids = {found["metadata"]["uid"] for found in listing.items}
-            for found in listing.items:
-                if versions.get(found["metadata"]["uid"], -1) < _version(found):
-                    changed.add(put(found))
-            for found in known:
-                if found["metadata"]["uid"] not in uids and _version(found) <= listing.version:
-                    changed.add(drop(found))
+            versions = {known.uid: known.version for known in all_known()}
+            uids: set[str] = set()
+            listed_version = 0
+            async for page in pages:
+                listed_version = min(listed_version or page.version, page.version)
+                for found in page.items:
+                    uids.add(found["metadata"]["uid"])
+                    if versions.get(found["metadata"]["uid"], -1) < version_of(found):
+                        changed.add(put(found))
+            for known in all_known():
+                if known.uid not in uids and known.version <= listed_version:
+                    changed.add(drop(known.unpacked()))
         return changed
 
     def _tidied(self, gone: Object) -> JobKey:
         """The last child of a job that is gone takes the rest with it."""
         key, uid = owner_key(gone), gone["metadata"]["labels"][names.JOB_UID_LABEL]
         job, children = self._jobs.get(key), self._children[uid]
-        if (job is None or job["metadata"]["uid"] != uid) and not children.pods and not children.pytorch_jobs:
+        if (job is None or job.uid != uid) and not children.pods and not children.pytorch_jobs:
             del self._children[uid]
         return key
 
-    def _all(self, kind: str) -> list[Object]:
-        return [found for children in self._children.values() for found in getattr(children, kind).values()]
+    def _all_jobs(self) -> list[Packed]:
+        return list(self._jobs.values())
+
+    def _all_pytorch_jobs(self) -> list[Packed]:
+        return [found for children in self._children.values() for found in children.pytorch_jobs.values()]
+
+    def _all_pods(self) -> list[Packed]:
+        return [found for children in self._children.values() for found in children.pods.values()]
 
     def _of(self, child: Object) -> _Children:
         return self._children.setdefault(child["metadata"]["labels"][names.JOB_UID_LABEL], _Children())
 
-    def _put(self, known: dict[str, Object], found: Object) -> JobKey:
-        uid = found["metadata"]["uid"]
-        if uid not in known or _version(found) >= _version(known[uid]):
-            known[uid] = found
-        return owner_key(found)
+
+def _unpacked(known: dict[str, Packed]) -> list[Object]:
+    return [found.unpacked() for found in known.values()]
 
 
 def key_of(job: Object) -> JobKey:
@@ -138,8 +176,3 @@ def attempt_of(child: Object) -> int:
     """-1 where the label isn't ours."""
     label = child["metadata"]["labels"].get(names.ATTEMPT_LABEL, "")
     return int(label) if label.isdecimal() else -1
-
-
-def _version(found: Object) -> int:
-    """The API server compares these as integers too, from 1.35 on by its own contract."""
-    return int(found["metadata"]["resourceVersion"])

@@ -1,7 +1,6 @@
 """The operator about itself, over HTTP: `/livez` and `/readyz` for the kubelet, `/metrics` for Prometheus."""
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 from aiohttp import web
@@ -54,7 +53,7 @@ class _Figures(Collector):
         self._health, self._cache, self._queue = health, cache, queue
 
     def collect(self) -> Iterator[Metric]:
-        phases = Counter(job.get("status", {}).get("phase", Phase.PENDING) for _, job in self._cache.jobs())
+        phases = self._cache.job_phases()
         jobs = GaugeMetricFamily("sft_operator_jobs", "SFTJobs by phase", labels=["phase"])
         for phase in Phase:
             jobs.add_metric([phase], phases[phase])

@@ -31,6 +31,7 @@ class _Lock(LeaseLock):
 
     async def get(self, name: str, namespace: str) -> Any:
         try:
+            # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes with the answer, and nobody ends.
             async with asyncio.timeout(CALL_SECONDS):
                 found = await super().get(name, namespace)
         except (ClientError, TimeoutError, OSError) as error:

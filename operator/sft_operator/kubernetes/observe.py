@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.cache import attempt_of
 from sft_operator.kubernetes.pod_end import outcome_of
-from sft_operator.kubernetes.pytorch_job import RANK_LABEL, has_finished, is_ours
+from sft_operator.kubernetes.pytorch_job import RANK_LABEL, has_finished, is_ours, is_suspended
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob import names
 from sftjob.job import ObjectMeta, SFTJob
@@ -111,6 +111,7 @@ def _attempt(
         ),
         is_deleting=is_deleting,
         created_at=datetime.fromisoformat(pytorch_job["metadata"]["creationTimestamp"]) if pytorch_job else None,
+        is_suspended=pytorch_job is not None and is_suspended(pytorch_job),
     )
 
 

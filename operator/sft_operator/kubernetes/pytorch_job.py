@@ -39,6 +39,9 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
         names.JOB_UID_LABEL: metadata.uid,
         names.ATTEMPT_LABEL: str(plan.attempt),
     }
+    queue = plan.spec.queue
+    # Whoever keeps the queue lets it run, and may take it back: `suspend` is never touched from here.
+    queued = {names.QUEUE_LABEL: queue.name} if queue else {}
     owner = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
@@ -58,13 +61,13 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
         "metadata": {
             "name": names.attempt_name(metadata.name, metadata.uid, plan.attempt),
             "namespace": metadata.namespace,
-            "labels": labels,
+            "labels": labels | queued,
             "annotations": {names.PLAN_ANNOTATION: plan_digest(plan)},
             "ownerReferences": [owner],
         },
         "spec": {
             "nprocPerNode": str(plan.spec.compute.processes_per_node),
-            "runPolicy": {"cleanPodPolicy": "Running"},
+            "runPolicy": {"cleanPodPolicy": "Running"} | ({"suspend": True} if queue else {}),
             "pytorchReplicaSpecs": {"Worker": worker},
         },
     }
@@ -88,6 +91,11 @@ def has_finished(found: Object) -> bool:
     """The controller makes no more pods for it."""
     conditions = found.get("status", {}).get("conditions", [])
     return any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions)
+
+
+def is_suspended(found: Object) -> bool:
+    """Not by this operator: its queue has not let it run yet, or somebody has taken it back."""
+    return bool(found["spec"]["runPolicy"].get("suspend"))
 
 
 def _pod_spec(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Object:

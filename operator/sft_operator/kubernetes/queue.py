@@ -4,11 +4,12 @@ A pass that fails is tried again after a time that doubles; a key that is asked 
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from itertools import islice
 
 from aiohttp import ClientError
 from kubernetes.aio.client import ApiException
@@ -28,9 +29,14 @@ Work = Callable[[JobKey], Awaitable[float | None]]
 
 
 class WorkQueue:
+    """A call takes the same time however many keys there are: the event loop's timers are the only order by time."""
+
     def __init__(self) -> None:
-        self._due: dict[JobKey, float] = {}
-        """Monotonic time from which a key is to be done."""
+        self._ready: OrderedDict[JobKey, float] = OrderedDict()
+        """Keys to be done, in this order, with the monotonic time since when."""
+        self._again: dict[JobKey, float] = {}
+        """The same of keys that are worked on and were asked for meanwhile."""
+        self._later: dict[JobKey, asyncio.TimerHandle] = {}
         self._working: set[JobKey] = set()
         self._failures: dict[JobKey, int] = {}
         self._changed = asyncio.Event()
@@ -38,10 +44,16 @@ class WorkQueue:
         self.failed_passes = 0
 
     def add(self, key: JobKey, *, after: float = 0.0) -> None:
-        due = time.monotonic() + after
-        if due < self._due.get(key, float("inf")):
-            self._due[key] = due
-            self._changed.set()
+        loop = asyncio.get_running_loop()
+        timer = self._later.get(key)
+        if key in self._ready or key in self._again or (timer and timer.when() <= loop.time() + after):
+            return
+        if timer:
+            timer.cancel()
+        if after > 0:
+            self._later[key] = loop.call_later(after, self._make_ready, key)
+        else:
+            self._make_ready(key)
 
     def remind(self, key: JobKey) -> None:
         """A key that waits for its next try is left to wait; one whose time is far off may have something new."""
@@ -50,28 +62,24 @@ class WorkQueue:
 
     def oldest_age(self) -> float:
         """Seconds that the longest overdue key has waited; 0 where none waits."""
-        return max((time.monotonic() - due for due in self._due.values()), default=0.0)
+        since = [*islice(self._ready.values(), 1), *self._again.values()]
+        return time.monotonic() - min(since) if since else 0.0
 
     async def run(self, work: Work, *, at_once: int) -> None:
         """Never returns."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._changed.clear()
-                now = time.monotonic()
-                for key, due in sorted(self._due.items(), key=lambda item: item[1]):
-                    if due > now or len(self._working) >= at_once:
-                        break
-                    if key not in self._working:
-                        del self._due[key]
-                        self._working.add(key)
-                        tasks.create_task(self._pass(key, work))
-                waiting = [due for key, due in self._due.items() if key not in self._working]
-                full = len(self._working) >= at_once
-                timeout = None if full or not waiting else max(0.0, min(waiting) - now)
-                # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with what it waits for.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(timeout):
-                        await self._changed.wait()
+                while self._ready and len(self._working) < at_once:
+                    key, _ = self._ready.popitem(last=False)
+                    self._working.add(key)
+                    tasks.create_task(self._pass(key, work))
+                await self._changed.wait()
+
+    def _make_ready(self, key: JobKey) -> None:
+        self._later.pop(key, None)
+        (self._again if key in self._working else self._ready)[key] = time.monotonic()
+        self._changed.set()
 
     async def _pass(self, key: JobKey, work: Work) -> None:
         self.passes += 1
@@ -89,6 +97,8 @@ class WorkQueue:
             self._failures.pop(key, None)
         finally:
             self._working.discard(key)
+            if key in self._again:
+                self._ready[key] = self._again.pop(key)
             self._changed.set()
         if due is not None:
             self.add(key, after=due)

@@ -38,7 +38,8 @@ RELIST_SECONDS = 180
 RELIST_AGAIN_SECONDS = 15
 HEARTBEAT_SECONDS = 5
 DISCOVERY_SECONDS = 10
-AT_ONCE = 16
+AT_ONCE = 64
+"""Passes: they mostly wait for the API server, which bounds them itself."""
 
 
 class StartAnew(Exception):
@@ -104,9 +105,9 @@ class _Operator:
         schema = await self._api.job_schema()
         if schema is not None and (refusal := definition.refusal(schema)) is not None:
             raise StartAnew(refusal)
-        jobs = await self._api.list_jobs()
-        found = await self._api.list_pytorch_jobs() if pytorch_jobs else Listing([], 0)
-        for key in self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=await self._api.list_pods()):
+        found = self._api.list_pytorch_jobs() if pytorch_jobs else _nothing()
+        jobs, pods = self._api.list_jobs(), self._api.list_pods()
+        for key in await self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=pods):
             self.queue.add(key)
         self.health.listed()
 
@@ -162,12 +163,12 @@ class _Operator:
         while True:
             asked = [
                 self._ask(key, job["metadata"]["uid"], pod)
-                for key, job in self.cache.jobs()
+                for key, job in self.cache.unfinished_jobs()
                 if (pod := self._rank_zero(job)) is not None
             ]
             await asyncio.gather(*asked)
-            self._backend.keep_only({job["metadata"]["uid"] for _, job in self.cache.jobs()})
-            for key, job in self.cache.jobs():
+            self._backend.keep_only(self.cache.job_uids())
+            for key, job in self.cache.unfinished_jobs():
                 if self._waits(job):
                     self.queue.remind(key)
             await asyncio.sleep(HEARTBEAT_SECONDS)
@@ -191,7 +192,7 @@ class _Operator:
 
     def _waits(self, job: Object) -> bool:
         """For a pod, for its start, or for anything else that no watch may tell of."""
-        if job.get("status", {}).get("phase") in (Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED):
+        if job.get("status", {}).get("phase") == Phase.SUSPENDED:
             return False
         pods, nodes = self._pods(job), job["spec"].get("compute", {}).get("nodes", 1)
         return len(pods) < nodes or any(pod["status"].get("phase") == "Pending" for pod in pods)
@@ -206,6 +207,12 @@ class _Operator:
             yield
         finally:
             await runner.cleanup()
+
+
+async def _nothing() -> AsyncIterator[Listing]:
+    """Of a resource that the cluster doesn't have."""
+    for page in ():
+        yield page
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """The object of a job: read from the cache, its status written with a version, and its story told in events."""
 
+import asyncio
 import logging
 
 from aiohttp import ClientError
@@ -19,11 +20,16 @@ from sftjob.status import SFTJobStatus
 
 log = logging.getLogger(__name__)
 
+EVENTS_AT_ONCE = 8
+"""So that they don't stand in the way of what is done."""
+
 
 class ObjectStore:
     def __init__(self, api: ClusterApi, cache: Cache) -> None:
         self._api = api
         self._cache = cache
+        self._telling: set[asyncio.Task[None]] = set()
+        self._event_slots = asyncio.Semaphore(EVENTS_AT_ONCE)
 
     async def read(self, key: JobKey) -> SFTJob | None:
         """None also where it is being deleted: all that is left to do then is the garbage collector's."""
@@ -66,8 +72,11 @@ class ObjectStore:
         if before["metadata"]["resourceVersion"] != job.metadata.resource_version:
             raise Conflict(f"{key.name}: the object has changed")
         written = await self._write(key, job.metadata.resource_version, job.status.to_json_dict())
-        for event in story(job, before=SFTJobStatus.model_validate(before.get("status") or {}, extra="ignore")):
-            await self._tell(event)
+        events = story(job, before=SFTJobStatus.model_validate(before.get("status") or {}, extra="ignore"))
+        if events:
+            telling = asyncio.create_task(self._tell(events))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
         return SFTJob.model_validate(written, extra="ignore")
 
     async def delete(self, job: SFTJob) -> None:
@@ -99,10 +108,12 @@ class ObjectStore:
         elif (known := self._cache.job(key)) is not None:
             self._cache.drop_job(known)
 
-    async def _tell(self, event: Object) -> None:
-        """Best effort: an event that can't be written changes nothing."""
-        try:
-            await self._api.create_event(event)
-        except (ApiException, ClientError, TimeoutError) as error:
-            if not (isinstance(error, ApiException) and error.status == 409):
-                log.warning("an event could not be written: %s", error)
+    async def _tell(self, events: list[Object]) -> None:
+        """In their order, beside the passes, which don't wait for it. Best effort: one that is lost changes nothing."""
+        async with self._event_slots:
+            for event in events:
+                try:
+                    await self._api.create_event(event)
+                except (ApiException, ClientError, TimeoutError) as error:
+                    if not (isinstance(error, ApiException) and error.status == 409):
+                        log.warning("an event could not be written: %s", error)

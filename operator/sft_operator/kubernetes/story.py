@@ -31,6 +31,8 @@ def _told(before: SFTJobStatus, after: SFTJobStatus) -> Iterator[tuple[str, str,
         yield "Normal", "AttemptStarted", f"attempt {after.attempts.current} started"
     if after.phase is Phase.RUNNING and before.phase is not Phase.RUNNING:
         yield "Normal", "Running", f"attempt {after.attempts.current} runs"
+    if after.phase is Phase.QUEUED and before.phase is not Phase.QUEUED:
+        yield "Normal", "Queued", f"attempt {after.attempts.current} waits for its queue to let it run"
     saved = after.progress.saved_step if after.progress else None
     if saved is not None and saved != (before.progress.saved_step if before.progress else None):
         yield "Normal", "CheckpointSaved", f"attempt {after.attempts.current} saved step {saved}"

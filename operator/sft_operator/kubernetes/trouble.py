@@ -56,6 +56,17 @@ def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Tro
     )
 
 
+def of_queue(job: SFTJob) -> Trouble:
+    """An attempt that is held back and that no queue has taken up."""
+    queue = job.spec.queue
+    assert queue is not None, "else it would be ended"
+    return Trouble(
+        Obstacle.QUEUE_SILENT,
+        f"spec.queue.name: {queue.name}: nobody takes up the attempt's PyTorchJob; look whether Kueue runs "
+        "(kubectl get pods --namespace kueue-system) and has kubeflow.org/pytorchjob among its integrations",
+    )
+
+
 def name_conflict(name: str) -> Trouble:
     return Trouble(
         Obstacle.NAME_CONFLICT,

@@ -10,7 +10,7 @@ from typing import Any
 
 import kopf
 
-from sft_operator.kubernetes.api import is_in_cluster
+from sft_operator.kubernetes.api import PAGE, is_in_cluster
 from sft_operator.kubernetes.cache import Cache
 from sft_operator.kubernetes.queue import WorkQueue
 from sftjob import names
@@ -38,6 +38,9 @@ async def watch(
 
         async def change(event: Any, put: Any = put, drop: Any = drop, **_: Any) -> None:
             found = event["object"]
+            # A watch begins with a list: of what our own has told already.
+            if event["type"] is None and cache.knows(found):
+                return
             queue.add((drop if event["type"] == "DELETED" else put)(found))
 
         kopf.on.event(group=group, version=version, plural=plural, registry=registry, id=plural)(change)
@@ -59,6 +62,19 @@ async def watch(
     raise Stopped
 
 
+class _NothingToCompare(kopf.DiffBaseStorage):
+    """kopf copies every object several times to compare it with the one it handled last, which no handler asks for."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     # Otherwise it wants to list and watch namespaces and definitions.
@@ -68,6 +84,11 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
+    settings.persistence.diffbase_storage = _NothingToCompare()
+    # Whole lists, or a task and an object for each that was listed, would take more memory than all the rest.
+    settings.watching.chunk_size = PAGE
+    settings.queueing.idle_timeout = 0.1
+    settings.queueing.worker_limit = PAGE
     # An API server that restarts is waited for; after the last of these the process starts anew.
     settings.networking.error_backoffs = [min(15, 2**n) * random.uniform(0.8, 1.2) for n in range(12)]
     for plural in ("pods", "pytorchjobs"):

@@ -13,7 +13,13 @@ MESSAGE_LIMIT = 2000
 
 
 def conditions(
-    status: SFTJobStatus, *, generation: int, failure: Failure | None, trouble: Trouble | None, now: datetime
+    status: SFTJobStatus,
+    *,
+    generation: int,
+    failure: Failure | None,
+    trouble: Trouble | None,
+    queue_message: str = "",
+    now: datetime,
 ) -> list[Condition]:
     """Those that hold, and those that once did. A condition keeps its transition time while its status stays.
 
@@ -21,7 +27,7 @@ def conditions(
     """
     before = {condition.type: condition for condition in status.conditions}
     after = []
-    for type_, holds, reason, message in _facts(status, failure, trouble):
+    for type_, holds, reason, message in _facts(status, failure, trouble, queue_message):
         if not holds and type_ not in before:
             continue
         condition = Condition(
@@ -39,7 +45,7 @@ def conditions(
 
 
 def _facts(
-    status: SFTJobStatus, failure: Failure | None, trouble: Trouble | None
+    status: SFTJobStatus, failure: Failure | None, trouble: Trouble | None, queue_message: str
 ) -> Iterator[tuple[ConditionType, bool, str, str]]:
     phase = status.phase
     attempt = f"attempt {status.attempts.current}"
@@ -62,4 +68,5 @@ def _facts(
         obstacle.message if obstacle else "",
     )
     is_settled = phase.is_final or phase is Phase.SUSPENDED or obstacle is not None
-    yield "Reconciling", not is_settled, phase.value, "" if is_settled else attempt
+    doing = queue_message[:MESSAGE_LIMIT] if phase is Phase.QUEUED and queue_message else attempt
+    yield "Reconciling", not is_settled, phase.value, "" if is_settled else doing

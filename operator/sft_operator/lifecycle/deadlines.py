@@ -48,7 +48,8 @@ def _deadlines(
     waiting = [node.rank for node in attempt.nodes if node.state in (NodeState.PENDING, NodeState.MISSING)]
     # It may be made long after its announcement; and the clock that tells so may be behind this one.
     created_at = max((moment for moment in (attempts.started_at, attempt.created_at) if moment), default=None)
-    if policy.start_deadline_seconds is not None and waiting and created_at is not None:
+    is_late = waiting and not attempt.is_suspended
+    if policy.start_deadline_seconds is not None and is_late and created_at is not None:
         limit, trouble = policy.start_deadline_seconds, observation.trouble
         why = f"; {trouble.reason}: {trouble.message[:_LONGEST_TROUBLE]}" if trouble else ""
         yield Deadline(

@@ -73,10 +73,13 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
         if _has_ended(job, status, attempt):
             status, failure = _record_end(job, status, attempt, now)
         elif attempt is not None:
-            status = _with_life(status, attempt, now)
+            taken = _is_taken_back(job, status, attempt)
+            status = status if taken else _with_life(status, attempt, now)
             deadline = nearest_deadline(job, status, attempt, observation, now=now)
             if attempt.has_failed:
                 status = _note_ending(status, attempt, now)
+            elif taken:
+                status = _note_taken_back(status, observation, now)
             elif deadline is not None and deadline.seconds_left <= 0:
                 status = _note_deadline(status, deadline, now)
 
@@ -84,7 +87,14 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
     generation = job.metadata.generation
     status = decision.status.model_copy(update={"observed_generation": generation})
     attempts = status.attempts.model_copy(update={"recovery": recovered_so_far(status, now)})
-    facts = conditions(status, generation=generation, failure=failure, trouble=observation.trouble, now=now)
+    facts = conditions(
+        status,
+        generation=generation,
+        failure=failure,
+        trouble=observation.trouble,
+        queue_message=observation.queue_message,
+        now=now,
+    )
     status = bounded(status.model_copy(update={"attempts": attempts, "conditions": facts, "columns": columns(status)}))
     requeue_after = decision.requeue_after
     if requeue_after is None and deadline is not None:
@@ -158,7 +168,23 @@ def _record_end(
     return status.model_copy(update={"phase": Phase.RESTARTING, "attempts": attempts}), None
 
 
+def _is_taken_back(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation) -> bool:
+    """It ran, or no queue had to let it run, and somebody has suspended it. Its pods are gone or about to be.
+
+    Whoever did that would go on with new pods under the same number, which the fence in storage keeps from training.
+    """
+    was_let_go = job.spec.queue is None or status.attempts.running_since is not None
+    is_first_look = attempt.state is AttemptState.RUNNING and status.attempts.running_since is None
+    return attempt.is_suspended and (was_let_go or is_first_look) and status.attempts.ending is None
+
+
 def _with_life(status: SFTJobStatus, attempt: AttemptObservation, now: datetime) -> SFTJobStatus:
+    if attempt.is_suspended and status.attempts.ending is None:
+        return _in_phase(status, Phase.QUEUED)
+    if status.phase is Phase.QUEUED:
+        # From here on it has its time to start.
+        attempts = status.attempts.model_copy(update={"started_at": now})
+        status = status.model_copy(update={"phase": Phase.STARTING, "attempts": attempts})
     if attempt.state is not AttemptState.RUNNING or status.attempts.running_since is not None:
         return status
     return status.model_copy(update={"attempts": status.attempts.model_copy(update={"running_since": now})})
@@ -167,6 +193,13 @@ def _with_life(status: SFTJobStatus, attempt: AttemptObservation, now: datetime)
 def _note_ending(status: SFTJobStatus, attempt: AttemptObservation, now: datetime) -> SFTJobStatus:
     """Written before the attempt is deleted: whoever waits for its other nodes may be a process that never saw this."""
     ending = end_record(attempt, attempts=status.attempts, progress=progress_of_current(status), now=now)
+    return _ending(status, ending, now)
+
+
+def _note_taken_back(status: SFTJobStatus, observation: Observation, now: datetime) -> SFTJobStatus:
+    said = f": {observation.queue_message}" if observation.queue_message else ""
+    message, progress = f"somebody else suspended the attempt{said}", progress_of_current(status)
+    ending = untold_record(Reason.PREEMPTED, message, attempts=status.attempts, progress=progress, now=now)
     return _ending(status, ending, now)
 
 

@@ -55,6 +55,8 @@ class AttemptObservation:
     is_deleting: bool = False
     created_at: datetime | None = None
     """None where the moment of its announcement has to do."""
+    is_suspended: bool = False
+    """By somebody else, who lets no pod of it run."""
 
     @property
     def state(self) -> AttemptState:
@@ -98,6 +100,8 @@ class Observation:
     trouble: Trouble | None = None
     silent_seconds: float = 0.0
     """For how long the current attempt, which runs as a whole, has shown nothing new; see `silence`."""
+    queue_message: str = ""
+    """Why the queue does not let the current attempt run, in its own words."""
 
     def attempt(self, number: int) -> AttemptObservation | None:
         return next((attempt for attempt in self.attempts if attempt.number == number), None)
