@@ -69,7 +69,7 @@ def test_bad_rows_within_the_budget_are_skipped_and_told(tmp_path: Path) -> None
     said = inspect(tmp_path, ['{"text": "fine"}', '{"text": 7}'], "--bad-line-budget", "1", "--samples", "0")
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.splitlines() == [
-        "text: 1 samples, 6 tokens, 6 of them trained; 0 truncated, 0 dropped, 1 bad rows skipped; 1 packs",
+        "text: 1 samples, 5 tokens, 4 of them trained; 0 truncated, 0 dropped, 1 bad rows skipped; 1 packs",
         "  skipped rows.jsonl:2: text: is a number; write a string",
     ]
 
@@ -82,10 +82,10 @@ def test_data_and_model_of_a_hub_are_downloaded_once_without_weights(tmp_path: P
         hub.dataset("tiny/chats").commit({"data/train.jsonl": b'{"text": "second"}\n'})
         home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
         command = ("data", "inspect", "hf://datasets/tiny/chats/data/train.jsonl", "--model", "hf://tiny/llama")
-        for revision, text in ((), "second"), (("--revision", "v1"), "first"), ((), "second"):
+        for revision, text in ((), "s⟦econd<"), (("--revision", "v1"), "f⟦irst<"), ((), "s⟦econd<"):
             said = sft(tmp_path, *command, *revision, **home)
             assert (said.returncode, said.stderr) == (0, "")
-            assert f"⟦{text}" in said.stdout
+            assert text in said.stdout
         asked = hub.files_asked()
         assert (asked.count("data/train.jsonl"), asked.count("tokenizer.json")) == (2, 1)
         assert "model.safetensors" not in asked
