@@ -211,7 +211,8 @@ class _Operator:
 
 async def _nothing() -> AsyncIterator[Listing]:
     """Of a resource that the cluster doesn't have."""
-    for page in ():
+    pages: tuple[Listing, ...] = ()
+    for page in pages:
         yield page
 
 

@@ -4,6 +4,8 @@ What is told is bounded part by part where it is made; together, or in character
 much.
 """
 
+from typing import Any
+
 from sftjob.status import AttemptRecord, SFTJobStatus
 
 MAXIMAL_BYTES = 16 * 1024
@@ -32,7 +34,7 @@ def _with_short_words(status: SFTJobStatus) -> SFTJobStatus:
     attempts, progress = status.attempts, status.progress
     history = [_in_short(record, characters=300) for record in attempts.history]
     ending = attempts.ending and _in_short(attempts.ending, characters=300)
-    told = {"detail": progress and progress.detail and progress.detail[:60], "skipped_checkpoints": []}
+    told: dict[str, Any] = {"detail": progress and progress.detail and progress.detail[:60], "skipped_checkpoints": []}
     return status.model_copy(
         update={
             "attempts": attempts.model_copy(update={"history": history, "ending": ending}),
