@@ -8,7 +8,7 @@ from sftjob.spec import SFTJobSpec
 
 class MemoryTask(Record):
     spec: SFTJobSpec
-    folder: str | None
+    folder: str | None = None
     """Where `model.loadFrom` lies on this machine. None: the preset is looked at, or without one a hub is asked."""
 
 
