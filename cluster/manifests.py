@@ -37,7 +37,7 @@ def kueue(cache: Path) -> str:
         if document["kind"].endswith("WebhookConfiguration"):
             document["webhooks"] = [webhook for webhook in document["webhooks"] if _is_served(webhook)]
     # Without them nothing else of the cluster is asked of Kueue.
-    return yaml.safe_dump_all(document for document in documents if document["kind"] != "APIService")
+    return str(yaml.safe_dump_all([document for document in documents if document["kind"] != "APIService"]))
 
 
 def rendered(cache: Path) -> Path:
