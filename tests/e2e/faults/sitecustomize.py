@@ -94,12 +94,12 @@ if "SFTJOB_TEST_STAY" in os.environ:
         owner = getattr(module, owner_name) if owner_name else module
         function, calls = getattr(owner, name), 0
 
-        def changed(*arguments: object) -> object:
+        def changed(*arguments: object, **options: object) -> object:
             nonlocal calls
             calls += 1
             if calls > stay["after"] and not os.path.exists(stay["mark"]):  # noqa: PTH110
                 stays_for_ever()
-            return function(*arguments)
+            return function(*arguments, **options)
 
         setattr(owner, name, changed)
 
