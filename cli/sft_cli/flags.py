@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 from sftjob.shapes import shape
 from sftjob.spec import SFTJobSpec
 
-_WITHOUT_A_FLAG = ("compute.image", "compute.priorityClassName", "runPolicy.suspend")
+_WITHOUT_A_FLAG = ("compute.image", "compute.priorityClassName", "queue.name", "runPolicy.suspend")
 """Heeded by clusters only; and a run on this machine is wanted to run."""
 _PLACES = {
     "script.uri": "--script",

@@ -136,7 +136,7 @@ def test_each_node_is_told_its_place(attempt: Callable[..., Attempt]) -> None:
 def test_creating_an_attempt_again_starts_only_what_is_missing(attempt: Callable[..., Attempt]) -> None:
     one = attempt("saves", nodes=2)
     one.create()
-    eventually(lambda: (one.node() / "pid").exists() and (one.node(1) / "pid").exists())
+    eventually(lambda: all(path.exists() and path.read_text() for path in (one.node() / "pid", one.node(1) / "pid")))
     pids = one.pid(0), one.pid(1)
     one.create()
     assert (one.pid(0), one.pid(1)) == pids

@@ -40,7 +40,7 @@ def test_a_running_attempt_of_an_older_version_is_taken_over_as_it_is() -> None:
     assert [(attempt.number, attempt.state.value) for attempt in seen] == [(1, "Running")]
     decision = decide(job, Observation(seen), now=NOW)
     assert decision.action is None
-    assert decision.status.to_json_dict() == STORED["job"]["status"]
+    assert decision.status == job.status
 
 
 def test_its_plan_is_the_one_that_this_version_would_make() -> None:
@@ -57,7 +57,7 @@ def test_its_launcher_s_plan_is_read_by_this_version() -> None:
 
 
 NEWER: dict[str, Any] = {
-    "phase": "Queued",
+    "phase": "Hibernating",
     "queue": {"position": 3},
     "conditions": [
         {
@@ -117,7 +117,7 @@ def test_what_a_newer_version_wrote_survives_a_pass_of_this_one() -> None:
 
 def test_an_unknown_phase_is_that_of_a_job_which_is_not_over() -> None:
     decision = decide(newer(), of_attempt_2(NodeState.PENDING, NodeState.PENDING), now=NOW)
-    assert (decision.action, decision.status.phase.value) == (None, "Queued")
+    assert (decision.action, decision.status.phase.value) == (None, "Hibernating")
 
 
 def test_an_unknown_reason_of_a_newer_launcher_is_a_failure_like_any_other() -> None:

@@ -66,6 +66,7 @@ GOOD: dict[str, Any] = {
                 "rslora": True,
                 "dora": True,
                 "dropout": 0.05,
+                "quantize": "nf4",
                 "targetModules": ["q_proj", "mlp.down_proj"],
                 "modulesToSave": ["lm_head"],
             },
@@ -556,6 +557,8 @@ BAD = [
         {"output": [{"uri": "pvc://results/model", "format": "merged"}]},
         server='Unsupported value: "merged": supported values: "hf", "adapter"',
     ),
+    # A queue
+    Bad("spec.queue.name", f"'Team A' has the wrong form; {LABEL}", {"queue": {"name": "Team A"}}),
     # Placement
     Bad(
         "spec.compute.nodes",

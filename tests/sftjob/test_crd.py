@@ -119,7 +119,7 @@ def _is_of(rule: dict[str, Any], says: str) -> bool:
 def test_only_the_run_policy_is_mutable() -> None:
     rules = SCHEMA["properties"]["spec"]["x-kubernetes-validations"]
     immutable = {rule["fieldPath"] for rule in rules if "oldSelf" in rule["rule"]}
-    assert immutable == {".script", ".model", ".data", ".training", ".checkpoint", ".output", ".compute"}
+    assert immutable == {".script", ".model", ".data", ".training", ".checkpoint", ".output", ".compute", ".queue"}
 
 
 def test_status_refuses_nothing_but_other_types() -> None:

@@ -12,8 +12,8 @@ MAXIMAL_BYTES = 16 * 1024
 
 
 def bounded(status: SFTJobStatus) -> SFTJobStatus:
-    """The lists of the data give way first, then the stories of older attempts, at last that of the newest."""
-    for smaller in (_without_lists, _with_short_stories, _with_short_words):
+    """The lists of the data give way first, the stories of older attempts, the conditions; at last the newest story."""
+    for smaller in (_without_lists, _with_short_stories, _with_short_conditions, _with_short_words):
         if len(status.to_json().encode()) < MAXIMAL_BYTES:
             break
         status = smaller(status)
@@ -30,6 +30,11 @@ def _with_short_stories(status: SFTJobStatus) -> SFTJobStatus:
     return status.model_copy(update={"attempts": status.attempts.model_copy(update={"history": history})})
 
 
+def _with_short_conditions(status: SFTJobStatus) -> SFTJobStatus:
+    conditions = [one.model_copy(update={"message": one.message[:300]}) for one in status.conditions]
+    return status.model_copy(update={"conditions": conditions})
+
+
 def _with_short_words(status: SFTJobStatus) -> SFTJobStatus:
     attempts, progress = status.attempts, status.progress
     history = [_in_short(record, characters=300) for record in attempts.history]
@@ -39,7 +44,6 @@ def _with_short_words(status: SFTJobStatus) -> SFTJobStatus:
         update={
             "attempts": attempts.model_copy(update={"history": history, "ending": ending}),
             "progress": progress and progress.model_copy(update=told),
-            "conditions": [one.model_copy(update={"message": one.message[:300]}) for one in status.conditions],
         }
     )
 
