@@ -108,7 +108,7 @@ class World:
         assert number in self.attempts or number not in self.seen_running, "a lost attempt was created again"
         assert number >= self.newest_created, "a number went back"
         assert not [n for n in self.live() if n != number], "two attempts at once"
-        assert self.job.status.phase in (Phase.STARTING, Phase.RUNNING)
+        assert self.job.status.phase in (Phase.QUEUED, Phase.STARTING, Phase.RUNNING)
         self._may_crash()
         if number not in self.attempts and job.spec.queue is not None:
             self.suspended.add(number)
@@ -235,7 +235,8 @@ class LifeOfAJob(RuleBasedStateMachine):
             ran += self.world.now - attempts.running_since
         waits = NodeState.PENDING in nodes or NodeState.MISSING in nodes
         is_silent = all(node is NodeState.RUNNING for node in nodes)
-        is_queued = number in self.world.suspended
+        # Its time to start begins when it is seen to have been let go.
+        is_queued = number in self.world.suspended or status.phase is Phase.QUEUED
         over = [
             waits and not is_queued and _is_over(age, policy.start_deadline_seconds),
             attempts.running_since is not None and _is_over(ran, policy.active_deadline_seconds),
