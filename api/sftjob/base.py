@@ -12,6 +12,9 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+NEW = "new"
+"""The context in which what a user has just written is validated, with rules that stored objects needn't keep."""
+
 
 class Declared(BaseModel):
     """A model that users fill in: an unknown field is an error."""

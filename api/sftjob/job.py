@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, field_validator
 
-from sftjob.base import Declared, Record
+from sftjob.base import NEW, Declared, Record
 from sftjob.forms import Label
 from sftjob.problems import Problem, SpecError, problems_of
 from sftjob.spec import SFTJobSpec
@@ -59,6 +59,6 @@ def parse_manifest(document: Any) -> Manifest:
             [Problem("(file)", type(document).__name__, "write one SFTJob object, see examples/quickstart.yaml")]
         )
     try:
-        return Manifest.model_validate(document)
+        return Manifest.model_validate(document, context=NEW)
     except ValidationError as error:
         raise SpecError(problems_of(error, Manifest)) from None

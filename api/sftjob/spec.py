@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from sftjob.base import Declared
+from sftjob.base import NEW, Declared
 from sftjob.forms import (
     ARGUMENT_FORMS,
     ARGUMENT_PLACE,
@@ -428,10 +428,11 @@ class EnvVar(Declared):
     )
 
     @model_validator(mode="after")
-    def _source(self) -> Self:
+    def _source(self, info: ValidationInfo) -> Self:
         if (self.value is None) == (self.value_from is None):
             raise ValueError((VALUE_OR_SOURCE if self.value is None else NOT_VALUE_AND_SOURCE).told())
-        if self.value is not None and self.name in SECRET_VARIABLES:
+        # Not of a stored job: it may be older than this rule, and run.
+        if self.value is not None and self.name in SECRET_VARIABLES and info.context == NEW:
             raise ValueError(SECRET_IS_NAMED.told(name=self.name))
         if self.name.startswith(RESERVED_VARIABLES):
             raise ValueError(VARIABLE_IS_FREE.told(name=self.name))

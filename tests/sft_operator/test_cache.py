@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from cluster_objects import UID, pod, pytorch_job
 
 from sft_operator.kubernetes.api import Listing
@@ -87,9 +88,13 @@ def test_a_list_tells_what_watches_missed_and_takes_away_nothing_that_is_newer()
         for one in found:
             yield Listing([one], 10)
 
-    changed = asyncio.run(
+    changed: set[JobKey] = set()
+    asyncio.run(
         cache.relist(
-            jobs=pages(job(version=9), job(version=1, uid="uid-4", name="missed")), pytorch_jobs=pages(), pods=pages()
+            jobs=pages(job(version=9), job(version=1, uid="uid-4", name="missed")),
+            pytorch_jobs=pages(),
+            pods=pages(),
+            on_change=changed.add,
         )
     )
     assert changed == {KEY, JobKey("default", "deleted"), JobKey("default", "missed")}
@@ -97,6 +102,26 @@ def test_a_list_tells_what_watches_missed_and_takes_away_nothing_that_is_newer()
     assert cache.job(JobKey("default", "missed")) == job(version=1, uid="uid-4", name="missed")
     assert cache.job(JobKey("default", "deleted")) is None
     assert cache.pytorch_jobs(UID) == [created]
+
+
+def test_what_a_list_told_before_it_broke_off_is_not_lost() -> None:
+    async def broken(*found: dict[str, Any]) -> AsyncIterator[Listing]:
+        yield Listing([*found], 10)
+        raise TimeoutError
+
+    cache, changed = Cache(), set[JobKey]()
+    with pytest.raises(TimeoutError):
+        asyncio.run(
+            cache.relist(jobs=broken(job(version=9)), pytorch_jobs=broken(), pods=broken(), on_change=changed.add)
+        )
+    assert changed == {KEY}
+
+
+def test_a_stranger_s_pytorchjob_with_our_label_needs_no_run_policy() -> None:
+    cache = Cache()
+    strange = pytorch_job(1) | {"spec": {"pytorchReplicaSpecs": {}}}
+    assert cache.put_pytorch_job(strange) == KEY
+    assert cache.pytorch_jobs(UID) == [strange | {"spec": {"runPolicy": {}}}]
 
 
 def test_what_no_pass_reads_takes_no_memory() -> None:

@@ -18,9 +18,10 @@ from sft_operator.lifecycle.observation import AttemptObservation, NodeObservati
 from sft_operator.lifecycle.plan import launch_plan
 from sftjob.crd import crd
 from sftjob.failure import NEVER_RETRIED, Reason
-from sftjob.job import SFTJob
+from sftjob.job import SFTJob, parse_manifest
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan
+from sftjob.problems import SpecError
 from sftjob.progress import Progress
 
 STORED = json.loads((Path(__file__).parent / "stored" / "running.json").read_text())
@@ -54,6 +55,15 @@ def test_its_launcher_s_plan_is_read_by_this_version() -> None:
     (container,) = [one for one in template["spec"]["containers"] if one["name"] == CONTAINER]
     read = LaunchPlan.from_json(container["command"][-1])
     assert read == launch_plan(stored(), 1, path_of=path_of)
+
+
+def test_a_stored_job_that_breaks_a_later_rule_runs_on() -> None:
+    document = deepcopy(STORED["job"])
+    document["spec"]["compute"]["env"] = [{"name": "HF_TOKEN", "value": "hf_secret"}]
+    assert SFTJob.model_validate(document, extra="ignore").spec.compute.env[0].value == "hf_secret"
+    new = {name: document[name] for name in ("apiVersion", "kind", "spec")} | {"metadata": {"name": "new"}}
+    with pytest.raises(SpecError, match="given for HF_TOKEN"):
+        parse_manifest(new)
 
 
 NEWER: dict[str, Any] = {

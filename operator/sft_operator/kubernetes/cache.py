@@ -5,7 +5,7 @@ known is dropped, so that whoever tells it, the newest wins.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from sft_operator.kubernetes import packed
@@ -113,13 +113,18 @@ class Cache:
                 del self._children[uid].gone_pods[pod["metadata"]["uid"]]
 
     async def relist(
-        self, *, jobs: AsyncIterator[Listing], pytorch_jobs: AsyncIterator[Listing], pods: AsyncIterator[Listing]
-    ) -> set[JobKey]:
-        """Page by page: whole lists would take most of the memory of all. Returns the keys of what changed.
+        self,
+        *,
+        jobs: AsyncIterator[Listing],
+        pytorch_jobs: AsyncIterator[Listing],
+        pods: AsyncIterator[Listing],
+        on_change: Callable[[JobKey], None],
+    ) -> None:
+        """Page by page: whole lists would take most of the memory of all.
 
-        What isn't listed, and isn't newer than the list, is gone.
+        What isn't listed, and isn't newer than the list, is gone. `on_change` is called at once for each change: the
+        next page may fail, and what is known by then is no news to a later list.
         """
-        changed = set()
         for pages, all_known, put, drop in (
             (jobs, self._all_jobs, self.put_job, self.drop_job),
             (pytorch_jobs, self._all_pytorch_jobs, self.put_pytorch_job, self.drop_pytorch_job),
@@ -133,11 +138,10 @@ class Cache:
                 for found in page.items:
                     uids.add(found["metadata"]["uid"])
                     if versions.get(found["metadata"]["uid"], -1) < version_of(found):
-                        changed.add(put(found))
+                        on_change(put(found))
             for known in all_known():
                 if known.uid not in uids and known.version <= listed_version:
-                    changed.add(drop(known.unpacked()))
-        return changed
+                    on_change(drop(known.unpacked()))
 
     def _tidied(self, gone: Object) -> JobKey:
         """The last child of a job that is gone takes the rest with it."""

@@ -37,8 +37,11 @@ def job(found: Object) -> Object:
 
 
 def pytorch_job(found: Object) -> Object:
-    """Without its template, which holds the plan: its digest stands among the annotations."""
-    return _with_spec(found, {"runPolicy": found["spec"]["runPolicy"]})
+    """Without its template, which holds the plan: its digest stands among the annotations.
+
+    A stranger's, which has our label, needs no run policy.
+    """
+    return _with_spec(found, {"runPolicy": found["spec"].get("runPolicy", {})})
 
 
 def pod(found: Object) -> Object:

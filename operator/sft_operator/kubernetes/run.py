@@ -107,8 +107,7 @@ class _Operator:
             raise StartAnew(refusal)
         found = self._api.list_pytorch_jobs() if pytorch_jobs else _nothing()
         jobs, pods = self._api.list_jobs(), self._api.list_pods()
-        for key in await self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=pods):
-            self.queue.add(key)
+        await self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=pods, on_change=self.queue.add)
         self.health.listed()
 
     async def relist_for_ever(self, *, pytorch_jobs: bool) -> None:

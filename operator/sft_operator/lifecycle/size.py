@@ -37,7 +37,7 @@ def _with_short_conditions(status: SFTJobStatus) -> SFTJobStatus:
 
 def _with_short_words(status: SFTJobStatus) -> SFTJobStatus:
     attempts, progress = status.attempts, status.progress
-    history = [_in_short(record, characters=300) for record in attempts.history]
+    history = [_in_short(record, characters=300).model_copy(update={"standstill": None}) for record in attempts.history]
     ending = attempts.ending and _in_short(attempts.ending, characters=300)
     told: dict[str, Any] = {"detail": progress and progress.detail and progress.detail[:60], "skipped_checkpoints": []}
     return status.model_copy(
