@@ -28,8 +28,8 @@ OUTPUT_VARIABLE = "SFTJOB_OUTPUT"
 RESERVED_VARIABLES = ("SFTJOB_", "PET_")
 """Beginnings of names that jobs must not set: ours, and those with which torchrun is told its options."""
 
-SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
-"""What opens buckets and hubs: jobs name them, Secrets hold them."""
+SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY")
+"""What opens buckets, hubs and trackers: jobs name them, Secrets hold them."""
 
 # On a job's PyTorchJobs and pods.
 JOB_LABEL = f"{GROUP}/job-name"

@@ -33,7 +33,8 @@ def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
     refuse_unusable_trackers(plan.spec.training.report_to, field="spec.training.reportTo")
     options = run_options(plan)
     nf4.refuse_without_gpu(options.lora_cfg, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    workers = min(_MOST_WORKERS, max(1, int(available_cpus())))
+    # Where memory ran out before, it may have been these that took it.
+    workers = max(1, min(_MOST_WORKERS, int(available_cpus())) >> plan.shortages)
     data = prepare_data(
         options.dataloader_cfg.model_copy(update={"num_workers": workers}),
         tokenizer_path=options.tokenizer_path,

@@ -129,6 +129,8 @@ class _Run:
                 else:
                     self._settle_save(wait_seconds=0)
             self.saver.release()
+            # The best checkpoint is read as a whole before it is chosen.
+            self.teller.progress(stage=Stage.EXPORTING, detail=None)
             self._export(self.world.from_first(self._choose_exported))
             at_the_end = True
         finally:
@@ -409,9 +411,10 @@ class _Run:
         """After the last step. `beside`: training goes on when the state is copied, not when it is published."""
         self._read_steps()
         began = time.perf_counter()
-        self._settle_save()
         step = self.state.last_step
+        # Told before it waits for a save that is on its way: in this stage bytes that move are no hang.
         self.teller.progress(stage=Stage.SAVING, detail=names.checkpoint_folder(step))
+        self._settle_save()
         self.saver.begin(
             CheckpointManifest(
                 step=step,

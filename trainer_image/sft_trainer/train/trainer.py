@@ -13,6 +13,7 @@ from sft_trainer.run import RunOptions, RunPlace, RunState, Tracking
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.tracking.usable import refuse_unusable_trackers
+from sft_trainer.train.accumulate import shortage_reason
 from sft_trainer.train.launched import fit_launched, this_launch
 from sft_trainer.train.loop import train
 from sft_trainer.train.own_exports import missing_own_exports, own_export, publish_own_exports
@@ -187,8 +188,9 @@ class Trainer:
         )
         try:
             train(self._options, place, data, world=world, stop=stop, state=RunState())
-        except JobFailure as failure:
-            if failure.reason in SHORTAGES:
+        except (JobFailure, RuntimeError) as error:
+            reason = error.reason if isinstance(error, JobFailure) else shortage_reason(error)
+            if reason in SHORTAGES:
                 names.shortage(folder, attempt).touch()
             raise
         world.from_first(lambda: publish_own_exports(place))
