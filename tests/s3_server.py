@@ -14,6 +14,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -177,10 +178,7 @@ class S3Server:
                 stderr=subprocess.STDOUT,
             )
         _wait_until(lambda: self._answers(), what=(self._folder / "minio.log").read_text)
-        # The client makes no buckets, but it signs.
-        url = obstore.sign(self._store(), "PUT", "", timedelta(minutes=1))
-        with urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=PATIENCE_SECONDS):
-            pass
+        _wait_until(self._has_made_bucket, what=(self._folder / "minio.log").read_text)
         self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, self._port))
         self._proxy.daemon_threads = True
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
@@ -193,6 +191,17 @@ class S3Server:
         self._proxy.server_close()
         self._process.terminate()
         self._process.wait(PATIENCE_SECONDS)
+
+    def _has_made_bucket(self) -> bool:
+        # The client makes no buckets, but it signs.
+        url = obstore.sign(self._store(), "PUT", "", timedelta(minutes=1))
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=PATIENCE_SECONDS):
+                return True
+        except urllib.error.HTTPError as error:
+            if error.code == 503:  # it answers before it is ready
+                return False
+            raise
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, (self._folder / "minio.log").read_text()

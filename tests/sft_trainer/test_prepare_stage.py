@@ -28,6 +28,7 @@ def test_a_large_file_is_tokenised_by_a_process_for_each_cpu(tmp_path: Path, mon
         {
             "model": {"preset": "Qwen3Dense0P6B", "tokenizer": {"uri": save_tokenizer(tmp_path / "t").as_uri()}},
             "data": {"datasets": [{"name": "chats", "uri": chats.as_uri()}], "packing": {"maxLength": 64}},
+            "training": {},
             "output": [{"uri": f"file://{tmp_path}/tuned"}],
         }
     )

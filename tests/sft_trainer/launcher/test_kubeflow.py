@@ -50,7 +50,7 @@ class ScriptForTorchrun(Children):
 
     printed = ""
 
-    def run(self, module: str, *_: Any, environment: Mapping[str, str]) -> int:
+    def run(self, module: str, *_: Any, environment: Mapping[str, str], **_more: Any) -> int:
         if module != "sft_trainer.launcher.torchrun":
             return 0
         command = [sys.executable, "-c", OFTENER, str(SCRIPT), str(self._temporary / "trained")]
@@ -114,7 +114,8 @@ def test_an_unchanged_trainer_script_is_followed_step_by_step(
         pod_uid=None,
     )
     job = JobReference(namespace="default", name="script", uid="uid-1")
-    plan = LaunchPlan.model_validate({"job": job, "attempt": 1, "spec": A_PLAN, "mounts": []})
+    mounts = [{"uri": "pvc://models/tuned.checkpoints", "path": str(scratch / "storage")}]
+    plan = LaunchPlan.model_validate({"job": job, "attempt": 1, "spec": A_PLAN, "mounts": mounts})
     seen: list[dict[str, Any]] = []
     over = threading.Event()
 

@@ -113,10 +113,10 @@ def test_the_next_attempt_replaces_what_one_has_left_half_uploaded(
 def test_an_attempt_that_is_superseded_in_an_upload_makes_nothing_appear(
     s3: S3Server, output: BucketOutput, tmp_path: Path
 ) -> None:
-    """The fence is asked when the parts have arrived, before the request that makes them an object."""
+    """The fence is asked for each object, before the request that makes it appear."""
 
     def check() -> None:
-        if s3.asked("PUT", "model.safetensors"):
+        if s3.asked("PUT", "config.json"):
             raise JobFailure(Reason.SUPERSEDED, "attempt 1 gives way")
 
     with pytest.raises(JobFailure, match="gives way"):
