@@ -91,7 +91,8 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     ),
     Reason.LAUNCHER_FAILED: Explanation("A fault of sftjob's own.", "report it with the message"),
     Reason.NOT_STARTED: Explanation(
-        "Not all pods ran within `spec.runPolicy.startDeadlineSeconds`.",
+        "Not all pods ran within `spec.runPolicy.startDeadlineSeconds`, or the attempt was suspended by its queue, or "
+        "by somebody else, before any pod ran.",
         "the message says what was in the way; ask for what the cluster has, or wait longer",
     ),
     Reason.DEADLINE_EXCEEDED: Explanation(

@@ -1,10 +1,15 @@
 """Jobs of a queue: they wait without a time of their own, and go on elsewhere when they are taken back."""
 
+from typing import Any
+
+import pytest
+from cluster_objects import pod, pytorch_job
 from jobs import NOW, a_job, a_success, an_outcome, at, in_attempt, observing, seen, summary
 
+from sft_operator.kubernetes import observe
 from sft_operator.kubernetes.queued import reason_of
 from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
-from sft_operator.lifecycle.observation import NodeState
+from sft_operator.lifecycle.observation import NodeState, Observation
 from sftjob.failure import Reason
 from sftjob.job import SFTJob
 from sftjob.status import Phase, SFTJobStatus
@@ -20,6 +25,20 @@ def queued(status: SFTJobStatus, **policy: int) -> SFTJob:
 def doing(decision: Decision) -> tuple[str, str, str]:
     found = next(condition for condition in decision.status.conditions if condition.type == "Reconciling")
     return found.status, found.reason, found.message
+
+
+def held(number: int, *, deleting: bool = False) -> dict[str, Any]:
+    """A PyTorchJob that is suspended."""
+    found = pytorch_job(number, deleting=deleting)
+    found["spec"]["runPolicy"]["suspend"] = True
+    return found
+
+
+def observed(
+    job: SFTJob, *pytorch_jobs: dict[str, Any], pods: tuple[Any, ...] = (), gone: tuple[Any, ...] = (), words: str = ""
+) -> Observation:
+    found = observe.attempts(job, pytorch_jobs=pytorch_jobs, pods=pods, gone_pods=gone, now=NOW)
+    return Observation(found, queue_message=words)
 
 
 def test_an_attempt_waits_for_its_queue_as_long_as_it_takes_and_says_why() -> None:
@@ -80,6 +99,70 @@ def test_an_attempt_without_a_queue_that_somebody_suspends_is_ended_and_begun_an
         DeleteAttempt(1),
         1.0,
     )
+
+
+@pytest.mark.parametrize("queue", ["team-a", None])
+@pytest.mark.parametrize("seen_to_go", ["none", "one", "both"])
+def test_an_attempt_that_is_taken_back_before_its_pods_ran_is_told_so_and_says_nothing_about_progress(
+    queue: str | None, seen_to_go: str
+) -> None:
+    """Its pods were pulling their images; of some of them nobody saw more than that they are gone."""
+    evicted = "Exceeded the PodsReady timeout default/tiny"
+    job = a_job(nodes=2, queue=queue, status=in_attempt(1, Phase.STARTING))
+
+    def one_pass(observation: Observation, seconds: float) -> Decision:
+        nonlocal job
+        decision = decide(job, observation, now=at(seconds))
+        job = job.model_copy(update={"status": decision.status})
+        return decision
+
+    for number in range(1, 6):
+        begin = number * 1000.0
+        waiting = [pod(number, rank, "Pending") for rank in (0, 1)]
+        dying = [pod(number, rank, "Pending", deleted="2026-01-01T12:00:30Z") for rank in (0, 1)]
+        one_pass(observed(job, pytorch_job(number), pods=(*waiting,)), begin)
+        assert job.status.phase is Phase.STARTING
+        visible = {"none": 0, "one": 1, "both": 2}[seen_to_go]
+        if visible:
+            here, gone = tuple(dying[2 - visible :]), tuple(dying[: 2 - visible])
+            taken = one_pass(observed(job, held(number), pods=here, gone=gone, words=evicted), begin + 1)
+            assert taken.action == DeleteAttempt(number)
+            one_pass(observed(job, held(number, deleting=True), gone=(*dying,)), begin + 2)
+        else:
+            one_pass(observed(job, held(number), gone=(*dying,), words=evicted), begin + 2)
+        attempts = job.status.attempts
+        assert (attempts.history[0].reason, attempts.history[0].message) == (
+            Reason.NOT_STARTED,
+            f"somebody else suspended the attempt before it ran: {evicted}",
+        )
+        assert (attempts.disruptions, attempts.failures, attempts.without_progress) == (number, 0, 0)
+        assert one_pass(observed(job), begin + 500).action == CreateAttempt(number + 1)
+
+
+def test_a_pod_that_waits_beside_an_old_word_of_its_queue_is_left_alone() -> None:
+    """Each kind has a watch of its own: that the attempt was let go may be heard after its pod."""
+    job = queued(in_attempt(1, Phase.QUEUED))
+    seen_early = observed(job, held(1), pods=(pod(1, 0, "Pending"),))
+    assert summary(decide(job, seen_early, now=NOW)) == (Phase.QUEUED, 1, None, None)
+
+
+def test_an_attempt_that_ran_unseen_and_was_taken_back_counts_by_what_it_saved() -> None:
+    saved = an_outcome(Reason.PREEMPTED, ended=-5, saved_step=30, last_step=30)
+    ended = decide(queued(in_attempt(1, Phase.STARTING)), observing(seen(1, saved, is_suspended=True)), now=NOW)
+    (record,) = ended.status.attempts.history
+    assert (record.reason, record.saved_step) == (Reason.PREEMPTED, 30)
+
+
+def test_a_user_s_suspension_in_the_queue_is_told_as_one() -> None:
+    waits = queued(in_attempt(1, Phase.QUEUED), suspend=True)
+    leaves = decide(waits, observed(waits, held(1), words=WORDS), now=NOW)
+    assert summary(leaves) == (Phase.SUSPENDING, 1, DeleteAttempt(1), 1.0)
+    job = queued(leaves.status, suspend=True)
+    gone = decide(job, observed(job, held(1, deleting=True)), now=at(1))
+    assert summary(gone) == (Phase.SUSPENDED, 1, None, None)
+    (record,) = gone.status.attempts.history
+    assert (record.reason, record.message) == (Reason.PREEMPTED, "suspended before it started")
+    assert (gone.status.attempts.disruptions, gone.status.attempts.without_progress) == (0, 0)
 
 
 def test_a_user_s_suspension_takes_a_job_out_of_its_queue() -> None:

@@ -111,6 +111,7 @@ class PyTorchJobBackend:
                 del known[uid]
         self._poller.keep_only(uids)
         self._silence.keep_only(uids)
+        self._warnings.forget_unused()
 
     def _attempts(self, job: SFTJob, now: datetime) -> tuple[AttemptObservation, ...]:
         uid = job.metadata.uid
@@ -200,7 +201,7 @@ class PyTorchJobBackend:
         if began is None or now - began < STUCK_AFTER:
             return None
         if current.is_suspended:
-            return trouble.of_queue(job) if word_of_queue is None else None
+            return trouble.of_queue(job) if job.spec.queue and word_of_queue is None else None
         told = self._by_events.get(uid)
         if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
             about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]

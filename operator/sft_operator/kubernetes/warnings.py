@@ -3,38 +3,44 @@
 A namespace's are listed at once, and not again within seconds: a thousand jobs that are stuck cost what one does.
 """
 
-import asyncio
-import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from functools import partial
 
 from sft_operator.kubernetes.api import ClusterApi, Object
+from sft_operator.kubernetes.seldom import Seldom
 
 LIST_AGAIN_SECONDS = 2.0
+FORGET_SECONDS = 60.0
+"""After the last question about a namespace: its events may be many, and it may be gone."""
 
 _KINDS = ("PyTorchJob", "Pod")
 
-
-@dataclass
-class _Listed:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    at: float = float("-inf")
-    by_uid: dict[str, list[Object]] = field(default_factory=dict)
+_ByUid = dict[str, list[Object]]
 
 
 class Warnings:
     def __init__(self, api: ClusterApi) -> None:
         self._api = api
-        self._namespaces: defaultdict[str, _Listed] = defaultdict(_Listed)
+        self._namespaces: dict[str, Seldom[_ByUid]] = {}
 
     async def about(self, found: Object) -> list[Object]:
-        listed = self._namespaces[found["metadata"]["namespace"]]
-        async with listed.lock:
-            if time.monotonic() - listed.at >= LIST_AGAIN_SECONDS:
-                by_uid: dict[str, list[Object]] = {}
-                async for page in self._api.list_warnings(found["metadata"]["namespace"]):
-                    for event in page.items:
-                        if event["involvedObject"]["kind"] in _KINDS:
-                            by_uid.setdefault(event["involvedObject"]["uid"], []).append(event)
-                listed.by_uid, listed.at = by_uid, time.monotonic()
-        return listed.by_uid.get(found["metadata"]["uid"], [])
+        namespace = found["metadata"]["namespace"]
+        if namespace not in self._namespaces:
+            self._namespaces[namespace] = Seldom(partial(self._list, namespace), before={})
+        listed = self._namespaces[namespace]
+        await listed.renew(patience=LIST_AGAIN_SECONDS)
+        return listed.answer.get(found["metadata"]["uid"], [])
+
+    def forget_unused(self) -> None:
+        self._namespaces = {
+            namespace: listed
+            for namespace, listed in self._namespaces.items()
+            if not listed.is_unused(since_seconds=FORGET_SECONDS)
+        }
+
+    async def _list(self, namespace: str) -> _ByUid:
+        by_uid: _ByUid = {}
+        async for page in self._api.list_warnings(namespace):
+            for event in page.items:
+                if event["involvedObject"]["kind"] in _KINDS:
+                    by_uid.setdefault(event["involvedObject"]["uid"], []).append(event)
+        return by_uid

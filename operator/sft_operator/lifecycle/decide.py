@@ -18,7 +18,7 @@ from sft_operator.lifecycle.cause import (
 from sft_operator.lifecycle.columns import columns
 from sft_operator.lifecycle.conditions import conditions
 from sft_operator.lifecycle.deadlines import Deadline, nearest_deadline, seconds_run
-from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, Observation
+from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, NodeState, Observation
 from sft_operator.lifecycle.recovery import recovered_so_far, recovery_after
 from sft_operator.lifecycle.report import progress_of_current, with_last_words, with_progress
 from sft_operator.lifecycle.size import bounded
@@ -71,15 +71,15 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
     attempt = observation.attempt(status.attempts.current)
     if not status.attempts.current_has_ended:
         if _has_ended(job, status, attempt):
-            status, failure = _record_end(job, status, attempt, now)
+            status, failure = _record_end(job, status, observation, now)
         elif attempt is not None:
             taken = _is_taken_back(job, status, attempt)
             status = status if taken else _with_life(status, attempt, now)
             deadline = nearest_deadline(job, status, attempt, observation, now=now)
-            if attempt.has_failed:
+            if taken and (_never_ran(status, attempt) or not attempt.has_failed):
+                status = _note_taken_back(status, attempt, observation, now)
+            elif attempt.has_failed:
                 status = _note_ending(status, attempt, now)
-            elif taken:
-                status = _note_taken_back(status, observation, now)
             elif deadline is not None and deadline.seconds_left <= 0:
                 status = _note_deadline(status, deadline, now)
 
@@ -137,13 +137,16 @@ def _has_ended(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | 
 
 
 def _record_end(
-    job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | None, now: datetime
+    job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime
 ) -> tuple[SFTJobStatus, Failure | None]:
-    attempts = status.attempts
-    is_requested = status.phase is Phase.SUSPENDING
-    if attempt is None and attempts.ending is None and status.phase is Phase.STARTING:
-        is_requested = True
+    attempt, attempts = observation.attempt(status.attempts.current), status.attempts
+    was_announced_only = attempt is None and status.phase is Phase.STARTING and attempts.ending is None
+    is_requested = status.phase is Phase.SUSPENDING or was_announced_only
+    is_untold = attempts.ending is None and _never_ran(status, attempt)
+    if is_requested and is_untold:
         record = unstarted_attempt_record(attempts.current, now=now)
+    elif attempt is not None and attempt.is_suspended and is_untold:
+        record = _taken_back_record(status, attempt, observation, now)
     else:
         if attempt is not None:
             status = with_last_words(status, next(node for node in attempt.nodes if node.rank == 0).outcome)
@@ -169,13 +172,22 @@ def _record_end(
 
 
 def _is_taken_back(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation) -> bool:
-    """It ran, or no queue had to let it run, and somebody has suspended it. Its pods are gone or about to be.
+    """It was let run, or no queue had to let it, and somebody has suspended it. Its pods are gone or about to be.
 
     Whoever did that would go on with new pods under the same number, which the fence in storage keeps from training.
     """
+    is_ending = status.attempts.ending is not None or status.phase is Phase.SUSPENDING
     was_let_go = job.spec.queue is None or status.attempts.running_since is not None
-    is_first_look = attempt.state is AttemptState.RUNNING and status.attempts.running_since is None
-    return attempt.is_suspended and (was_let_go or is_first_look) and status.attempts.ending is None
+    # A pod that only waits may be that of an attempt whose queue lets it go just now.
+    lost_pods = attempt.is_deleting or any(node.state in (NodeState.RUNNING, NodeState.ENDED) for node in attempt.nodes)
+    return attempt.is_suspended and (was_let_go or lost_pods) and not is_ending
+
+
+def _never_ran(status: SFTJobStatus, attempt: AttemptObservation | None) -> bool:
+    """As far as anybody saw: none of its nodes."""
+    nodes = attempt.nodes if attempt is not None else ()
+    has_run = any(node.state is NodeState.RUNNING or node.outcome is not None for node in nodes)
+    return status.attempts.running_since is None and not has_run
 
 
 def _with_life(status: SFTJobStatus, attempt: AttemptObservation, now: datetime) -> SFTJobStatus:
@@ -196,11 +208,19 @@ def _note_ending(status: SFTJobStatus, attempt: AttemptObservation, now: datetim
     return _ending(status, ending, now)
 
 
-def _note_taken_back(status: SFTJobStatus, observation: Observation, now: datetime) -> SFTJobStatus:
+def _note_taken_back(
+    status: SFTJobStatus, attempt: AttemptObservation, observation: Observation, now: datetime
+) -> SFTJobStatus:
+    return _ending(status, _taken_back_record(status, attempt, observation, now), now)
+
+
+def _taken_back_record(
+    status: SFTJobStatus, attempt: AttemptObservation, observation: Observation, now: datetime
+) -> AttemptRecord:
+    reason, when = (Reason.NOT_STARTED, " before it ran") if _never_ran(status, attempt) else (Reason.PREEMPTED, "")
     said = f": {observation.queue_message}" if observation.queue_message else ""
-    message, progress = f"somebody else suspended the attempt{said}", progress_of_current(status)
-    ending = untold_record(Reason.PREEMPTED, message, attempts=status.attempts, progress=progress, now=now)
-    return _ending(status, ending, now)
+    message, progress = f"somebody else suspended the attempt{when}{said}", progress_of_current(status)
+    return untold_record(reason, message, attempts=status.attempts, progress=progress, now=now)
 
 
 def _note_deadline(status: SFTJobStatus, deadline: Deadline, now: datetime) -> SFTJobStatus:
