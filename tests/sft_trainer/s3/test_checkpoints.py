@@ -46,8 +46,8 @@ def save(fence: Fence, step: int, *, loss: float | None = None, state: bytes | N
     return checkpoints.publish_checkpoint(fence, temporary, manifest)
 
 
-def fetch(fence: Fence) -> list[str]:
-    fence.remote.fetch(fence.storage, attempt=fence.attempt, on_detail=lambda _: None)
+def fetch(fence: Fence, *, with_best: bool = False) -> list[str]:
+    fence.remote.fetch(fence.storage, attempt=fence.attempt, with_best=with_best, on_detail=lambda _: None)
     return sorted(path.name for path in fence.storage.iterdir())
 
 
@@ -163,3 +163,37 @@ def test_an_amended_manifest_is_the_one_that_is_fetched(s3: S3Server, tmp_path: 
     fetch(other)
     assert checkpoints.find_newest(other.storage).manifest == amended
     assert amended.total_steps == 1
+
+
+def test_another_machine_fetches_the_best_too_where_it_is_exported(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    for step, loss in ((3, 1.0), (6, 2.0), (9, 1.5)):
+        save(fence, step, loss=loss)
+    other = a_fence(tmp_path / "other", attempt=2)
+    assert fetch(other, with_best=True) == ["step-3", "step-9"]
+    best = checkpoints.find_best(other.storage)
+    assert best is not None
+    assert best.step == 3
+    checkpoints.retain(other, keep_last=1)
+    assert {path.name for path in other.storage.glob("step-*")} == {"step-3", "step-9"}
+    # One that does not verify is not the best.
+    s3.put(f"{STORAGE}/step-3/__0_0.distcp", b"state of step ?")
+    third = a_fence(tmp_path / "third", attempt=3)
+    save(other, 12, loss=1.7)
+    assert fetch(third, with_best=True) == ["step-12", "step-9"]
+    assert fetch(a_fence(tmp_path / "fourth", attempt=4)) == ["step-12"]
+
+
+@pytest.mark.usefixtures("s3")
+def test_another_machine_finds_the_checkpoint_whose_weights_were_exported(tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    exported = save(fence, 3, loss=1.0)
+    save(fence, 6, loss=2.0)
+    save(fence, 9, loss=1.5)
+    final = checkpoints.amend_manifest(fence, 9, {"exported_step": 3})
+    other = a_fence(tmp_path / "other", attempt=2)
+    assert fetch(other) == ["step-3", "step-9"]
+    assert checkpoints.exported_checkpoint(other.storage, final) == exported
+    # It may be gone.
+    checkpoints.amend_manifest(fence, 9, {"exported_step": 2})
+    assert fetch(other) == ["step-9"]

@@ -93,7 +93,10 @@ def _fetch_checkpoint(plan: LaunchPlan, gate: Fence, placement: Placement, child
             raise JobFailure(Reason.PREEMPTED, "stopped before training, while the checkpoint was fetched")
         write_stage(placement.scratch, Stage.LOADING_CHECKPOINT, detail)
 
-    gate.remote.fetch(gate.storage, attempt=plan.attempt, on_detail=tell)
+    evaluation = plan.spec.data and plan.spec.data.evaluation
+    # What a script does with its checkpoints nobody knows.
+    with_best = plan.spec.script is not None or (evaluation is not None and evaluation.export_best)
+    gate.remote.fetch(gate.storage, attempt=plan.attempt, with_best=with_best, on_detail=tell)
 
 
 def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sft_trainer.s3.bucket import PART_BYTES, Listed, Place
+from sft_trainer.storage.best import best_first
 from sft_trainer.storage.folders import first_difference
 from sft_trainer.storage.records import FIELD, bucket_told
 from sftjob import names
@@ -82,23 +83,47 @@ class RemoteCheckpoints:
             for path in sorted(folder.glob("*.jsonl")):
                 self._place.replace(path.relative_to(storage).as_posix(), path.read_bytes())
 
-    def fetch(self, storage: Path, *, attempt: int, on_detail: Callable[[str], None]) -> None:
+    def fetch(self, storage: Path, *, attempt: int, with_best: bool, on_detail: Callable[[str], None]) -> None:
         """Makes the copy in `storage` right: the newest checkpoint that verifies, and newer ones as they are, so that
-        rank 0 finds and tells what is wrong with them. All others go: what counts is in the bucket."""
+        rank 0 finds and tells what is wrong with them; the one whose weights it says were exported, and `with_best`
+        the best that verifies. All others go: what counts is in the bucket."""
         storage.mkdir(parents=True, exist_ok=True)
-        wanted = set()
-        for step, manifest in sorted(self.manifests().items(), reverse=True):
-            wanted.add(step)
-            folder = storage / names.checkpoint_folder(step)
-            if manifest and _is_here(folder, manifest):
-                break
-            self._fetch_one(folder, step, attempt=attempt, on_detail=on_detail)
-            if manifest and _is_here(folder, manifest):
-                break
+        manifests, are_whole = self.manifests(), dict[int, bool]()
+
+        def bring(step: int) -> bool:
+            """Whether it verifies."""
+            if step not in are_whole:
+                are_whole[step] = self._bring(storage, step, manifests[step], attempt=attempt, on_detail=on_detail)
+            return are_whole[step]
+
+        newest = next((step for step in sorted(manifests, reverse=True) if bring(step)), -1)
+        final = manifests.get(newest)
+        if final and final.exported_step in manifests:
+            bring(final.exported_step)
+        if with_best:
+            next(filter(bring, best_first(manifests)), None)
         for path in storage.iterdir():
-            step = names.checkpoint_step(path.name)
-            if step is not None and step not in wanted:
+            found = names.checkpoint_step(path.name)
+            if found is None:
+                continue
+            is_newer = found in manifests and found > newest
+            if not (is_newer or are_whole.get(found, False)):
                 shutil.rmtree(path)
+
+    def _bring(
+        self,
+        storage: Path,
+        step: int,
+        manifest: CheckpointManifest | None,
+        *,
+        attempt: int,
+        on_detail: Callable[[str], None],
+    ) -> bool:
+        folder = storage / names.checkpoint_folder(step)
+        if manifest and _is_here(folder, manifest):
+            return True
+        self._fetch_one(folder, step, attempt=attempt, on_detail=on_detail)
+        return manifest is not None and _is_here(folder, manifest)
 
     def _fetch_one(self, folder: Path, step: int, *, attempt: int, on_detail: Callable[[str], None]) -> None:
         temporary = folder.with_name(names.temporary(folder.name, attempt=attempt))
