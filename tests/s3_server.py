@@ -14,6 +14,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -177,10 +178,7 @@ class S3Server:
                 stderr=subprocess.STDOUT,
             )
         _wait_until(lambda: self._answers(), what=(self._folder / "minio.log").read_text)
-        # The client makes no buckets, but it signs.
-        url = obstore.sign(self._store(), "PUT", "", timedelta(minutes=1))
-        with urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=PATIENCE_SECONDS):
-            pass
+        _wait_until(self._makes_bucket, what=(self._folder / "minio.log").read_text)
         self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, self._port))
         self._proxy.daemon_threads = True
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
@@ -201,6 +199,18 @@ class S3Server:
             connection.request("GET", "/minio/health/ready")
             return connection.getresponse().status == 200
         except OSError:
+            return False
+
+    def _makes_bucket(self) -> bool:
+        """Not at once: it answers that it is ready before it takes requests."""
+        # The client makes no buckets, but it signs.
+        url = obstore.sign(self._store(), "PUT", "", timedelta(minutes=1))
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=PATIENCE_SECONDS):
+                return True
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
             return False
 
     def _store(self) -> S3Store:

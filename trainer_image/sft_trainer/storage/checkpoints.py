@@ -94,6 +94,7 @@ def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManife
     if fence.remote:
         # The ledger first: a checkpoint never knows more than it.
         fence.remote.tell(fence.storage, attempt=fence.attempt)
+        fence.remote.tell_trackio(fence.storage)
         fence.remote.publish(temporary, manifest, check=fence.check)
     publish(temporary, fence.storage / names.checkpoint_folder(manifest.step))
     fence.records.replace(names.LATEST, names.checkpoint_folder(manifest.step))
