@@ -178,7 +178,7 @@ class S3Server:
                 stderr=subprocess.STDOUT,
             )
         _wait_until(lambda: self._answers(), what=(self._folder / "minio.log").read_text)
-        _wait_until(self._has_made_bucket, what=(self._folder / "minio.log").read_text)
+        _wait_until(self._makes_bucket, what=(self._folder / "minio.log").read_text)
         self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, self._port))
         self._proxy.daemon_threads = True
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
@@ -192,17 +192,6 @@ class S3Server:
         self._process.terminate()
         self._process.wait(PATIENCE_SECONDS)
 
-    def _has_made_bucket(self) -> bool:
-        # The client makes no buckets, but it signs.
-        url = obstore.sign(self._store(), "PUT", "", timedelta(minutes=1))
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=PATIENCE_SECONDS):
-                return True
-        except urllib.error.HTTPError as error:
-            if error.code == 503:  # it answers before it is ready
-                return False
-            raise
-
     def _answers(self) -> bool:
         assert self._process.poll() is None, (self._folder / "minio.log").read_text()
         try:
@@ -210,6 +199,18 @@ class S3Server:
             connection.request("GET", "/minio/health/ready")
             return connection.getresponse().status == 200
         except OSError:
+            return False
+
+    def _makes_bucket(self) -> bool:
+        """Not at once: it answers that it is ready before it takes requests."""
+        # The client makes no buckets, but it signs.
+        url = obstore.sign(self._store(), "PUT", "", timedelta(minutes=1))
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=PATIENCE_SECONDS):
+                return True
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
             return False
 
     def _store(self) -> S3Store:

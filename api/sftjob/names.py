@@ -65,6 +65,8 @@ EXPORT_MANIFEST = "sftjob-manifest.json"
 EXPORT_OWNER = "sftjob-owner.json"
 """Of an output in a bucket that is being uploaded; gone when its manifest is there."""
 METRICS = "metrics.jsonl"
+STACKS = "stacks-node-*.txt"
+"""All of an attempt's, as a pattern; one of them is `stacks`."""
 SHORTAGE = "out-of-memory"
 TENSORBOARD = "tensorboard"
 TRACKIO = "trackio"
@@ -128,6 +130,15 @@ def shortage(storage: Path, attempt: int) -> Path:
 def stacks(storage: Path, attempt: int, node_rank: int) -> Path:
     """Where the ranks of this node stood when none of them went on."""
     return attempt_folder(storage, attempt) / f"stacks-node-{node_rank}.txt"
+
+
+def metrics(storage: Path, attempt: int) -> Path:
+    return attempt_folder(storage, attempt) / METRICS
+
+
+def event_suffix(attempt: int) -> str:
+    """How the file of TensorBoard's events that an attempt writes ends."""
+    return f".a{attempt}"
 
 
 def ledger(storage: Path, attempt: int, rank: int) -> Path:

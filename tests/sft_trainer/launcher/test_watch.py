@@ -1,6 +1,7 @@
 """The launcher's watch over real processes that stand still as ranks do, below a parent in torchrun's place."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +125,16 @@ def test_ranks_that_stand_still_are_ended_and_the_one_behind_is_named_with_its_f
     assert standstill.stacks == f"{STORAGE}/attempts/1/stacks-node-0.txt"
     text = (tmp_path / "storage" / "attempts" / "1" / "stacks-node-0.txt").read_text()
     assert text.count("in waits_for_the_other") == 2
+
+
+def test_stacks_are_kept_though_no_ledger_has_made_the_attempt_s_folder_yet(tmp_path: Path) -> None:
+    """In the copy of a storage that is in a bucket: the claims are not there."""
+    node = Node(tmp_path)
+    shutil.rmtree(node.storage)
+    standstill = node.run(Stage.TRAINING, Stage.TRAINING).standstill
+    assert standstill is not None
+    assert standstill.stacks == f"{STORAGE}/attempts/1/stacks-node-0.txt"
+    assert "in waits_for_the_other" in (node.storage / "attempts" / "1" / "stacks-node-0.txt").read_text()
 
 
 @pytest.mark.parametrize("deadline", [0, 600])

@@ -1,6 +1,9 @@
 """Checkpoints in a bucket: whole with their manifest, none without; fetched, refused, kept and deleted by that."""
 
+import json
 import shutil
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +11,8 @@ import pytest
 
 from sft_trainer.storage import checkpoints
 from sft_trainer.storage.fence import Fence
-from sftjob.failure import JobFailure
+from sft_trainer.train.metrics import last_step_before
+from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest, EvaluationRecord
 from tests.s3_server import S3Server
 
@@ -46,8 +50,8 @@ def save(fence: Fence, step: int, *, loss: float | None = None, state: bytes | N
     return checkpoints.publish_checkpoint(fence, temporary, manifest)
 
 
-def fetch(fence: Fence) -> list[str]:
-    fence.remote.fetch(fence.storage, attempt=fence.attempt, on_detail=lambda _: None)
+def fetch(fence: Fence, *, with_best: bool = False) -> list[str]:
+    fence.remote.fetch(fence.storage, attempt=fence.attempt, with_best=with_best, on_detail=lambda _: None)
     return sorted(path.name for path in fence.storage.iterdir())
 
 
@@ -163,3 +167,101 @@ def test_an_amended_manifest_is_the_one_that_is_fetched(s3: S3Server, tmp_path: 
     fetch(other)
     assert checkpoints.find_newest(other.storage).manifest == amended
     assert amended.total_steps == 1
+
+
+def test_another_machine_fetches_the_best_too_where_it_is_exported(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    for step, loss in ((3, 1.0), (6, 2.0), (9, 1.5)):
+        save(fence, step, loss=loss)
+    other = a_fence(tmp_path / "other", attempt=2)
+    assert fetch(other, with_best=True) == ["step-3", "step-9"]
+    best = checkpoints.find_best(other.storage)
+    assert best is not None
+    assert best.step == 3
+    checkpoints.retain(other, keep_last=1)
+    assert {path.name for path in other.storage.glob("step-*")} == {"step-3", "step-9"}
+    # One that does not verify is not the best.
+    s3.put(f"{STORAGE}/step-3/__0_0.distcp", b"state of step ?")
+    third = a_fence(tmp_path / "third", attempt=3)
+    save(other, 12, loss=1.7)
+    assert fetch(third, with_best=True) == ["step-12", "step-9"]
+    assert fetch(a_fence(tmp_path / "fourth", attempt=4)) == ["step-12"]
+
+
+@pytest.mark.usefixtures("s3")
+def test_another_machine_finds_the_checkpoint_whose_weights_were_exported(tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    exported = save(fence, 3, loss=1.0)
+    save(fence, 6, loss=2.0)
+    save(fence, 9, loss=1.5)
+    final = checkpoints.amend_manifest(fence, 9, {"exported_step": 3})
+    other = a_fence(tmp_path / "other", attempt=2)
+    assert fetch(other) == ["step-3", "step-9"]
+    assert checkpoints.exported_checkpoint(other.storage, final) == exported
+    # It may be gone.
+    checkpoints.amend_manifest(fence, 9, {"exported_step": 2})
+    assert fetch(other) == ["step-9"]
+
+
+def log_in_trackio(fence: Fence, step: int) -> sqlite3.Connection:
+    """As its library does, with a journal; open, it has written nothing into the database itself."""
+    (fence.storage / "trackio").mkdir(exist_ok=True)
+    database = sqlite3.connect(fence.storage / "trackio" / "sftjob.db")
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("CREATE TABLE IF NOT EXISTS metrics (step INTEGER)")
+    database.execute("INSERT INTO metrics VALUES (?)", (step,))
+    database.commit()
+    return database
+
+
+def steps_in_trackio(storage: Path) -> list[int]:
+    with closing(sqlite3.connect(storage / "trackio" / "sftjob.db")) as database:
+        return [step for (step,) in database.execute("SELECT step FROM metrics ORDER BY step")]
+
+
+def test_stacks_and_curves_lie_in_the_bucket_and_another_machine_goes_on_with_them(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    fence = a_fence(tmp_path / "first")
+    told, events = fence.storage / "attempts" / "1", fence.storage / "tensorboard"
+    told.mkdir(parents=True)
+    events.mkdir()
+    (told / "stacks-node-0.txt").write_text("in waits_for_ever")
+    (told / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2)))
+    (events / "events.1.host.a1").write_bytes(b"curve")
+    (events / "events.0.host.a0").write_bytes(b"of another attempt")
+    with closing(log_in_trackio(fence, 2)):
+        save(fence, 2)
+    assert [key.removeprefix(f"{STORAGE}/") for key in s3.listed() if "/step-" not in key] == [
+        "attempts/1/metrics.jsonl",
+        "attempts/1/stacks-node-0.txt",
+        "latest",
+        "tensorboard/events.1.host.a1",
+        "trackio/sftjob.db",
+    ]
+    assert s3.get(f"{STORAGE}/attempts/1/stacks-node-0.txt") == b"in waits_for_ever"
+
+    other = a_fence(tmp_path / "other", attempt=2)
+    assert fetch(other) == ["attempts", "step-2", "trackio"]
+    assert last_step_before(other.storage, 2) == 2
+    log_in_trackio(other, 3).close()
+    save(other, 3)
+    third = a_fence(tmp_path / "third", attempt=3)
+    fetch(third)
+    assert steps_in_trackio(third.storage) == [2, 3]
+
+
+def test_a_folder_without_room_for_what_is_fetched_is_told_with_a_remedy(s3: S3Server, tmp_path: Path) -> None:
+    save(a_fence(tmp_path / "first"), 1)
+    s3.put(f"{STORAGE}/attempts/1/metrics.jsonl", b'{"step":1}\n')
+    other = a_fence(tmp_path / "other", attempt=2)
+    (other.storage / "attempts" / "1").mkdir(parents=True)
+    (other.storage / "attempts" / "1" / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(JobFailure) as ended:
+        fetch(other)
+    assert ended.value.reason is Reason.STORAGE_FULL
+    assert ended.value.message == (
+        f"spec.checkpoint.storage: {other.storage}: No space left on device; checkpoints of "
+        f"s3://bucket/tuned.checkpoints are fetched into {other.storage}: make room there, or give the pod's user "
+        "write access"
+    )

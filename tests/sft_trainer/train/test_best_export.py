@@ -175,7 +175,7 @@ def test_what_is_published_names_the_step_and_its_checkpoint_and_a_later_attempt
             Mount(uri="pvc://c/model.checkpoints", path=str(run.storage)),
         ],
     )
-    [artifact] = publish_outputs(plan, Fence(run.storage, "tests", 1))
+    [artifact] = publish_outputs(plan, Fence(run.storage, "tests", 1), on_detail=lambda _: None)
     assert artifact.step == 2
     assert run.manifest(2).digest() in (run.exported / "sftjob-manifest.json").read_text()
     finished = finished_before(plan)

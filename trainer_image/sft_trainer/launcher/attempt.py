@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -74,7 +75,7 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
         cause = _train(plan, placement, children)
         if cause.reason is Reason.SUCCEEDED and placement.node_rank == 0:
             write_stage(placement.scratch, Stage.PUBLISHING)
-            artifacts = publish_outputs(plan, gate)
+            artifacts = publish_outputs(plan, gate, on_detail=_teller(Stage.PUBLISHING, placement, children))
     except JobFailure as failure:
         cause = Cause(failure.reason, failure.message)
     except Exception:
@@ -87,13 +88,22 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
 
 def _fetch_checkpoint(plan: LaunchPlan, gate: Fence, placement: Placement, children: Children) -> None:
     """Of a storage in a bucket. Raises JobFailure."""
+    evaluation = plan.spec.data and plan.spec.data.evaluation
+    # What a script does with its checkpoints nobody knows.
+    with_best = plan.spec.script is not None or (evaluation is not None and evaluation.export_best)
+    tell = _teller(Stage.LOADING_CHECKPOINT, placement, children)
+    gate.remote.fetch(gate.storage, attempt=plan.attempt, with_best=with_best, on_detail=tell)
+
+
+def _teller(stage: Stage, placement: Placement, children: Children) -> Callable[[str], None]:
+    """Of a stage in which the launcher itself moves files: where it is told to stop, it does so at the next part."""
 
     def tell(detail: str) -> None:
         if children.stopping:
-            raise JobFailure(Reason.PREEMPTED, "stopped before training, while the checkpoint was fetched")
-        write_stage(placement.scratch, Stage.LOADING_CHECKPOINT, detail)
+            raise JobFailure(Reason.PREEMPTED, f"stopped in stage {stage}, at {detail}")
+        write_stage(placement.scratch, stage, detail)
 
-    gate.remote.fetch(gate.storage, attempt=plan.attempt, on_detail=tell)
+    return tell
 
 
 def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:

@@ -1,6 +1,7 @@
 """The last stage of node 0: what the ranks exported becomes the job's output."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,11 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
     return Finished(artifacts, report)
 
 
-def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
-    """Raises JobFailure where the fence has passed to a later attempt, or something else took the output's place."""
+def publish_outputs(plan: LaunchPlan, fence: Fence, *, on_detail: Callable[[str], None]) -> list[Artifact]:
+    """Raises JobFailure where the fence has passed to a later attempt, or something else took the output's place.
+
+    `on_detail` hears how far uploads are, and may raise to stop them.
+    """
     final = find_newest(Path(plan.storage)).manifest
     for index, output in enumerate(plan.spec.outputs):
         if plan.spec.script and not export_folder(plan, output.uri, attempt=plan.attempt).is_dir():
@@ -67,10 +71,19 @@ def publish_outputs(plan: LaunchPlan, fence: Fence) -> list[Artifact]:
                 "the first output), or leave the output out",
             )
     exported = final and exported_checkpoint(Path(plan.storage), final)
-    return [_publish(plan, fence, uri=output.uri, exported=exported) for output in plan.spec.outputs]
+    return [
+        _publish(plan, fence, uri=output.uri, exported=exported, on_detail=on_detail) for output in plan.spec.outputs
+    ]
 
 
-def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, exported: CheckpointManifest | None) -> Artifact:
+def _publish(
+    plan: LaunchPlan,
+    fence: Fence,
+    *,
+    uri: str,
+    exported: CheckpointManifest | None,
+    on_detail: Callable[[str], None],
+) -> Artifact:
     place, temporary = output_at(plan, uri), export_folder(plan, uri, attempt=plan.attempt)
     manifest = ExportManifest(
         owner_uid=plan.job.uid,
@@ -86,7 +99,7 @@ def _publish(plan: LaunchPlan, fence: Fence, *, uri: str, exported: CheckpointMa
         shutil.rmtree(temporary)
         return _artifact(plan, uri, published)
     try:
-        place.publish(temporary, manifest, check=fence.check)
+        place.publish(temporary, manifest, check=fence.check, on_detail=on_detail)
     except FileExistsError:
         raise JobFailure(
             Reason.STORAGE_REFUSED,

@@ -111,6 +111,8 @@ class RankWatch:
             return
         path, stacks = self._stacks_of(self._placement.node_rank), None
         try:
+            # Where what counts is in a bucket, the ledger is the first that makes the folder here.
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, page(standings, seconds=seconds))
             stacks = f"{self._plan.spec.storage_uri}/{path.relative_to(self._plan.storage)}"
         except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sft_trainer.storage.best import best_first
 from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import first_difference, hash_tree, publish, write_atomically
 from sftjob import names
@@ -39,7 +40,7 @@ def find_newest(storage: Path) -> Found:
 
 def find_best(storage: Path) -> CheckpointManifest | None:
     """Of those that verify, the one with the lowest evaluation loss at its very step."""
-    for step in _best_first(_manifests(storage)):
+    for step in best_first(_manifests(storage)):
         manifest = read_manifest(storage, step)
         if manifest and not first_difference(storage / names.checkpoint_folder(step), manifest.files):
             return manifest
@@ -93,6 +94,7 @@ def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManife
     if fence.remote:
         # The ledger first: a checkpoint never knows more than it.
         fence.remote.tell(fence.storage, attempt=fence.attempt)
+        fence.remote.tell_trackio(fence.storage)
         fence.remote.publish(temporary, manifest, check=fence.check)
     publish(temporary, fence.storage / names.checkpoint_folder(manifest.step))
     fence.records.replace(names.LATEST, names.checkpoint_folder(manifest.step))
@@ -119,7 +121,7 @@ def retain(fence: Fence, *, keep_last: int) -> None:
     if fence.remote:
         for step in _superfluous(fence.remote.manifests(), keep_last=keep_last):
             fence.remote.delete(step)
-    # A copy is needed of the newest alone.
+    # Of the newest alone a copy is needed, and of the best, which may be exported.
     for step in _superfluous(_manifests(fence.storage), keep_last=1 if fence.remote else keep_last):
         folder = fence.storage / names.checkpoint_folder(step)
         # Under its temporary name first: a folder called step-<K> is always whole.
@@ -130,18 +132,8 @@ def retain(fence: Fence, *, keep_last: int) -> None:
 
 def _superfluous(manifests: Mapping[int, CheckpointManifest | None], *, keep_last: int) -> list[int]:
     """Of the checkpoints there are, by step; one without a manifest that can be read is no good to anyone."""
-    best = _best_first(manifests)[:1]
+    best = best_first(manifests)[:1]
     return [step for step in sorted(manifests, reverse=True)[keep_last:] if step not in best]
-
-
-def _best_first(manifests: Mapping[int, CheckpointManifest | None]) -> list[int]:
-    """Those with an evaluation of their very step: by its loss, the lowest first, the earliest of equals."""
-    losses = {
-        step: manifest.evaluation.loss
-        for step, manifest in sorted(manifests.items())
-        if manifest and manifest.evaluation and manifest.evaluation.step == step
-    }
-    return sorted(losses, key=lambda step: losses[step])
 
 
 def _manifests(storage: Path) -> dict[int, CheckpointManifest | None]:

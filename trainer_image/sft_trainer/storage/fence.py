@@ -61,12 +61,16 @@ class Fence:
 
     def check(self) -> None:
         """Raises JobFailure(SUPERSEDED) where a later attempt has entered this storage."""
-        records = self.records
-        for folder in records.folders(names.ATTEMPTS):
-            if folder.isdecimal() and int(folder) > self.attempt:
-                raise JobFailure(
-                    Reason.SUPERSEDED, f"attempt {self.attempt} gives way: attempt {folder} uses {records.name}"
-                )
+        later = self.later_attempt()
+        if later is not None:
+            raise JobFailure(
+                Reason.SUPERSEDED, f"attempt {self.attempt} gives way: attempt {later} uses {self.records.name}"
+            )
+
+    def later_attempt(self) -> int | None:
+        """That has entered this storage."""
+        entered = [int(folder) for folder in self.records.folders(names.ATTEMPTS) if folder.isdecimal()]
+        return next((attempt for attempt in entered if attempt > self.attempt), None)
 
 
 def enter(plan: LaunchPlan, *, node_rank: int, pod_uid: str | None) -> Fence:
@@ -109,6 +113,8 @@ def leave(plan: LaunchPlan, outcome: Outcome, *, pod_uid: str | None) -> None:
     fence = Fence.of(plan)
     if fence.remote:
         fence.remote.tell(fence.storage, attempt=plan.attempt)
+        if fence.later_attempt() is None:
+            fence.remote.tell_trackio(fence.storage)
     fence.records.replace(_claim(plan.attempt, outcome.node_rank), claim.to_json())
 
 

@@ -16,7 +16,7 @@ from sft_trainer.s3.bucket import Place
 from sft_trainer.storage.folders import first_difference, publish, write_atomically
 from sft_trainer.storage.records import bucket_told
 from sftjob import names
-from sftjob.manifest import ExportManifest, ExportOwner
+from sftjob.manifest import ExportManifest, ExportOwner, FileEntry
 from sftjob.plan import LaunchPlan
 
 
@@ -38,8 +38,16 @@ class Output(Protocol):
     def holds(self, manifest: ExportManifest) -> bool:
         """All its files are there and whole."""
 
-    def publish(self, temporary: Path, manifest: ExportManifest, *, check: Callable[[], None]) -> None:
-        """Takes the files from `temporary`, which is gone then. `check` is the fence.
+    def publish(
+        self,
+        temporary: Path,
+        manifest: ExportManifest,
+        *,
+        check: Callable[[], None],
+        on_detail: Callable[[str], None],
+    ) -> None:
+        """Takes the files from `temporary`, which is gone then. `check` is the fence; `on_detail` hears how far it
+        is, and may raise to stop it.
 
         Raises FileExistsError rather than replace what is another's.
         """
@@ -77,7 +85,14 @@ class FolderOutput:
     def holds(self, manifest: ExportManifest) -> bool:
         return first_difference(self._folder, manifest.files) is None
 
-    def publish(self, temporary: Path, manifest: ExportManifest, *, check: Callable[[], None]) -> None:
+    def publish(
+        self,
+        temporary: Path,
+        manifest: ExportManifest,
+        *,
+        check: Callable[[], None],
+        on_detail: Callable[[str], None],  # noqa: ARG002 - one rename has no parts
+    ) -> None:
         write_atomically(temporary / names.EXPORT_MANIFEST, manifest.to_json(indent=2))
         check()
         publish(temporary, self._folder)
@@ -121,7 +136,14 @@ class BucketOutput:
             sizes = {one.path: one.size for one in self._place.listed()}
         return all(sizes.get(entry.path) == entry.bytes for entry in manifest.files)
 
-    def publish(self, temporary: Path, manifest: ExportManifest, *, check: Callable[[], None]) -> None:
+    def publish(
+        self,
+        temporary: Path,
+        manifest: ExportManifest,
+        *,
+        check: Callable[[], None],
+        on_detail: Callable[[str], None],
+    ) -> None:
         uid, place = manifest.owner_uid, self._place
         if self.manifest() or (not self.is_empty() and self.owner_uid() != uid):
             raise FileExistsError(f"{self.name} is not empty")
@@ -132,9 +154,14 @@ class BucketOutput:
                 raise FileExistsError(f"{self.name} was taken by another job")
             place.delete([one.path for one in place.listed() if one.path != names.EXPORT_OWNER])
             for entry in manifest.files:
-                place.upload(entry.path, temporary / entry.path, before_end=check)
+                place.upload(
+                    entry.path, temporary / entry.path, before_part=self._told(entry, on_detail), before_end=check
+                )
             check()
             if not place.create(names.EXPORT_MANIFEST, manifest.to_json(indent=2).encode()):
                 raise FileExistsError(f"{self.name}/{names.EXPORT_MANIFEST} appeared")
             place.delete([names.EXPORT_OWNER])
         shutil.rmtree(temporary)
+
+    def _told(self, entry: FileEntry, on_detail: Callable[[str], None]) -> Callable[[int], None]:
+        return lambda sent: on_detail(f"{self.name}/{entry.path}: {sent / 1e6:.0f} of {entry.bytes / 1e6:.0f} MB")

@@ -8,16 +8,21 @@ In: the folder that the ranks write and read. Called through the fence by rank 0
 of node 0, which fetches before anything is read.
 """
 
+import contextlib
 import shutil
+import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from sft_trainer.s3.bucket import PART_BYTES, Listed, Place
+from sft_trainer.storage.best import best_first
 from sft_trainer.storage.folders import first_difference
 from sft_trainer.storage.records import FIELD, bucket_told
 from sftjob import names
+from sftjob.failure import JobFailure, storage_reason
 from sftjob.manifest import CheckpointManifest
 
 
@@ -76,29 +81,83 @@ class RemoteCheckpoints:
                 self.delete(step)
 
     def tell(self, storage: Path, *, attempt: int) -> None:
-        """What the ranks of this node have written down of their attempt so far."""
+        """What this node has written down of its attempt so far, in files that no other attempt writes."""
         folder = names.attempt_folder(storage, attempt)
+        events = (storage / names.TENSORBOARD).glob(f"*{names.event_suffix(attempt)}")
         with bucket_told(FIELD, self._place):
-            for path in sorted(folder.glob("*.jsonl")):
+            for path in sorted([*folder.glob("*.jsonl"), *folder.glob(names.STACKS), *events]):
                 self._place.replace(path.relative_to(storage).as_posix(), path.read_bytes())
 
-    def fetch(self, storage: Path, *, attempt: int, on_detail: Callable[[str], None]) -> None:
+    def tell_trackio(self, storage: Path) -> None:
+        """Its databases, which all attempts share: the caller has read the fence."""
+        with bucket_told(FIELD, self._place):
+            for path in sorted((storage / names.TRACKIO).rglob("*.db")):
+                self._place.replace(path.relative_to(storage).as_posix(), _snapshot(path))
+
+    def fetch(self, storage: Path, *, attempt: int, with_best: bool, on_detail: Callable[[str], None]) -> None:
         """Makes the copy in `storage` right: the newest checkpoint that verifies, and newer ones as they are, so that
-        rank 0 finds and tells what is wrong with them. All others go: what counts is in the bucket."""
+        rank 0 finds and tells what is wrong with them; the one whose weights it says were exported, and `with_best`
+        the best that verifies. All others go: what counts is in the bucket."""
+        try:
+            self._fetch(storage, attempt=attempt, with_best=with_best, on_detail=on_detail)
+        except OSError as error:
+            raise JobFailure(
+                storage_reason(error),
+                f"{FIELD}: {error.filename or storage}: {error.strerror}; checkpoints of {self._place.uri} are fetched "
+                f"into {storage}: make room there, or give the pod's user write access",
+            ) from error
+
+    def _fetch(self, storage: Path, *, attempt: int, with_best: bool, on_detail: Callable[[str], None]) -> None:
         storage.mkdir(parents=True, exist_ok=True)
-        wanted = set()
-        for step, manifest in sorted(self.manifests().items(), reverse=True):
-            wanted.add(step)
-            folder = storage / names.checkpoint_folder(step)
-            if manifest and _is_here(folder, manifest):
-                break
-            self._fetch_one(folder, step, attempt=attempt, on_detail=on_detail)
-            if manifest and _is_here(folder, manifest):
-                break
+        manifests, are_whole = self.manifests(), dict[int, bool]()
+
+        def bring(step: int) -> bool:
+            """Whether it verifies."""
+            if step not in are_whole:
+                are_whole[step] = self._bring(storage, step, manifests[step], attempt=attempt, on_detail=on_detail)
+            return are_whole[step]
+
+        newest = next((step for step in sorted(manifests, reverse=True) if bring(step)), -1)
+        final = manifests.get(newest)
+        if final and final.exported_step in manifests:
+            bring(final.exported_step)
+        if with_best:
+            next(filter(bring, best_first(manifests)), None)
+        self._fetch_told(storage, attempt=attempt, on_detail=on_detail)
         for path in storage.iterdir():
-            step = names.checkpoint_step(path.name)
-            if step is not None and step not in wanted:
+            found = names.checkpoint_step(path.name)
+            if found is None:
+                continue
+            is_newer = found in manifests and found > newest
+            if not (is_newer or are_whole.get(found, False)):
                 shutil.rmtree(path)
+
+    def _fetch_told(self, storage: Path, *, attempt: int, on_detail: Callable[[str], None]) -> None:
+        """What earlier attempts have told that this one goes on with: their metrics, and trackio's databases."""
+        # With their journals: those of a database that is replaced are not the new one's.
+        shutil.rmtree(storage / names.TRACKIO, ignore_errors=True)
+        with bucket_told(FIELD, self._place):
+            metrics = {names.metrics(Path(), number).as_posix() for number in range(1, attempt)}
+            for one in [*self._place.listed(names.ATTEMPTS), *self._place.listed(names.TRACKIO)]:
+                if one.path in metrics or one.path.startswith(f"{names.TRACKIO}/"):
+                    target = storage / one.path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._download(one, target, on_detail)
+
+    def _bring(
+        self,
+        storage: Path,
+        step: int,
+        manifest: CheckpointManifest | None,
+        *,
+        attempt: int,
+        on_detail: Callable[[str], None],
+    ) -> bool:
+        folder = storage / names.checkpoint_folder(step)
+        if manifest and _is_here(folder, manifest):
+            return True
+        self._fetch_one(folder, step, attempt=attempt, on_detail=on_detail)
+        return manifest is not None and _is_here(folder, manifest)
 
     def _fetch_one(self, folder: Path, step: int, *, attempt: int, on_detail: Callable[[str], None]) -> None:
         temporary = folder.with_name(names.temporary(folder.name, attempt=attempt))
@@ -135,6 +194,15 @@ def _is_here(folder: Path, manifest: CheckpointManifest) -> bool:
     except (FileNotFoundError, ValidationError):
         return False
     return here == manifest and first_difference(folder, manifest.files) is None
+
+
+def _snapshot(database: Path) -> bytes:
+    """Of a moment, though a rank may be writing."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, database.name)
+        with contextlib.closing(sqlite3.connect(database)) as source, contextlib.closing(sqlite3.connect(copy)) as to:
+            source.backup(to)
+        return copy.read_bytes()
 
 
 def _key(step: int, path: str = "") -> str:

@@ -22,7 +22,7 @@ class TensorBoard:
         """Raises OSError, as `log` does."""
         folder = run.storage / names.TENSORBOARD
         folder.mkdir(exist_ok=True)
-        self._events = EventsWriter(str(folder / "events"), f".a{run.attempt}")
+        self._events = EventsWriter(str(folder / "events"), names.event_suffix(run.attempt))
         self._write(run.resumed_from + 1, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -13,9 +13,9 @@ class MetricsLog:
     """Append only. Complete up to the last finished step, whatever kills the process: the kernel has every line."""
 
     def __init__(self, storage: Path, attempt: int) -> None:
-        folder = names.attempt_folder(storage, attempt)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / names.METRICS).open("a", buffering=1)
+        path = names.metrics(storage, attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1)
 
     def write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -28,7 +28,7 @@ def last_step_before(storage: Path, attempt: int) -> int:
     """The highest step that an earlier attempt has written down; 0 where none has any."""
     steps = [0]
     for number in range(1, attempt):
-        file = names.attempt_folder(storage, number) / names.METRICS
+        file = names.metrics(storage, number)
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         # The last one may be torn.
         steps += [json.loads(line)["step"] for line in lines[-2:] if line.endswith("\n")]
