@@ -165,6 +165,16 @@ def test_a_user_s_suspension_in_the_queue_is_told_as_one() -> None:
     assert (gone.status.attempts.disruptions, gone.status.attempts.without_progress) == (0, 0)
 
 
+def test_a_queue_that_takes_back_what_its_user_suspends_is_not_told_as_the_cause() -> None:
+    job = queued(in_attempt(1, Phase.SUSPENDING), suspend=True)
+    dying = pod(1, 0, "Pending", deleted="2026-01-01T12:00:30Z")
+    leaves = decide(job, observed(job, held(1, deleting=True), pods=(dying,), words=WORDS), now=NOW)
+    assert leaves.status.attempts.ending is None
+    job = queued(leaves.status, suspend=True)
+    gone = decide(job, observed(job, held(1, deleting=True), gone=(dying,)), now=at(1))
+    assert gone.status.attempts.history[0].message == "suspended before it started"
+
+
 def test_a_user_s_suspension_takes_a_job_out_of_its_queue() -> None:
     job = queued(in_attempt(1, Phase.QUEUED), suspend=True)
     leaves = decide(job, observing(seen(1, PENDING, is_suspended=True)), now=NOW)
