@@ -59,9 +59,7 @@ MUTANTS = (
         "was_seen = status.phase is not Phase.STARTING or",
         "was_seen =",
     ),
-    Mutant(
-        "a success is proven", "cause.py", "outcome.node_rank == 0 and outcome.final_digest", "outcome.node_rank == 0"
-    ),
+    Mutant("a success is proven", "cause.py", " and (outcome.final_digest or outcome.script_completed)", ""),
     Mutant(
         "a disruption uses no retry",
         "budgets.py",
