@@ -1,6 +1,7 @@
 """`sft run` with everything in buckets: killed and resumed to the bit, exported, and fenced, on a real MinIO."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -132,6 +133,27 @@ def test_an_attempt_that_is_superseded_in_a_save_leaves_and_changes_nothing(run:
     # The request that was on its way has arrived; nothing follows it.
     added = {key for key in s3.listed(storage) if key not in before and "/attempts/1/" not in key}
     assert added == {f"{storage}/step-2/.metadata"}
+
+
+def test_a_stop_while_the_model_is_uploaded_ends_the_attempt_and_the_next_one_publishes(
+    run: BucketRun, s3: S3Server
+) -> None:
+    held = s3.hold("PUT", r"killed/model/config\.json")
+    run.start()
+    run.until(held.reached.is_set)
+    (launcher,) = run.processes("sft_trainer.launcher --plan")
+    assert json.loads((run.folder / "attempts/1/node-0/progress.json").read_text())["detail"].startswith(
+        "s3://bucket/killed/model/config.json: 0 of 0 MB"
+    )
+    os.kill(launcher, signal.SIGTERM)
+    held.released.set()
+    run.succeed()
+    first = json.loads(s3.get("killed/model.checkpoints/attempts/1/node-0.json"))["outcome"]
+    assert first["reason"] == "Preempted"
+    assert first["message"].startswith("stopped in stage Publishing, at s3://bucket/killed/model/")
+    assert [record["reason"] for record in run.status()["attempts"]["history"]] == ["Succeeded", "Preempted"]
+    assert "killed/model/sftjob-manifest.json" in s3.listed("killed/model")
+    assert any("tensorboard/events" in key for key in s3.listed("killed/model.checkpoints"))
 
 
 def test_sft_train_takes_places_in_buckets_for_flags(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """The fence of a storage in a bucket: one launcher an attempt, one job a storage, whatever answers get lost."""
 
 import json
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sft_trainer.s3.bucket import Place
 from sft_trainer.storage import fence
+from sftjob.base import utc_now
 from sftjob.failure import JobFailure, Reason
+from sftjob.outcome import Outcome
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec
 from tests.s3_server import S3Server
@@ -78,6 +82,35 @@ def test_a_claim_whose_answer_was_lost_is_known_again(s3: S3Server) -> None:
     assert not place.create("claim", b"of another one")
     assert s3.get("storage/claim") == b"of this launcher"
     assert len(s3.asked("PUT", "storage/claim")) == 3
+
+
+def test_the_last_words_of_an_attempt_leave_a_later_one_s_curves_alone(tmp_path: Path, s3: S3Server) -> None:
+    plan = a_plan(tmp_path)
+    storage = fence.enter(plan, node_rank=0, pod_uid=None).storage
+    database = storage / "trackio" / "sftjob.db"
+    database.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(database)) as opened:
+        opened.execute("CREATE TABLE metrics (step INTEGER)")
+    told, key = storage / "attempts" / "1" / "metrics.jsonl", "tuned.checkpoints/trackio/sftjob.db"
+    told.parent.mkdir(parents=True)
+    # It has not trained: the database is an old copy.
+    fence.leave(plan, preempted(1), pod_uid=None)
+    assert key not in s3.listed()
+    told.write_text('{"step":1}\n')
+    fence.leave(plan, preempted(1), pod_uid=None)
+    assert key in s3.listed()
+    fence.enter(a_plan(tmp_path, attempt=2), node_rank=0, pod_uid=None)
+    s3.put(key, b"of attempt 2")
+    fence.leave(plan, preempted(1), pod_uid=None)
+    assert s3.get(key) == b"of attempt 2"
+    assert s3.get("tuned.checkpoints/attempts/1/metrics.jsonl") == b'{"step":1}\n'
+
+
+def preempted(attempt: int) -> Outcome:
+    now = utc_now()
+    return Outcome(
+        attempt=attempt, node_rank=0, reason=Reason.PREEMPTED, exit_code=75, message="", started_at=now, ended_at=now
+    )
 
 
 def test_storage_and_output_of_another_job_are_refused(tmp_path: Path, s3: S3Server) -> None:
