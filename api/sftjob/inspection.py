@@ -4,7 +4,7 @@ from sftjob.base import Record
 from sftjob.names import HUB
 from sftjob.options import BadLineBudget, Overlong, RowFormat
 from sftjob.receipt import DataReceipt
-from sftjob.spec import DatasetSpec, UriSource
+from sftjob.sources import DatasetSpec, UriSource
 
 
 class InspectionTask(Record):

@@ -1,6 +1,7 @@
 """What fields of a spec must fulfil together: each rule's sentence once, for pydantic and for the API server.
 
-The validators of `spec.py` check in Python and speak with `told`; `crd.py` writes `validation()` into the schema.
+The validators of `spec.py`, `sources.py` and `compute.py` check in Python and speak with `told`; `crd.py` writes
+`validation()` into the schema.
 """
 
 import json

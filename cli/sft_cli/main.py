@@ -30,7 +30,7 @@ from sftjob.job import Manifest, parse_manifest
 from sftjob.names import API_VERSION
 from sftjob.options import Overlong, RowFormat
 from sftjob.problems import SpecError, problems_of
-from sftjob.spec import DatasetSpec
+from sftjob.sources import DatasetSpec
 from sftjob.status import Phase
 from sftjob.yaml_text import yaml_text
 

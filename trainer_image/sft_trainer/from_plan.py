@@ -12,7 +12,7 @@ from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
 from sftjob.plan import LaunchPlan
 from sftjob.presets import PRESETS
-from sftjob.spec import DatasetSpec, ModelSpec
+from sftjob.sources import DatasetSpec, ModelSpec
 
 
 def model_config(model: ModelSpec, *, folder: str | None) -> ModelConfig | FolderConfig:

@@ -10,9 +10,9 @@ from sft_operator.kubernetes.api import PYTORCH_JOBS_API, Object
 from sft_operator.kubernetes.mounts import volumes
 from sftjob import names
 from sftjob.base import digest
+from sftjob.compute import EnvVar, ResourcesSpec
 from sftjob.job import SFTJob
 from sftjob.plan import LaunchPlan
-from sftjob.spec import EnvVar, ResourcesSpec
 
 CONTAINER = "pytorch"
 """The controller asks for this name."""

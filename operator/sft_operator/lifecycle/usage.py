@@ -1,7 +1,7 @@
 """GPU time that a job has used, and what of it was in vain. Called by `decide` when an attempt's end is recorded."""
 
+from sftjob.compute import ComputeSpec
 from sftjob.failure import Reason
-from sftjob.spec import ComputeSpec
 from sftjob.status import AttemptRecord, Usage
 
 

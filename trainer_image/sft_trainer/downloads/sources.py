@@ -14,7 +14,7 @@ from typing import Literal
 
 from sftjob import names
 from sftjob.plan import LaunchPlan
-from sftjob.spec import DatasetSpec, UriSource
+from sftjob.sources import DatasetSpec, UriSource
 
 _DATASETS = f"{names.HUB}datasets/"
 _MAIN = "main"

@@ -24,7 +24,7 @@ from sft_trainer.task import RankTask
 from sftjob.failure import JobFailure, Reason, exit_code
 from sftjob.plan import LaunchPlan, PinnedObject
 from sftjob.progress import Resolved, Stage
-from sftjob.spec import DatasetSpec, UriSource
+from sftjob.sources import DatasetSpec, UriSource
 
 _LOOK_SECONDS = 0.5
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils import disable_progress_bars
 from sft_trainer.downloads.sources import hub_source
 from sft_trainer.hub.download import commit_of, download
 from sftjob.failure import JobFailure, Reason
-from sftjob.spec import DatasetSpec, UriSource
+from sftjob.sources import DatasetSpec, UriSource
 
 
 def cached(field: str, spec: UriSource | DatasetSpec, *, on_detail: Callable[[str], None]) -> str:

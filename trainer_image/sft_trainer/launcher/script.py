@@ -6,7 +6,7 @@ from sft_trainer.storage.exports import export_folder
 from sftjob import names
 from sftjob.failure import JobFailure, Reason
 from sftjob.plan import LaunchPlan
-from sftjob.spec import ScriptSpec
+from sftjob.sources import ScriptSpec
 
 
 def script_command(plan: LaunchPlan, script: ScriptSpec) -> list[str]:

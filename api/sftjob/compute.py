@@ -1,0 +1,124 @@
+"""How many processes a job has, and where they run: the section `compute` of its spec, as users write it."""
+
+from typing import Literal, Self
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from sftjob.base import NEW, Declared
+from sftjob.forms import (
+    DATA_KEY,
+    IMAGE,
+    VARIABLE,
+    LabelValue,
+    ObjectName,
+    QualifiedName,
+    Quantity,
+)
+from sftjob.names import RESERVED_VARIABLES, SECRET_VARIABLES
+from sftjob.rules import (
+    NOT_VALUE_AND_SOURCE,
+    SECRET_IS_NAMED,
+    VALUE_OR_SOURCE,
+    VARIABLE_IS_FREE,
+    rules,
+)
+
+
+class ResourcesSpec(Declared):
+    """Of each pod, by resource: `cpu`, `memory`, `nvidia.com/gpu`."""
+
+    requests: dict[QualifiedName, Quantity] = Field(
+        default={}, max_length=16, description="What a node must have free for a pod to go there."
+    )
+    limits: dict[QualifiedName, Quantity] = Field(
+        default={}, max_length=16, description="What a pod gets at most; GPUs are named here."
+    )
+
+
+class TolerationSpec(Declared):
+    """As a pod's: lets the job onto nodes with a taint."""
+
+    key: QualifiedName | None = Field(default=None, description="Of the taint. Absent: every taint.")
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="Exists: whatever the taint's value.")
+    value: LabelValue | None = Field(default=None, description="Of the taint, for Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Absent: every effect."
+    )
+    toleration_seconds: int | None = Field(
+        default=None, ge=0, description="How long to stay under NoExecute. Absent: for ever."
+    )
+
+
+class SecretReference(Declared):
+    """A Secret, by name."""
+
+    name: ObjectName = Field(description="A Secret in the job's namespace.")
+
+
+class SecretKey(Declared):
+    """One entry of a Secret."""
+
+    name: ObjectName = Field(description="A Secret in the job's namespace.")
+    key: str = Field(max_length=253, pattern=DATA_KEY, description="The entry's name in the Secret.")
+
+
+class EnvSource(Declared):
+    """Where a variable's value comes from."""
+
+    secret_key_ref: SecretKey
+
+
+class EnvVar(Declared):
+    """For libraries; what sftjob itself does is told by the spec alone."""
+
+    model_config = rules(VALUE_OR_SOURCE, NOT_VALUE_AND_SOURCE, SECRET_IS_NAMED, VARIABLE_IS_FREE)
+
+    name: str = Field(
+        max_length=253, pattern=VARIABLE, description=f"Not beginning with {' or '.join(RESERVED_VARIABLES)}."
+    )
+    value: str | None = Field(default=None, max_length=4096, description="Everyone who may read the job reads it too.")
+    value_from: EnvSource | None = Field(
+        default=None, description="Instead of `value`. With `sft run`, its own environment must have the variable."
+    )
+
+    @model_validator(mode="after")
+    def _source(self, info: ValidationInfo) -> Self:
+        if (self.value is None) == (self.value_from is None):
+            raise ValueError((VALUE_OR_SOURCE if self.value is None else NOT_VALUE_AND_SOURCE).told())
+        # Not of a stored job: it may be older than this rule, and run.
+        if self.value is not None and self.name in SECRET_VARIABLES and info.context == NEW:
+            raise ValueError(SECRET_IS_NAMED.told(name=self.name))
+        if self.name.startswith(RESERVED_VARIABLES):
+            raise ValueError(VARIABLE_IS_FREE.told(name=self.name))
+        return self
+
+
+class ComputeSpec(Declared):
+    """How many, and where. With `sft run` only `nodes`, `processesPerNode` and `env` count."""
+
+    nodes: int = Field(default=1, ge=1, le=1024, description="Launchers, one a node.")
+    processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks a node: its GPUs, or 1 on a CPU.")
+    image: str | None = Field(
+        default=None,
+        max_length=512,
+        pattern=IMAGE,
+        description="The pods' image. Absent: the trainer's, as the operator names it.",
+    )
+    image_pull_secrets: list[SecretReference] = Field(
+        default=[], max_length=8, description="Secrets with the image registry's passwords."
+    )
+    resources: ResourcesSpec = ResourcesSpec()
+    node_selector: dict[QualifiedName, LabelValue] = Field(
+        default={}, max_length=32, description="Labels that a node must have."
+    )
+    tolerations: list[TolerationSpec] = Field(default=[], max_length=32, description="Taints that a node may have.")
+    priority_class_name: ObjectName | None = Field(
+        default=None, description="Whom the job's pods may displace, and who displaces them."
+    )
+    env: list[EnvVar] = Field(
+        default=[], max_length=64, description="Variables for libraries, as HF_TOKEN, AWS_ACCESS_KEY_ID and NCCL_DEBUG."
+    )
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes_per_node
