@@ -193,7 +193,7 @@ def wait_for_node_zero(plan: LaunchPlan) -> None:
 
     Raises JobFailure(STORAGE_NOT_SHARED) where it doesn't.
     """
-    records, claim = Fence.of(plan).records, _claim(plan, 0)
+    records, claim = Fence.of(plan).records, _claim(plan.attempt, 0)
     deadline = time.monotonic() + _SHARED_WITHIN_SECONDS
     while records.read(claim) is None:
         if time.monotonic() > deadline:
