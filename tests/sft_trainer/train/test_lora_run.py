@@ -116,7 +116,14 @@ def test_the_python_api_leaves_the_merged_model_and_the_adapter(base: Path, tmp_
     with pytest.raises(JobFailure, match="lora_cfg: given without load_from, so there is no trained model to adapt"):
         Trainer(**arguments)
     folder = Trainer(**arguments, load_from=base).fit()
-    assert {path.name for path in folder.parent.iterdir()} == {"hf", "adapter", "step-2", "attempts", "latest", "tensorboard"}
+    assert {path.name for path in folder.parent.iterdir()} == {
+        "hf",
+        "adapter",
+        "step-2",
+        "attempts",
+        "latest",
+        "tensorboard",
+    }
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder.parent / "adapter")
     merged, theirs = (
         model.state_dict() for model in (AutoModelForCausalLM.from_pretrained(folder), adapted.merge_and_unload())
