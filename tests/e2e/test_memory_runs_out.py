@@ -19,7 +19,7 @@ def test_ranks_without_the_memory_for_a_pack_train_parts_of_packs_in_the_next_at
     assert "; the next attempt takes parts of packs" in first["message"]
     assert last["reason"] == "Succeeded"
     half = run.status()["progress"]["microBatchTokens"]
-    assert 120 < half <= 128
+    assert 64 < half <= 128  # half of what the fullest pack holds
     assert f"packs in parts of {half} tokens" in run.log
 
     ours, theirs = run.metrics(), undisturbed.metrics()
