@@ -21,6 +21,7 @@ def test_the_lora_example_trains_as_it_was_tried_and_leaves_both_formats(manifes
         "alpha": 32,
         "rslora": False,
         "dora": False,
+        "quantize": "none",
         "dropout": 0.0,
         "targetModules": [],
         "modulesToSave": [],
