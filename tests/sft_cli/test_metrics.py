@@ -57,7 +57,9 @@ def test_a_run_without_steps_has_no_metrics(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == Metrics([], [])
 
 
-def drawn(metrics: Metrics, monkeypatch, file: Path) -> tuple[dict[str, list[tuple[float, float]]], list[str]]:
+def drawn(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, file: Path
+) -> tuple[dict[str, list[tuple[float, float]]], list[str]]:
     """Points by what the legend says of them, learning rates besides, and the texts in the panels."""
     figures = []
     savefig = Figure.savefig
@@ -71,7 +73,9 @@ def drawn(metrics: Metrics, monkeypatch, file: Path) -> tuple[dict[str, list[tup
     return lines, [text.get_text() for text in losses.texts]
 
 
-def test_a_picture_shows_losses_the_best_evaluation_skipped_steps_and_attempts(tmp_path: Path, monkeypatch) -> None:
+def test_a_picture_shows_losses_the_best_evaluation_skipped_steps_and_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [Row(1, 1, 4.0, 1e-4, 0), Row(2, 1, math.nan, 2e-4, 1), Row(3, 2, 2.0, 1e-4, 1), Row(4, 2, 1.0, 0.0, 1)]
     metrics = Metrics(rows, [Evaluation(2, 2.5), Evaluation(3, 1.5), Evaluation(4, 1.75)])
     lines, texts = drawn(metrics, monkeypatch, tmp_path / "loss.png")
@@ -83,13 +87,15 @@ def test_a_picture_shows_losses_the_best_evaluation_skipped_steps_and_attempts(t
     assert texts == ["attempt 2"]
 
 
-def test_of_many_steps_the_running_mean_is_shown_which_neither_lags_nor_breaks(tmp_path: Path, monkeypatch) -> None:
+def test_of_many_steps_the_running_mean_is_shown_which_neither_lags_nor_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [Row(step, 1, 500.0 - step if step != 250 else math.nan) for step in range(1, 401)]
     lines, _ = drawn(Metrics(rows, []), monkeypatch, tmp_path / "loss.png")
     mean = dict(lines["training, running mean"])
     assert [mean[step] for step in (1, 2, 200, 250, 400)] == [499.0, 498.0, 300.0, 250.0, 100.0]
 
 
-def test_one_step_alone_is_drawn(tmp_path: Path, monkeypatch) -> None:
+def test_one_step_alone_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines, _ = drawn(Metrics([Row(1, 1, 2.0)], []), monkeypatch, tmp_path / "loss.png")
     assert lines["training"] == [(1, 2.0)]

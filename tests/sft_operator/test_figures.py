@@ -107,14 +107,20 @@ def test_a_suspension_is_no_recovery() -> None:
     assert decide(a_job(status=lost, suspend=True), observing(), now=at(9)).status.attempts.recovery is None
 
 
-def test_a_status_of_ten_long_stories_stays_under_16_kib_and_tells_the_newest_whole() -> None:
+def after_eleven_failures(*, message: str, log_tail: str) -> SFTJobStatus:
+    """Each attempt told that much."""
     status = SFTJobStatus()
     for number in range(1, 12):
-        loud = an_outcome(Reason.RANK_KILLED, attempt=number, message="m" * 1600, log_tail="t" * 2000)
+        loud = an_outcome(Reason.RANK_KILLED, attempt=number, message=message, log_tail=log_tail)
         status = in_attempt(number, running_since=at(-5)).model_copy(
             update={"attempts": status.attempts.model_copy(update={"current": number, "running_since": at(-5)})}
         )
         status = decide(a_job(status=status, retries=100), observing(seen(number, loud)), now=NOW).status
+    return status
+
+
+def test_a_status_of_ten_long_stories_stays_under_16_kib_and_tells_the_newest_whole() -> None:
+    status = after_eleven_failures(message="m" * 1600, log_tail="t" * 2000)
     newest, *older = status.attempts.history
     assert (newest.message, newest.log_tail) == ("m" * 1600, "t" * 600)
     assert [(len(record.message), len(record.log_tail)) for record in older] == [(400, 200)] * 9
@@ -133,13 +139,7 @@ def test_a_receipt_of_many_datasets_gives_way_to_its_sums_where_a_status_has_no_
 
 
 def test_the_newest_story_gives_way_last_and_in_bytes() -> None:
-    status = SFTJobStatus()
-    for number in range(1, 12):
-        loud = an_outcome(Reason.RANK_KILLED, attempt=number, message="█" * 1600, log_tail="█" * 600)
-        status = in_attempt(number, running_since=at(-5)).model_copy(
-            update={"attempts": status.attempts.model_copy(update={"current": number, "running_since": at(-5)})}
-        )
-        status = decide(a_job(status=status, retries=100), observing(seen(number, loud)), now=NOW).status
+    status = after_eleven_failures(message="█" * 1600, log_tail="█" * 600)
     newest, *older = status.attempts.history
     assert (newest.message, newest.log_tail) == ("█" * 1600, "█" * 600)
     assert {(record.message, record.log_tail) for record in older} == {("█" * 60, "")}

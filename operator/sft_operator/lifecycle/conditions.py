@@ -68,5 +68,5 @@ def _facts(
         obstacle.message if obstacle else "",
     )
     is_settled = phase.is_final or phase is Phase.SUSPENDED or obstacle is not None
-    doing = queue_message[:MESSAGE_LIMIT] if phase is Phase.QUEUED and queue_message else attempt
+    doing = queue_message if phase is Phase.QUEUED and queue_message else attempt
     yield "Reconciling", not is_settled, phase.value, "" if is_settled else doing

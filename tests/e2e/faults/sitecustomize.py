@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 if "SFTJOB_TEST_FAULT" in os.environ:
@@ -61,7 +62,7 @@ class Changing:
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> object:
         if name != self.module:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
 
@@ -75,16 +76,17 @@ class Changing:
 
 if "SFTJOB_TEST_STAY" in os.environ:
     stay = json.loads(os.environ["SFTJOB_TEST_STAY"])
+    mark = Path(stay["mark"])
 
     def stays_for_ever(*_: object) -> None:
-        with open(stay["mark"], "x") as file:  # noqa: PTH123 - nothing but what is needed
+        with mark.open("x") as file:
             file.write(str(os.getpid()))
         while True:
             time.sleep(1)
 
     def stuck_rank_lives() -> bool:
         try:
-            os.kill(int(open(stay["mark"]).read()), 0)  # noqa: PTH123, SIM115
+            os.kill(int(mark.read_text()), 0)
         except (FileNotFoundError, ValueError, ProcessLookupError):
             return False
         return True
@@ -97,7 +99,7 @@ if "SFTJOB_TEST_STAY" in os.environ:
         def changed(*arguments: object, **options: object) -> object:
             nonlocal calls
             calls += 1
-            if calls > stay["after"] and not os.path.exists(stay["mark"]):  # noqa: PTH110
+            if calls > stay["after"] and not mark.exists():
                 stays_for_ever()
             return function(*arguments, **options)
 
@@ -110,6 +112,6 @@ if "SFTJOB_TEST_STAY" in os.environ:
         )
 
     if os.environ.get("RANK") == str(stay["rank"]):
-        sys.meta_path.insert(0, Changing(stay["module"], change_function))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Changing(stay["module"], change_function))
     if "limit" in stay:
-        sys.meta_path.insert(0, Changing("sft_trainer.launcher.sections", change_limits))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Changing("sft_trainer.launcher.sections", change_limits))

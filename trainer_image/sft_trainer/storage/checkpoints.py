@@ -40,8 +40,9 @@ def find_newest(storage: Path) -> Found:
 
 def find_best(storage: Path) -> CheckpointManifest | None:
     """Of those that verify, the one with the lowest evaluation loss at its very step."""
-    for step in best_first(_manifests(storage)):
-        manifest = read_manifest(storage, step)
+    manifests = _manifests(storage)
+    for step in best_first(manifests):
+        manifest = manifests[step]
         if manifest and not first_difference(storage / names.checkpoint_folder(step), manifest.files):
             return manifest
     return None
