@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 from real_cluster import Cluster, Machine, run_tool
 
-from cluster.place import cache_folder, cluster_folder, read_record
+from cluster.machine import Backend
+from cluster.parts import is_alive, parts
+from cluster.place import Record, cache_folder, cluster_folder, read_record
 
 
 @pytest.fixture
@@ -18,8 +20,18 @@ def without_cluster() -> Iterator[Machine]:
 
 
 def refuse_to_take_away_a_users_cluster() -> None:
+    """One of which nothing lives, after a restart of the machine or a test run that was killed, may go."""
     there = read_record(cluster_folder(cache_folder()))
-    assert there is None, "a cluster is up, and these tests would take it away; first: python -m cluster down"
+    if there is None:
+        return
+    assert _is_dead(there), "a cluster is up, and these tests would take it away; first: python -m cluster down"
+    run_tool("down")
+
+
+def _is_dead(record: Record) -> bool:
+    cache = cache_folder()
+    every = parts(cluster_folder(cache), cache, nodes=record.nodes)
+    return record.backend is Backend.BUILT and not any(is_alive(part) for part in every)
 
 
 @pytest.fixture(scope="module")

@@ -141,6 +141,7 @@ def test_a_killed_rank_is_told_with_its_place_and_the_next_attempt_ends_bit_equa
         assert event in story
 
 
+@pytest.mark.full
 def test_a_script_from_a_config_map_goes_on_after_a_pod_is_deleted_and_ends_bit_equal_to_the_job_without_it(
     own: Room, undisturbed: LocalRun
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_pod_deleted_with_grace_saves_and_its_job_resumes_where_it_was(own: Ro
     assert_bit_equal(own.run(), undisturbed)
 
 
+@pytest.mark.full
 def test_an_operator_that_slept_through_two_attempts_creates_one_that_leaves_at_the_fence(
     own: Room, undisturbed: LocalRun
 ) -> None:
@@ -329,6 +331,7 @@ def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
     assert own.condition("Stalled")["reason"] == "InvalidData"
 
 
+@pytest.mark.full
 def test_a_failed_job_goes_on_by_annotation_and_is_deleted_once_its_time_is_over(own: Room) -> None:
     data = own.claim_folder("inputs") / "chats.jsonl"
     whole = data.read_text()
@@ -350,6 +353,7 @@ def test_a_failed_job_goes_on_by_annotation_and_is_deleted_once_its_time_is_over
 
 
 @needs_root_on_linux
+@pytest.mark.full
 def test_training_goes_on_while_the_api_server_is_away_and_the_status_is_right_after_it(own: Room) -> None:
     manifest = small_job(training={"totalStep": 100_000, "globalBatchSize": 4}, checkpoint={"everySteps": 50_000})
     own.start_operator()
@@ -393,6 +397,7 @@ def test_the_same_job_applied_again_on_the_same_storage_is_refused_and_overwrite
     assert fingerprint(results) == before
 
 
+@pytest.mark.full
 def test_a_suspended_job_saves_and_goes_on_when_it_is_wanted_again(own: Room, undisturbed: LocalRun) -> None:
     own.start_operator()
     own.apply(small_job())

@@ -59,7 +59,8 @@ def too_many_processes(run: LocalRun, _: Path) -> None:
     run.manifest["spec"]["training"] = {"totalStep": 1, "globalBatchSize": 64}
 
 
-def packed_base_without_gpu(run: LocalRun, _: Path) -> None:
+def packed_base_without_gpu(run: LocalRun, smollm2: Path) -> None:
+    run.manifest["spec"]["model"] = {"loadFrom": {"uri": f"file://{smollm2}"}}
     run.manifest["spec"]["training"] = {"totalStep": 1, "lora": {"quantize": "nf4"}}
 
 

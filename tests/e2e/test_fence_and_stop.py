@@ -187,13 +187,21 @@ def test_a_stop_with_a_dead_rank_ends_within_the_grace_period_and_leaves_the_las
     launched.manifest["spec"]["runPolicy"]["terminationGracePeriodSeconds"] = grace_seconds
     launched.manifest["spec"]["checkpoint"]["saveMode"] = mode
     mark = launched.folder / "stands-still"
-    fault = {"event": "open", "pattern": r"step-4\.tmp-a1/__1_0\.distcp", "after": 0, "mark": str(mark)}
+    # The launcher wakes a stopped rank for its stack; this one is not to go on then and save after all.
+    fault = {
+        "event": "open",
+        "pattern": r"step-4\.tmp-a1/__1_0\.distcp",
+        "after": 0,
+        "mark": str(mark),
+        "signal": "SIGSTOP",
+        "for_ever": True,
+    }
     first = Launcher(
         launched,
         attempt=1,
         scratch=launched.folder / "s1",
         PYTHONPATH=FAULTS,
-        SFTJOB_TEST_FAULT=json.dumps(fault | {"signal": "SIGSTOP"}),
+        SFTJOB_TEST_FAULT=json.dumps(fault),
     )
     launched.until(mark.exists)
     whole = fingerprint(launched.storage / "step-2")

@@ -3,7 +3,8 @@
 It lies in the tests: the product has no crash points. Each fault but the last strikes once and leaves a mark.
 
 `SFTJOB_TEST_FAULT` is JSON: a process kills, or stops, itself at one exact system event. Audit event, a pattern for its
-arguments, how many such events pass before, a file that marks the deed, and the signal's name.
+arguments, how many such events pass before, a file that marks the deed, the signal's name, and `for_ever` where a
+process that has been stopped must stop again, whoever wakes it.
 
 `SFTJOB_TEST_STAY` is JSON: a rank never returns from a function. Module, function (`Class.method`), rank, how many
 calls pass before, and a file for its pid. As long as that process lives, and no longer, the launcher's limits are
@@ -37,6 +38,8 @@ if "SFTJOB_TEST_FAULT" in os.environ:
         if seen > fault["after"] and not os.path.exists(fault["mark"]):  # noqa: PTH110 - pathlib would be audited too
             os.close(os.open(fault["mark"], os.O_CREAT))
             os.kill(os.getpid(), signal.Signals[fault["signal"]])
+            while fault.get("for_ever"):
+                os.kill(os.getpid(), signal.Signals[fault["signal"]])
 
     sys.addaudithook(signal_at)
 

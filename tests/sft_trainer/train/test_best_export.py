@@ -136,6 +136,7 @@ def test_with_lora_adapter_and_merged_model_are_those_of_the_best_step(tmp_path:
     assert (run.exported / "model.safetensors").read_bytes() == (short.exported / "model.safetensors").read_bytes()
 
 
+@pytest.mark.full
 def test_on_two_ranks_the_export_is_that_of_the_checkpoint_too(tmp_path: Path) -> None:
     run = SmallRun(tmp_path / "run", BEST, interval=2)
     run.options()
