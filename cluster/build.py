@@ -1,5 +1,6 @@
 """The cluster's programs, built from Go modules into the user's cache folder; what lies there is not built again."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -123,12 +124,12 @@ def build(cache: Path, program: Program, *, go: Path | None = None) -> Iterator[
 
 
 def module_folder(cache: Path, module: str, *, pinned_by: Path) -> Path:
-    """Of the sources that a program was built from."""
-    command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
+    """Of the sources that a program was built from, brought back where they were given away since."""
+    command = ["go", "mod", "download", "-json", module]
     told = subprocess.run(
         command, cwd=pinned_by, env=_environment(cache / "go"), capture_output=True, text=True, check=True
     )
-    return Path(told.stdout.strip())
+    return Path(json.loads(told.stdout)["Dir"])
 
 
 def finish(cache: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster import versions
-from cluster.build import PROGRAMS, binary, build
+from cluster.build import KUEUE, PROGRAMS, binary, build, module_folder
 from cluster.commands import CommandFailed
 
 pytestmark = pytest.mark.cluster
@@ -53,6 +53,11 @@ def test_a_build_that_was_stopped_leaves_no_program_and_is_made_again(cache: Pat
     for _ in build(cache, PAUSE):
         assert not binary(cache, PAUSE).exists()
     assert binary(cache, PAUSE).stat().st_size > 500_000
+
+
+@pytest.mark.full
+def test_sources_that_were_given_back_to_the_disk_are_there_again_when_they_are_asked_for(cache: Path) -> None:
+    assert (module_folder(cache, "sigs.k8s.io/kueue", pinned_by=KUEUE.module) / "config").is_dir()
 
 
 def test_a_failed_build_says_what_the_compiler_said(cache: Path) -> None:
