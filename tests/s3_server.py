@@ -87,6 +87,8 @@ class S3Server:
         self.requests: list[Request] = []
         self.cuts: dict[str, list[int]] = {}
         """By `<bucket>/<key>`: after how many bytes each of its next answers breaks off."""
+        self.bytes_per_second: float | None = None
+        """At most, of an answer."""
         self.busy: list[int] = []
         """Statuses with which the next requests are answered."""
         self.lost: list[int] = []
@@ -157,6 +159,7 @@ class S3Server:
         self._held.clear()
         self.requests.clear()
         self.cuts.clear()
+        self.bytes_per_second = None
         self.busy.clear()
         self.lost.clear()
 
@@ -313,6 +316,8 @@ def _handler(s3: S3Server, port: int) -> type[BaseHTTPRequestHandler]:
             with contextlib.suppress(ConnectionError):
                 for block in _blocks(content):
                     self.wfile.write(block)
+                    if s3.bytes_per_second:
+                        time.sleep(len(block) / s3.bytes_per_second)
             upstream.close()
 
         def _refuse(self, status: int) -> None:

@@ -47,8 +47,17 @@ def test_the_first_steps_which_compile_have_an_hour_and_say_nothing_about_later_
     assert rank.trains(4, first=3).limit == 480
 
 
+def test_a_run_whose_every_step_is_slow_is_never_taken_for_one_that_hangs() -> None:
+    rank = Rank(a_mark())
+    for step in range(1, 7):
+        rank.stays(600)
+        assert rank.times.silent_share < 1
+        rank.goes_to(a_mark(step=step - 1, place=step * 2)).goes_to(a_mark(step=step, place=step * 2 + 1))
+    assert rank.limit == 6000
+
+
 def test_a_step_may_take_ten_times_the_longest_so_far() -> None:
-    rank = Rank(a_mark()).trains(900, 900, 900)
+    rank = Rank(a_mark()).trains(900, 900, 9)
     assert rank.trains(40, first=4).limit == 480
     assert rank.trains(60, 2, first=5).limit == 600
 

@@ -23,7 +23,7 @@ REQUESTS: dict[str, Callable[[Place, Path], object]] = {
     "list": lambda place, _: place.listed(),
     "folders": lambda place, _: place.folders("attempts"),
     "read": lambda place, _: place.read("key"),
-    "range": lambda place, _: place.read_range("key", 0, 1, etag="etag"),
+    "range": lambda place, _: list(place.read_range("key", 0, 1, etag="etag")),
     "create": lambda place, _: place.create("key", b"1"),
     "replace": lambda place, _: place.replace("key", b"1"),
     "delete": lambda place, _: place.delete(["key"]),

@@ -1,5 +1,6 @@
 """Models and data in a bucket: what comes of them, how a download goes on, and what is said where it can't."""
 
+import random
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from sft_trainer.downloads import patience
 from sft_trainer.downloads.sources import BucketSource
 from sft_trainer.from_plan import run_options
-from sft_trainer.s3.download import pin
+from sft_trainer.s3 import bucket
+from sft_trainer.s3.bucket import Place
+from sft_trainer.s3.download import fill, pin
 from sftjob.failure import NEVER_RETRIED, JobFailure, exit_code
 from tests.s3_server import S3Server
 from tests.sft_trainer.download_node import Node, downloaded, nodes_of, until
@@ -84,6 +87,24 @@ def test_a_cut_connection_and_a_busy_store_are_asked_again(s3: S3Server, node: C
     one = node()
     assert one.run() == 0
     assert (Path(run_options(one.plan).load_from) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_what_has_arrived_when_a_slow_request_s_time_is_over_is_kept(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = random.Random(0).randbytes(4 * MIB)
+    s3.put("slow", content)
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket, "_REQUEST_SECONDS", 3)
+    s3.bytes_per_second = len(content) / 9
+    place = Place("s3://bucket/slow")
+    with (tmp_path / "slow").open("wb") as opened:
+        fill(opened, place.listed()[0], place, on_detail=lambda _: None)
+    assert (tmp_path / "slow").read_bytes() == content
+    begun = [int(asked.split("=")[1].split("-")[0]) for asked in ranges(s3, "slow") if asked]
+    assert begun == sorted(set(begun))
+    assert len(begun) > 1
 
 
 def test_after_a_kill_the_next_attempt_goes_on_in_the_middle_of_the_object(

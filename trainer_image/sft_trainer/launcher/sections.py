@@ -3,7 +3,8 @@
 Pure: marks and the time between two looks in, silence and limit out. Called by `watch` for each rank of the node.
 To end a run that is only slow is far worse than to find a hang late, hence:
 
-- what was never finished in this attempt (set-up, a first save, the first steps, which compile) has an hour;
+- what was never finished in this attempt (set-up, a first save, the first three steps) has an hour, and of the steps
+  the first two, which compile, say nothing about later ones;
 - later the limit is ten times the longest silence that the section has had, and never under some minutes;
 - the time between two looks counts up to 2 s: a launcher that stood still itself, as on a machine that has no CPU left
   or was suspended, has seen nothing;
@@ -19,7 +20,7 @@ FLOOR_SECONDS = 1800.0
 STEP_FLOOR_SECONDS = 480.0
 """Less than the ten minutes after which NCCL ends the ranks by itself, without a word on who hung."""
 FACTOR = 10
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 2
 LONGEST_GAP_SECONDS = 2.0
 
 _COMPUTING = (Stage.TRAINING, Stage.EVALUATING)
@@ -61,12 +62,15 @@ class RankTimes:
         self._moved_bytes = moved_bytes
         if mark == before and not moves:
             return
-        if before.stage in self._finished or before.stage is not Stage.TRAINING:
-            self._longest[before.stage] = max(self._longest.get(before.stage, 0.0), self.silent_seconds)
         if before.stage is Stage.TRAINING:
             self._first_step = before.step if self._first_step is None else self._first_step
-            if mark.step - self._first_step >= WARM_UP_STEPS:
-                self._finished.add(Stage.TRAINING)
-        elif mark.stage is not before.stage:
+            counts = before.step - self._first_step >= WARM_UP_STEPS
+            # One that counts must have been seen whole: its parts may take from no time to minutes.
+            is_finished = mark.step - self._first_step > WARM_UP_STEPS
+        else:
+            counts, is_finished = True, mark.stage is not before.stage
+        if counts:
+            self._longest[before.stage] = max(self._longest.get(before.stage, 0.0), self.silent_seconds)
+        if is_finished:
             self._finished.add(before.stage)
         self.silent_seconds = 0.0

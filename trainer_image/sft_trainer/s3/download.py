@@ -6,6 +6,7 @@ versions; written in place, so that two writers of one file put the same bytes t
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from sft_trainer.downloads.patience import Patience, asked
 from sft_trainer.downloads.sources import BucketSource
@@ -69,26 +70,13 @@ class _BucketTransfer(Transfer[BucketSource, Listed]):
         return small + weights
 
     def _fill(self, partial: Path, file: Listed) -> None:
-        patience = _patience(self._on_detail)
         partial.touch()
         with partial.open("r+b") as opened:
-            position = opened.seek(min(size_of(partial) or 0, file.size))
-            while position < file.size:
-                end = min(position + PART_BYTES, file.size)
-                try:
-                    block = self._place.read_range(file.path, position, end, etag=file.etag)
-                except BucketFailure as failure:
-                    if not is_passing(failure):
-                        raise self._gone(file, failure) from failure
-                    try:
-                        patience.wait(failure)
-                    except BucketFailure:
-                        raise read_refusal(self._source, failure) from failure
-                    continue
-                opened.write(block)
-                opened.flush()
-                position += len(block)
-                patience.renew()
+            opened.seek(min(size_of(partial) or 0, file.size))
+            try:
+                fill(opened, file, self._place, on_detail=self._on_detail)
+            except BucketFailure as failure:
+                raise self._gone(file, failure) from failure
 
     def _gone(self, file: Listed, failure: BucketFailure) -> JobFailure:
         if failure.cause not in (Cause.CHANGED, Cause.MISSING):
@@ -117,6 +105,21 @@ class _BucketTransfer(Transfer[BucketSource, Listed]):
             f"{self._source.field}.uri: {file.path} of {self._source.uri} arrived twice with another length than is "
             f"listed ({file.size}); look for a proxy that changes it",
         )
+
+
+def fill(opened: BinaryIO, file: Listed, place: Place, *, on_detail: Callable[[str], None]) -> None:
+    """From where the opened file stands. Every byte that arrives is kept, however slow the way is; raises BucketFailure
+    where none does for long, or where asking again is of no use."""
+    patience = _patience(on_detail)
+    while (position := opened.tell()) < file.size:
+        end = min(position + PART_BYTES, file.size)
+        try:
+            for block in place.read_range(file.path, position, end, etag=file.etag):
+                opened.write(block)
+                opened.flush()
+                patience.renew()
+        except BucketFailure as failure:
+            patience.wait(failure)
 
 
 def _patience(on_detail: Callable[[str], None]) -> Patience:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sft_trainer.s3.bucket import PART_BYTES, Listed, Place
+from sft_trainer.s3.bucket import Listed, Place
+from sft_trainer.s3.download import fill
 from sft_trainer.storage.best import best_first
 from sft_trainer.storage.folders import first_difference
 from sft_trainer.storage.records import FIELD, bucket_told
@@ -172,10 +173,8 @@ class RemoteCheckpoints:
 
     def _download(self, one: Listed, target: Path, on_detail: Callable[[str], None]) -> None:
         with target.open("wb") as file:
-            for start in range(0, one.size, PART_BYTES):
-                on_detail(f"{self._place.uri}/{one.path}: {start / 1e6:.0f} of {one.size / 1e6:.0f} MB")
-                end = min(start + PART_BYTES, one.size)
-                file.write(self._place.read_range(one.path, start, end, etag=one.etag))
+            on_detail(f"{self._place.uri}/{one.path}: {one.size / 1e6:.0f} MB")
+            fill(file, one, self._place, on_detail=on_detail)
 
     def _folders(self) -> list[int]:
         with bucket_told(FIELD, self._place):
