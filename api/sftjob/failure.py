@@ -1,6 +1,7 @@
 """Why a launcher, a trainer or a user's file stopped a job: one exception, one list of reasons, their exit codes."""
 
 import errno
+import signal
 from enum import IntEnum, StrEnum
 
 from sftjob.base import OpenWord
@@ -138,3 +139,11 @@ class JobFailure(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+def signal_name(number: int) -> str:
+    """Real-time signals have none of their own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

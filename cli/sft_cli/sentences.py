@@ -1,9 +1,9 @@
 """What a status says, in words: used by every display of a run."""
 
 import re
-import signal
 from datetime import datetime
 
+from sftjob.failure import signal_name
 from sftjob.job import SFTJob
 from sftjob.progress import Progress, Stage
 from sftjob.spec import SFTJobSpec
@@ -133,7 +133,7 @@ def _culprit(record: AttemptRecord) -> str:
     if record.rank is not None:
         parts.append(f"rank {record.rank}")
     if record.signal is not None:
-        parts.append(f"by {signal.Signals(record.signal).name}")
+        parts.append(f"by {signal_name(record.signal)}")
     return " ".join(parts)
 
 

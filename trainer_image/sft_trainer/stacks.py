@@ -56,11 +56,25 @@ def answer_with_stacks(scratch: Path, rank: int) -> None:
 
 
 def ask_for_stacks(pid: int, *, is_stopped: bool) -> None:
-    """`is_stopped`: by a signal. Such a process answers only when it is woken, and does so before anything else."""
+    """`is_stopped`: by a signal. Such a process answers only when it is woken, and does so before anything else.
+
+    One that has become another program (`exec`) does not listen any more, and the signal would end it.
+    """
     with contextlib.suppress(ProcessLookupError):
+        if not _listens(pid):
+            return
         os.kill(pid, _SIGNAL)
         if is_stopped:
             os.kill(pid, signal.SIGCONT)
+
+
+def _listens(pid: int) -> bool:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    caught = next(line for line in lines if line.startswith("SigCgt:")).split()[1]
+    return bool(int(caught, 16) >> (_SIGNAL - 1) & 1)
 
 
 def frames_by_thread(text: str) -> dict[int, list[Frame]]:

@@ -32,6 +32,11 @@ def test_a_rank_that_dies_while_all_are_stopped_is_no_failure() -> None:
     assert cause_of_failure(exit_codes={}, reports={0: bad}, stopping=True).reason is Reason.INVALID_DATA
 
 
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    cause = cause_of_failure(exit_codes={1: -61}, reports={}, stopping=False)
+    assert (cause.reason, cause.message) == (Reason.RANK_KILLED, "rank 1 was ended by signal 61")
+
+
 def test_what_a_user_can_mend_comes_before_a_signal() -> None:
     bad = Report(reason=Reason.INVALID_DATA, message="chats.jsonl:3: ...")
     cause = cause_of_failure(exit_codes={0: 65, 1: -9}, reports={0: bad, 1: LOST}, stopping=False)

@@ -110,7 +110,7 @@ def test_marks_go_on_from_one_another_and_count_what_is_done_alone_apart(tmp_pat
 
 
 RANK = """
-import sys, threading, time
+import os, sys, threading, time
 from pathlib import Path
 from sft_trainer.marks import Marker
 from sft_trainer.stacks import answer_with_stacks
@@ -122,6 +122,9 @@ def sleeps():
 def loops():
     while True:
         pass
+
+def becomes_another_program():
+    os.execvp("sleep", ["sleep", "1000000"])
 
 def joins():
     thread = threading.Thread(target=sleeps, daemon=True)
@@ -137,10 +140,11 @@ globals()[sys.argv[3]]()
 
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[list[Mark]]:
-    """Four processes: one asleep, one in a loop, one that waits for its thread, one stopped by a signal."""
+    """Five processes: one asleep, one in a loop, one that waits for its thread, one stopped by a signal, one another
+    program by now."""
     script = tmp_path / "stand.py"
     script.write_text(RANK)
-    ways = ("sleeps", "loops", "joins", "sleeps")
+    ways = ("sleeps", "loops", "joins", "sleeps", "becomes_another_program")
     command = [sys.executable, str(script), str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank), way]) for rank, way in enumerate(ways)]
     try:
@@ -150,6 +154,8 @@ def ranks(tmp_path: Path) -> Iterator[list[Mark]]:
         processes[3].send_signal(signal.SIGSTOP)
         while process_state(processes[3].pid, parent=os.getpid()) != "T":
             time.sleep(0.05)
+        while "sleep" not in Path(f"/proc/{processes[4].pid}/comm").read_text():
+            time.sleep(0.05)
         yield marks
     finally:
         for process in processes:
@@ -158,7 +164,7 @@ def ranks(tmp_path: Path) -> Iterator[list[Mark]]:
 
 
 def test_every_rank_gives_its_stack_asleep_in_a_loop_or_stopped(tmp_path: Path, ranks: list[Mark]) -> None:
-    found = gather(tmp_path, ranks, parent=os.getpid(), wait_seconds=120)
+    found = gather(tmp_path, ranks[:4], parent=os.getpid(), wait_seconds=120)
     assert [one.mark.rank for one in found] == [0, 1, 2, 3]
     assert [one.frames[0].function for one in found[:2]] == ["sleeps", "loops"]
     assert found[3].state == "T"
@@ -169,7 +175,13 @@ def test_every_rank_gives_its_stack_asleep_in_a_loop_or_stopped(tmp_path: Path, 
     text = page(found, seconds=300)
     assert [f"\nrank {rank}: Training after step 4, mark 1" in text for rank in range(4)] == [True] * 4
     # It was woken to answer, and nobody was harmed.
-    assert [process_state(mark.pid, parent=os.getpid()) is not None for mark in ranks] == [True] * 4
+    assert [process_state(mark.pid, parent=os.getpid()) is not None for mark in ranks[:4]] == [True] * 4
+
+
+def test_a_rank_that_became_another_program_is_let_live(tmp_path: Path, ranks: list[Mark]) -> None:
+    [found] = gather(tmp_path, ranks[4:], parent=os.getpid(), wait_seconds=1)
+    assert found.text == ""
+    assert process_state(ranks[4].pid, parent=os.getpid()) == "S"
 
 
 def test_a_thread_of_ours_that_the_main_one_waits_for_is_what_stands() -> None:

@@ -251,6 +251,16 @@ def test_stacks_and_curves_lie_in_the_bucket_and_another_machine_goes_on_with_th
     assert steps_in_trackio(third.storage) == [2, 3]
 
 
+def test_curves_that_can_t_be_copied_keep_no_checkpoint_and_no_outcome_back(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    log_in_trackio(fence, 1).close()
+    (fence.storage / "trackio" / "broken.db").write_bytes(b"no database" * 1000)
+    save(fence, 2)
+    names = [key.removeprefix(f"{STORAGE}/") for key in s3.listed()]
+    assert "step-2/manifest.json" in names
+    assert [name for name in names if name.startswith("trackio")] == ["trackio/sftjob.db"]
+
+
 def test_a_folder_without_room_for_what_is_fetched_is_told_with_a_remedy(s3: S3Server, tmp_path: Path) -> None:
     save(a_fence(tmp_path / "first"), 1)
     s3.put(f"{STORAGE}/attempts/1/metrics.jsonl", b'{"step":1}\n')

@@ -9,6 +9,8 @@ import pytest
 
 from sft_trainer.s3.bucket import PART_BYTES, BucketFailure, Cause, Place
 from sft_trainer.s3.refusals import write_refusal
+from sft_trainer.storage.records import BucketRecords
+from sftjob.failure import NEVER_RETRIED, JobFailure
 
 ANSWERS = {
     "unknown key": (403, "InvalidAccessKeyId", Cause.REFUSED),
@@ -46,6 +48,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], str
                 self.rfile.read(int(self.headers["Content-Length"] or 0))
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header("ETag", '"1"')
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -86,6 +89,15 @@ def test_an_answer_means_the_same_whatever_was_asked(
             request(Place("s3://bucket/storage"), large)
         found[name] = failure.value.cause
     assert found == dict.fromkeys(REQUESTS, cause)
+
+
+def test_a_store_that_ignores_conditions_is_refused_for_no_fence_would_hold_there(
+    answer: Callable[[int, str], str],
+) -> None:
+    answer(200, "")
+    with pytest.raises(JobFailure, match=r"s3://bucket/storage replaced an object") as refused:
+        BucketRecords("s3://bucket/storage").create("attempts/1/node-0.json", "{}")
+    assert refused.value.reason in NEVER_RETRIED
 
 
 def test_a_bucket_of_another_region_is_told_with_the_variable_to_set(answer: Callable[[int, str], str]) -> None:

@@ -87,10 +87,11 @@ def test_a_tracker_that_fails_is_told_once_and_training_goes_on(tmp_path: Path, 
     assert said.startswith("reportTo: tensorboard failed, and training goes on without it: FileExistsError(")
 
 
-def test_a_tracker_that_is_not_installed_or_has_no_key_is_refused_by_field_and_package(monkeypatch) -> None:
+def test_a_tracker_that_is_not_installed_or_has_no_key_is_refused_by_field_and_package(tmp_path, monkeypatch) -> None:
     for name in ("wandb", "trackio", "tensorboardX"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(JobFailure) as refused:
         refuse_unusable_trackers(["tensorboard", "wandb", "trackio", "wandb"], field="spec.training.reportTo")
     assert refused.value.reason is Reason.INVALID_CONFIGURATION
@@ -102,8 +103,12 @@ def test_a_tracker_that_is_not_installed_or_has_no_key_is_refused_by_field_and_p
         "spec.training.reportTo: trackio needs the Python package trackio, which is not installed here; use an image "
         "that has it (pip install trackio), or remove trackio",
         "spec.training.reportTo: wandb has no key; set WANDB_API_KEY, in a job from a Secret by spec.compute.env, or "
-        "set WANDB_MODE to offline",
+        "log in (wandb login), or set WANDB_MODE to offline",
     ]
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123")
+    with pytest.raises(JobFailure) as refused:
+        refuse_unusable_trackers(["wandb"], field="spec.training.reportTo")
+    assert "key" not in refused.value.message
     refuse_unusable_trackers([], field="spec.training.reportTo")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_run import SmallRun
+from torch.distributed import DistBackendError
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from sft_trainer.run import RunState
@@ -202,6 +203,9 @@ def test_any_other_error_in_a_step_is_raised_as_it_is(tmp_path: Path) -> None:
 def test_memory_that_runs_out_elsewhere_is_told_as_such() -> None:
     for error, reason in (
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), Reason.GPU_OUT_OF_MEMORY),
+        (torch.AcceleratorError("CUDA error: out of memory"), Reason.GPU_OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), Reason.GPU_OUT_OF_MEMORY),
+        (DistBackendError("NCCL error ...: Cuda failure 2 'out of memory'"), Reason.GPU_OUT_OF_MEMORY),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
             Reason.OUT_OF_MEMORY,

@@ -240,7 +240,7 @@ def _end(
     _leave_message(placement.termination_message, outcome.to_message())
     if entered:
         # The termination message has it too, where storage is what has failed.
-        with contextlib.suppress(JobFailure):
+        with contextlib.suppress(JobFailure, OSError):
             fence.leave(plan, outcome, pod_uid=placement.pod_uid)
     shutil.rmtree(placement.scratch / "tmp", ignore_errors=True)
     shutil.rmtree(torchrun_logs(placement.scratch), ignore_errors=True)

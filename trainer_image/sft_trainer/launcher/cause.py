@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sft_trainer.report import Report
-from sftjob.failure import Reason
+from sftjob.failure import Reason, signal_name
 from sftjob.standstill import Standstill
 
 
@@ -46,8 +46,7 @@ def cause_of_failure(*, exit_codes: Mapping[int, int], reports: Mapping[int, Rep
         return Cause(Reason.PREEMPTED, (preempted or ["stopped before the ranks could say what they saved"])[0])
     for rank, code in sorted(exit_codes.items()):
         if code < 0 and -code != signal.SIGTERM:
-            name = signal.Signals(-code).name
-            return Cause(Reason.RANK_KILLED, f"rank {rank} was ended by {name}", rank=rank, signal=-code)
+            return Cause(Reason.RANK_KILLED, f"rank {rank} was ended by {signal_name(-code)}", rank=rank, signal=-code)
     if preempted and len(preempted) == len(told):
         return Cause(Reason.PREEMPTED, preempted[0])
     for rank, report in sorted(told.items(), key=lambda item: (item[1].peer_lost, item[0])):

@@ -111,8 +111,8 @@ class Place:
         before_part: Callable[[int], None] = lambda _: None,
         before_end: Callable[[], None],
     ) -> None:
-        """`before_part` is called with the bytes that went before; `before_end` when all has arrived, right before the
-        request that makes the object appear."""
+        """`before_part` is called with the bytes that went before; `before_end` when all has been sent, of a large file
+        with its last parts on their way, before the request that makes the object appear."""
         with _failures(), file.open("rb") as opened:
             if file.stat().st_size <= PART_BYTES:
                 before_part(0)

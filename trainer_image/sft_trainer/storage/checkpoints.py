@@ -95,8 +95,8 @@ def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManife
     if fence.remote:
         # The ledger first: a checkpoint never knows more than it.
         fence.remote.tell(fence.storage, attempt=fence.attempt)
-        fence.remote.tell_trackio(fence.storage)
         fence.remote.publish(temporary, manifest, check=fence.check)
+        fence.remote.tell_trackio(fence.storage)
     publish(temporary, fence.storage / names.checkpoint_folder(manifest.step))
     fence.records.replace(names.LATEST, names.checkpoint_folder(manifest.step))
     return manifest

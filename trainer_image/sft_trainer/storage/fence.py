@@ -111,13 +111,15 @@ def leave(plan: LaunchPlan, outcome: Outcome, *, pod_uid: str | None) -> None:
         outcome=outcome,
     )
     fence = Fence.of(plan)
-    if fence.remote:
-        fence.remote.tell(fence.storage, attempt=plan.attempt)
-        # One that has not begun to train may have an old copy of them, or half of one.
-        has_trained = names.metrics(fence.storage, plan.attempt).exists()
-        if has_trained and fence.later_attempt() is None:
-            fence.remote.tell_trackio(fence.storage)
-    fence.records.replace(_claim(plan.attempt, outcome.node_rank), claim.to_json())
+    try:
+        if fence.remote:
+            fence.remote.tell(fence.storage, attempt=plan.attempt)
+            # One that has not begun to train may have an old copy of them, or half of one.
+            has_trained = names.metrics(fence.storage, plan.attempt).exists()
+            if has_trained and fence.later_attempt() is None:
+                fence.remote.tell_trackio(fence.storage)
+    finally:
+        fence.records.replace(_claim(plan.attempt, outcome.node_rank), claim.to_json())
 
 
 def has_left(plan: LaunchPlan, *, node_rank: int) -> bool:

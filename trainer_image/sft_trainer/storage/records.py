@@ -13,7 +13,7 @@ from typing import Protocol
 from sft_trainer.s3.bucket import BucketFailure, Place
 from sft_trainer.s3.refusals import write_refusal
 from sft_trainer.storage.folders import sync_path, write_atomically
-from sftjob.failure import JobFailure, storage_reason
+from sftjob.failure import JobFailure, Reason, storage_reason
 
 FIELD = "spec.checkpoint.storage"
 
@@ -113,7 +113,15 @@ class BucketRecords:
 
     def create(self, key: str, text: str) -> bool:
         with bucket_told(FIELD, self._place):
-            return self._place.create(key, text.encode())
+            is_ours = self._place.create(key, text.encode())
+            if is_ours and self._place.create(key, b"refuse this"):
+                raise JobFailure(
+                    Reason.INVALID_CONFIGURATION,
+                    f"{FIELD}: the store of {self._place.uri} replaced an object that it was asked to keep "
+                    "(If-None-Match: *), so nothing would keep two attempts from training at once; name a bucket of a "
+                    "store with conditional writes, or a pvc:// volume",
+                )
+        return is_ours
 
     def begin(self, key: str, text: str) -> None:
         self.create(key, text)

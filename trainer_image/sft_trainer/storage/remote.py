@@ -9,6 +9,7 @@ of node 0, which fetches before anything is read.
 """
 
 import contextlib
+import logging
 import shutil
 import sqlite3
 import tempfile
@@ -25,6 +26,8 @@ from sft_trainer.storage.records import FIELD, bucket_told
 from sftjob import names
 from sftjob.failure import JobFailure, storage_reason
 from sftjob.manifest import CheckpointManifest
+
+log = logging.getLogger(__name__)
 
 
 class RemoteCheckpoints:
@@ -90,10 +93,18 @@ class RemoteCheckpoints:
                 self._place.replace(path.relative_to(storage).as_posix(), path.read_bytes())
 
     def tell_trackio(self, storage: Path) -> None:
-        """Its databases, which all attempts share: the caller has read the fence."""
+        """Its databases, which all attempts share: the caller has read the fence.
+
+        One that can't be copied stays here, and what is trained goes on without it.
+        """
         with bucket_told(FIELD, self._place):
             for path in sorted((storage / names.TRACKIO).rglob("*.db")):
-                self._place.replace(path.relative_to(storage).as_posix(), _snapshot(path))
+                try:
+                    content = _snapshot(path)
+                except (sqlite3.Error, OSError) as error:
+                    log.warning("%s is not in %s: %s", path, self._place.uri, error)
+                else:
+                    self._place.replace(path.relative_to(storage).as_posix(), content)
 
     def fetch(self, storage: Path, *, attempt: int, with_best: bool, on_detail: Callable[[str], None]) -> None:
         """Makes the copy in `storage` right: the newest checkpoint that verifies, and newer ones as they are, so that

@@ -26,6 +26,14 @@ MEMORY_REMEDY = (
     "lower spec.data.packing.maxLength, raise spec.training.fsdp.recomputeRatio, train with spec.training.lora, or use "
     "more ranks"
 )
+_CPU_SHORTAGE_SIGN = "DefaultCPUAllocator: can't allocate memory"
+_GPU_SHORTAGE_SIGNS = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+)
+"""Of the allocator in an error of the compiler, of the driver, of cuBLAS for its workspace, of NCCL for buffers."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +143,14 @@ class Accumulation:
 
 
 def shortage_reason(error: BaseException) -> Reason | None:
-    """None for any other error. Torch has an exception of its own for a GPU's memory alone."""
+    """None for any other error. Torch has an exception of its own for its allocator of a GPU's memory alone."""
     if isinstance(error, torch.OutOfMemoryError):
         return Reason.GPU_OUT_OF_MEMORY
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error):
-        return Reason.OUT_OF_MEMORY
-    return None
+    if not isinstance(error, RuntimeError):
+        return None
+    if any(sign in str(error) for sign in _GPU_SHORTAGE_SIGNS):
+        return Reason.GPU_OUT_OF_MEMORY
+    return Reason.OUT_OF_MEMORY if _CPU_SHORTAGE_SIGN in str(error) else None
 
 
 def _free_memory(device: torch.device) -> None:
