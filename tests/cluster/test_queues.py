@@ -95,8 +95,7 @@ def test_the_second_of_two_jobs_waits_with_the_queue_s_own_words_and_runs_after_
     own.until_phase("Running", name="first")
     own.apply(queued_job(own, "second"))
     own.until_phase("Queued", name="second")
-    words = own.until(lambda: word_of_queue(own, "second"))
-    assert "insufficient unused quota for cpu" in words
+    own.until(lambda: "insufficient unused quota for cpu" in word_of_queue(own, "second"))
     assert own.condition("Stalled", "second") == {}
 
     first = own.until_phase("Succeeded", name="first")
