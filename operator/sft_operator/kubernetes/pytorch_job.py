@@ -51,7 +51,7 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
         "blockOwnerDeletion": True,
     }
     worker = {
-        "replicas": plan.spec.compute.nodes,
+        "replicas": plan.nodes,
         "restartPolicy": "Never",
         "template": {"metadata": {"labels": labels}, "spec": _pod_spec(job, plan, defaults)},
     }
@@ -66,7 +66,7 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
             "ownerReferences": [owner],
         },
         "spec": {
-            "nprocPerNode": str(plan.spec.compute.processes_per_node),
+            "nprocPerNode": "1" if plan.prepare_only else str(plan.spec.compute.processes_per_node),
             "runPolicy": {"cleanPodPolicy": "Running"} | ({"suspend": True} if queue else {}),
             "pytorchReplicaSpecs": {"Worker": worker},
         },
@@ -117,7 +117,7 @@ def _pod_spec(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Objec
         "command": ["python", "-m", "sft_trainer.launcher", "--plan", plan.to_json().replace("$", "$$")],
         "env": _environment(job, plan),
         "ports": [{"name": "progress", "containerPort": names.SERVE_PORT}],
-        "resources": _resources(compute.resources),
+        "resources": _resources(compute.resources.without_devices() if plan.prepare_only else compute.resources),
         "volumeMounts": mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -167,7 +167,7 @@ def _environment(job: SFTJob, plan: LaunchPlan) -> list[Object]:
     attempt = names.attempt_name(job.metadata.name, job.metadata.uid, plan.attempt)
     placement = {
         # Alone in its pod it needs no name to be found by.
-        names.MASTER_ADDRESS_VARIABLE: "localhost" if plan.spec.compute.nodes == 1 else f"{attempt}-worker-0",
+        names.MASTER_ADDRESS_VARIABLE: "localhost" if plan.nodes == 1 else f"{attempt}-worker-0",
         names.MASTER_PORT_VARIABLE: str(_MASTER_PORT),
         names.SCRATCH_VARIABLE: names.POD_SCRATCH,
         names.TERMINATION_MESSAGE_VARIABLE: "/dev/termination-log",
