@@ -21,7 +21,7 @@ from sftjob.spec import TrainingSpec
 
 
 def estimate(task: MemoryTask) -> MemoryEstimate:
-    """Raises JobFailure. Precision `auto` is that of accelerators where the job asks for some, else that of this machine."""
+    """Raises JobFailure. Precision `auto` is that of accelerators where the job asks for some, else of this machine."""
     spec, training = task.spec, task.spec.training or TrainingSpec()
     precision = training.precision
     folder = task.folder
