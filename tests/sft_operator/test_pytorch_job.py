@@ -259,8 +259,8 @@ def test_a_pre_flight_is_one_worker_of_the_same_pod_without_accelerators() -> No
         "nodes": 2,
         "processesPerNode": 4,
         "resources": {
-            "requests": {"cpu": 2, "memory": "4Gi", "nvidia.com/gpu": 4},
-            "limits": {"memory": "8Gi", "nvidia.com/gpu": 4, "rdma/hca": 1},
+            "requests": {"cpu": 96, "nvidia.com/gpu": 4},
+            "limits": {"cpu": 128, "memory": "8Gi", "nvidia.com/gpu": 4, "rdma/hca": 1},
         },
     }
     job = a_job(compute=compute, queue={"name": "team-a"})
@@ -270,7 +270,11 @@ def test_a_pre_flight_is_one_worker_of_the_same_pod_without_accelerators() -> No
     pod, other = (made["spec"]["pytorchReplicaSpecs"]["Worker"] for made in (body, training))
     assert (pod["replicas"], body["spec"]["nprocPerNode"]) == (1, "1")
     (container,), (of_training,) = (one["template"]["spec"].pop("containers") for one in (pod, other))
-    assert container["resources"] == {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "8Gi"}}
+    # No more is requested than preparing needs, so that no whole node is waited for.
+    assert container["resources"] == {
+        "requests": {"cpu": "4", "memory": "8Gi"},
+        "limits": {"cpu": "128", "memory": "8Gi"},
+    }
     assert {"name": "SFTJOB_MASTER_ADDRESS", "value": "localhost"} in container["env"]
     told = json.loads(container["command"][-1])
     assert (told["prepareOnly"], told["spec"]["compute"]["nodes"]) == (True, 2)

@@ -1,0 +1,59 @@
+"""`sft run` of a job whose first attempt prepares and stops: what it leaves, what the next one makes of it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e.local_run import LocalRun, job
+
+
+@pytest.fixture
+def run(tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[LocalRun]:
+    """On two nodes, two steps long."""
+    manifest = job(
+        tokenizer=smollm2.as_uri(),
+        data=chats.as_uri(),
+        training={"totalStep": 2},
+        compute={"nodes": 2, "processesPerNode": 1},
+        runPolicy={"preflight": "always"},
+    )
+    run = LocalRun(tmp_path, manifest)
+    yield run
+    run.stop()
+
+
+def test_a_pre_flight_prepares_with_one_launcher_and_the_next_attempt_trains_from_what_it_made(run: LocalRun) -> None:
+    run.start().succeed()
+    attempts = run.status()["attempts"]
+    last, first = attempts["history"]
+    assert (first["number"], first["kind"], first["reason"], first["exitCode"]) == (1, "Preflight", "Prepared", 0)
+    assert (last["number"], last["kind"], last["reason"]) == (2, "Training", "Succeeded")
+    assert (attempts["prepared"], attempts["failures"], attempts["disruptions"]) == (1, 0, 0)
+
+    # Nothing was trained in attempt 1, and by one launcher.
+    left = [{path.name for path in (run.storage / "attempts" / number).iterdir()} for number in "12"]
+    assert left[0] == {"node-0.json"}
+    assert left[1] > {"node-0.json", "node-1.json", "metrics.jsonl"}
+    assert list(run.metrics()) == [1, 2]
+
+    # All of the cache is older than attempt 1's last word.
+    claim = run.storage / "attempts" / "1" / "node-0.json"
+    assert json.loads(claim.read_text())["outcome"]["reason"] == "Prepared"
+    made = {path: path.stat().st_mtime_ns for path in (run.storage / "cache").rglob("*") if path.is_file()}
+    assert made
+    assert {path for path, at in made.items() if at > claim.stat().st_mtime_ns} == set()
+
+    for words in ("attempt 1 (pre-flight): preparing data", "attempt 1 found storage, model and data ready"):
+        assert words in run.log
+
+
+def test_bad_data_is_told_by_the_pre_flight_and_nothing_follows_it(run: LocalRun, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": [\n')
+    run.manifest["spec"]["data"]["datasets"][0]["uri"] = bad.as_uri()
+    assert run.start().wait() == 65, run.log
+    assert "bad.jsonl:1" in run.log
+    (record,) = run.status()["attempts"]["history"]
+    assert (record["kind"], record["reason"]) == ("Preflight", "InvalidData")
+    assert not (run.storage / "attempts" / "2").exists()
