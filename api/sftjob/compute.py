@@ -117,7 +117,8 @@ class EnvVar(Declared):
 
 
 class ComputeSpec(Declared):
-    """How many, and where. With `sft run` only `nodes`, `processesPerNode` and `env` count."""
+    """How many, and where. With `sft run` only `nodes`, `processesPerNode` and `env` count, and for
+    `runPolicy.preflight` whether accelerators are named."""
 
     nodes: int = Field(default=1, ge=1, le=1024, description="Launchers, one a node.")
     processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks a node: its GPUs, or 1 on a CPU.")
