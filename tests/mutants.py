@@ -103,7 +103,7 @@ MUTANTS = (
         "an announced pre-flight stays one",
         "plan.py",
         "job.status.attempts.kind is AttemptKind.PREFLIGHT",
-        "next_kind(job.status.attempts, job.spec) is AttemptKind.PREFLIGHT",
+        'job.spec.run_policy.preflight != "never"',
     ),
     Mutant("to have prepared is no failure", "observation.py", " in (Reason.SUCCEEDED, Reason.PREPARED)", " in ()"),
     Mutant("to have prepared costs nothing", "budgets.py", "not is_success and not has_prepared", "not is_success"),

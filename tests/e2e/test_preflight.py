@@ -57,3 +57,22 @@ def test_bad_data_is_told_by_the_pre_flight_and_nothing_follows_it(run: LocalRun
     (record,) = run.status()["attempts"]["history"]
     assert (record["kind"], record["reason"]) == ("Preflight", "InvalidData")
     assert not (run.storage / "attempts" / "2").exists()
+
+
+def test_a_script_is_looked_at_by_the_pre_flight_and_run_by_the_next_attempt(tmp_path: Path) -> None:
+    """Its runs are told by what it writes, and only the second attempt may run it."""
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'x').write('once')\n")
+    spec = {
+        "script": {"uri": "pvc://results/own.py"},
+        "checkpoint": {"storage": "pvc://results/kept"},
+        "runPolicy": {"preflight": "always"},
+    }
+    manifest = {"apiVersion": "sftjob.dev/v1alpha1", "kind": "SFTJob", "metadata": {"name": "script"}, "spec": spec}
+    run = LocalRun(tmp_path, manifest)
+    try:
+        run.start().succeed()
+    finally:
+        run.stop()
+    history = run.status()["attempts"]["history"]
+    assert [(one["kind"], one["reason"]) for one in history] == [("Training", "Succeeded"), ("Preflight", "Prepared")]
+    assert (tmp_path / "ran").read_text() == "once"
