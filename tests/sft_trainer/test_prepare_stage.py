@@ -63,23 +63,13 @@ def test_a_large_file_is_tokenised_by_a_process_for_each_cpu(tmp_path: Path, mon
     assert started == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"resources": {"limits": {"nvidia.com/mig-3g.40gb": 1}}},
-        {
-            "resources": {"limits": {"nvidia.com/gpu": 1}},
-            "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB", "rack": "900gb"},
-        },
-        {"resources": {"limits": {"nvidia.com/gpu": 1}}, "nodeSelector": {"nvidia.com/gpu.memory": "40960"}},
-    ],
-)
-def test_a_pre_flight_refuses_a_model_that_no_device_of_the_job_can_hold(tmp_path: Path, asked: dict[str, Any]) -> None:
+def test_a_pre_flight_refuses_a_model_that_no_device_of_the_job_can_hold(tmp_path: Path) -> None:
     """8,190,735,360 numbers of 4 bytes, four times: weights, gradients and two moments."""
+    asked = {"resources": {"limits": {"nvidia.com/mig-3g.40gb": 1}}}
     report = prepared(tmp_path, prepare_only=True, model={"preset": "Qwen3Dense8B"}, compute=asked)
     assert report.message == (
-        "spec.compute: weights, gradients and moments of each of the 1 ranks take 122.1 GiB, and the devices that it "
-        "asks for have 40 GiB at most; use more ranks, larger devices, or spec.training.lora"
+        "spec.compute: weights, gradients and moments of a rank take 122.1 GiB (ranks: 1), and a device that is asked "
+        "for has 40 GiB at most; use more ranks, larger devices, or spec.training.lora"
     )
 
 

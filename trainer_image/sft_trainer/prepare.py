@@ -83,13 +83,13 @@ def _refuse_what_fits_no_device(plan: LaunchPlan, options: RunOptions) -> None:
         tensor_shapes(weight_files(Path(options.load_from)))
     told = estimate(MemoryTask(spec=plan.spec, folder=options.load_from))
     log.info("%s", memory_line(told))
-    needed, most = told.weights + told.gradients + told.moments, most_device_bytes(plan.spec.compute)
-    if most is not None and needed > most:
+    most = most_device_bytes(plan.spec.compute)
+    if most is not None and told.fixed > most:
         raise JobFailure(
             Reason.INVALID_CONFIGURATION,
-            f"spec.compute: weights, gradients and moments of each of the {plan.spec.compute.world_size} ranks take "
-            f"{needed / 2**30:.1f} GiB, and the devices that it asks for have {most / 2**30:.0f} GiB at most; use more "
-            "ranks, larger devices, or spec.training.lora",
+            f"spec.compute: weights, gradients and moments of a rank take {told.fixed / 2**30:.1f} GiB (ranks: "
+            f"{plan.spec.compute.world_size}), and a device that is asked for has {most / 2**30:.0f} GiB at most; use "
+            "more ranks, larger devices, or spec.training.lora",
         )
 
 
