@@ -37,12 +37,13 @@ def test_a_pre_flight_prepares_with_one_launcher_and_the_next_attempt_trains_fro
     assert left[1] > {"node-0.json", "node-1.json", "metrics.jsonl"}
     assert list(run.metrics()) == [1, 2]
 
-    # All of the cache is older than attempt 1's last word.
+    # Tokens and packs are older than attempt 1's last word.
     claim = run.storage / "attempts" / "1" / "node-0.json"
     assert json.loads(claim.read_text())["outcome"]["reason"] == "Prepared"
-    made = {path: path.stat().st_mtime_ns for path in (run.storage / "cache").rglob("*") if path.is_file()}
-    assert made
-    assert {path for path, at in made.items() if at > claim.stat().st_mtime_ns} == set()
+    cache = run.storage / "cache"
+    made = [path for kind in ("tokens", "packs") for path in cache.glob(f"{kind}-*/*")]
+    assert {path.parent.name.partition("-")[0] for path in made} == {"tokens", "packs"}
+    assert [path for path in made if path.stat().st_mtime_ns > claim.stat().st_mtime_ns] == []
 
     for words in ("attempt 1 (pre-flight): preparing data", "attempt 1 found storage, model and data ready"):
         assert words in run.log
