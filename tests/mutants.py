@@ -105,7 +105,6 @@ MUTANTS = (
         "job.status.attempts.kind is AttemptKind.PREFLIGHT",
         'job.spec.run_policy.preflight != "never"',
     ),
-    Mutant("to have prepared is no failure", "observation.py", " in (Reason.SUCCEEDED, Reason.PREPARED)", " in ()"),
     Mutant("to have prepared costs nothing", "budgets.py", "not is_success and not has_prepared", "not is_success"),
     Mutant("after a pre-flight nothing is waited for", "decide.py", " and record.reason is not Reason.PREPARED", ""),
     Mutant("a pre-flight uses no GPUs", "usage.py", "if record.kind is AttemptKind.PREFLIGHT:", "if False:"),

@@ -18,22 +18,21 @@ from tests.sft_trainer.datasets.chats import pair, write_chats
 from tests.sft_trainer.train.small_run import save_base, save_tokenizer
 
 
-def prepared(folder: Path, *, prepare_only: bool = False, **sections: Any) -> Report:
+def prepared(
+    folder: Path, *, prepare_only: bool = False, model: dict[str, Any] | None = None, **sections: Any
+) -> Report:
     """What the stage says of a job with 100 short chats."""
     chats = write_chats(folder / "chats.jsonl", [pair("a", str(number)) for number in range(100)])
     tokenizer = {"uri": save_tokenizer(folder / "t").as_uri()}
     spec = SFTJobSpec.model_validate(
         {
-            "model": {"preset": "Qwen3Dense0P6B"},
+            "model": (model or {"preset": "Qwen3Dense0P6B"}) | {"tokenizer": tokenizer},
             "data": {"datasets": [{"name": "chats", "uri": chats.as_uri()}], "packing": {"maxLength": 64}},
             "training": {},
             "output": [{"uri": f"file://{folder}/tuned"}],
         }
         | sections
     )
-    assert spec.model is not None
-    model = type(spec.model).model_validate(spec.model.to_json_dict() | {"tokenizer": tokenizer})
-    spec = spec.model_copy(update={"model": model})
     plan = LaunchPlan(
         job=JobReference(namespace="n", name="j", uid="u"),
         attempt=1,

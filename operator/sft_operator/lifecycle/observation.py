@@ -41,9 +41,9 @@ class NodeObservation:
 
     @property
     def has_failed(self) -> bool:
-        """It ended, and had not done what it was to do."""
-        is_done = self.outcome is not None and self.outcome.reason in (Reason.SUCCEEDED, Reason.PREPARED)
-        return self.state is NodeState.ENDED and not is_done
+        """It ended, and not with success."""
+        succeeded = self.outcome is not None and self.outcome.reason is Reason.SUCCEEDED
+        return self.state is NodeState.ENDED and not succeeded
 
 
 @dataclass(frozen=True)
