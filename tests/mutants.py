@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIFECYCLE = ROOT / "operator" / "sft_operator" / "lifecycle"
-TESTS = ("test_decide.py", "test_deadlines.py", "test_retry_by_hand.py", "test_figures.py")
+TESTS = ("test_decide.py", "test_deadlines.py", "test_retry_by_hand.py", "test_figures.py", "test_preflight.py")
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,25 @@ MUTANTS = (
     Mutant("nothing counts as a hang before all nodes run", "deadlines.py", " and not waiting:", ":"),
     Mutant("a hang is told whatever its nodes say", "cause.py", "elif reason in _BY_OPERATOR:", "elif False:"),
     Mutant("a retry is acted on once", "decide.py", "wanted == status.retry_handled", "False"),
+    Mutant(
+        "a job with accelerators begins with a pre-flight",
+        "preflight.py",
+        '"auto": bool(spec.compute.resources.devices)',
+        '"auto": False',
+    ),
+    Mutant("a pre-flight is done once", "preflight.py", "attempts.prepared is not None or ", ""),
+    Mutant("what has saved needs no pre-flight", "preflight.py", " or attempts.saved_step is not None", ""),
+    Mutant("a pre-flight has one launcher", "preflight.py", "return 1 if", "return job.spec.compute.nodes if"),
+    Mutant(
+        "an announced pre-flight stays one",
+        "plan.py",
+        "job.status.attempts.kind is AttemptKind.PREFLIGHT",
+        'job.spec.run_policy.preflight != "never"',
+    ),
+    Mutant("to have prepared costs nothing", "budgets.py", "not is_success and not has_prepared", "not is_success"),
+    Mutant("after a pre-flight nothing is waited for", "decide.py", " and record.reason is not Reason.PREPARED", ""),
+    Mutant("a pre-flight uses no GPUs", "usage.py", "if record.kind is AttemptKind.PREFLIGHT:", "if False:"),
+    Mutant("a retry by hand looks again", "budgets.py", '"prepared": None,', ""),
     Mutant("a finished job stays for its time", "decide.py", "if left > 0 else", "if False else"),
 )
 

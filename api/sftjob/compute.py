@@ -34,6 +34,29 @@ class ResourcesSpec(Declared):
         default={}, max_length=16, description="What a pod gets at most; GPUs are named here."
     )
 
+    @property
+    def devices(self) -> list[str]:
+        """Names of what is more than processors, memory and disk: GPUs and other accelerators, and what joins them.
+
+        Kubernetes has names without a prefix for the former, and with one for all else.
+        """
+        amounts = self.requests | self.limits
+        return [name for name, amount in amounts.items() if "/" in name and str(amount) != "0"]
+
+    @property
+    def gpus(self) -> int:
+        """Of each pod. They are whole; what is written in another way, as `1k`, is the API server's to understand."""
+        amounts = [str(amount) for name, amount in self.limits.items() if name.endswith("/gpu")]
+        return sum(int(amount) for amount in amounts if amount.isdecimal())
+
+    def without_devices(self) -> Self:
+        return self.model_copy(
+            update={
+                kind: {name: amount for name, amount in getattr(self, kind).items() if "/" not in name}
+                for kind in ("requests", "limits")
+            }
+        )
+
 
 class TolerationSpec(Declared):
     """As a pod's: lets the job onto nodes with a taint."""
@@ -94,7 +117,8 @@ class EnvVar(Declared):
 
 
 class ComputeSpec(Declared):
-    """How many, and where. With `sft run` only `nodes`, `processesPerNode` and `env` count."""
+    """How many, and where. With `sft run` only `nodes`, `processesPerNode` and `env` count, and for
+    `runPolicy.preflight` whether accelerators are named."""
 
     nodes: int = Field(default=1, ge=1, le=1024, description="Launchers, one a node.")
     processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks a node: its GPUs, or 1 on a CPU.")

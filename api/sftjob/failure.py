@@ -24,6 +24,7 @@ class Reason(OpenWord):
     """The cause of an attempt's end, as it stands in status and outcome."""
 
     SUCCEEDED = "Succeeded"
+    PREPARED = "Prepared"
     INVALID_CONFIGURATION = "InvalidConfiguration"
     INVALID_DATA = "InvalidData"
     MODEL_UNREADABLE = "ModelUnreadable"
@@ -80,6 +81,7 @@ class Obstacle(StrEnum):
 
 _EXIT_CODES = {
     Reason.SUCCEEDED: ExitCode.SUCCEEDED,
+    Reason.PREPARED: ExitCode.SUCCEEDED,
     Reason.INVALID_CONFIGURATION: ExitCode.CONFIGURATION,
     Reason.INVALID_DATA: ExitCode.DATA,
     Reason.MODEL_UNREADABLE: ExitCode.MODEL,

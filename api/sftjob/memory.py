@@ -32,5 +32,10 @@ class MemoryEstimate(Record):
         return {name: getattr(self, name) for name in names}
 
     @property
+    def fixed(self) -> int:
+        """What does not depend on how many tokens go through the model at a time, and is exact."""
+        return self.weights + self.gradients + self.moments
+
+    @property
     def together(self) -> int:
         return sum(filter(None, self.kinds.values()))

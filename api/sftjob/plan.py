@@ -28,6 +28,13 @@ class LaunchPlan(Record):
     is downloaded, and what goes into a bucket is written there first."""
     shortages: int = 0
     """Attempts before this one that ended because memory ran out: each halves what goes through the model at a time."""
+    prepare_only: bool = False
+    """The pre-flight: one launcher, without accelerators, which stops once all is ready for the ranks."""
+
+    @property
+    def nodes(self) -> int:
+        """Launchers of this attempt."""
+        return 1 if self.prepare_only else self.spec.compute.nodes
 
     def path(self, uri: str) -> str:
         return next(mount.path for mount in self.mounts if mount.uri == uri)

@@ -17,6 +17,9 @@ _GO_ON = "the message names the field, the value and what to change"
 
 EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     Reason.SUCCEEDED: Explanation("All ranks ended with 0, and the final checkpoint is proven.", "none needed"),
+    Reason.PREPARED: Explanation(
+        "The pre-flight found everything ready: the next attempt trains. Not the job's success.", "none needed"
+    ),
     Reason.INVALID_CONFIGURATION: Explanation("The spec does not fit the model, the data or the machine.", _GO_ON),
     Reason.INVALID_DATA: Explanation("A file of data is missing or has rows that can't be used.", _GO_ON),
     Reason.MODEL_UNREADABLE: Explanation("Model or tokenizer can't be read.", "correct its folder; see the message"),
@@ -201,7 +204,7 @@ def _lines() -> Iterator[str]:
 
 
 def _uses(reason: Reason) -> str:
-    if reason is Reason.SUCCEEDED:
+    if reason in (Reason.SUCCEEDED, Reason.PREPARED):
         return ""
     if reason in NEVER_RETRIED:
         return "no other follows"

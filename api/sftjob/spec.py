@@ -3,7 +3,7 @@ the model that holds both, with its sentence and its form for the API server in 
 """
 
 import json
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -135,6 +135,12 @@ class RunPolicySpec(Declared):
     model_config = rules(SILENCE_CAN_BE_SEEN)
 
     suspend: bool = Field(default=False, description="Save and stop; false again goes on.")
+    preflight: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether an attempt with one worker and no accelerators comes first, which looks at storage, model "
+        "and data and prepares them, until one has found everything ready. auto: where `compute.resources` names "
+        "accelerators and nothing is saved yet.",
+    )
     retries: int = Field(default=3, ge=0, le=100, description="Attempts after a failure.")
     disruption_retries: int = Field(
         default=100, ge=0, le=10_000, description="Attempts after a preemption or a lost node."

@@ -33,6 +33,11 @@ class Phase(OpenWord):
         return self in (Phase.SUCCEEDED, Phase.FAILED)
 
 
+class AttemptKind(OpenWord):
+    TRAINING = "Training"
+    PREFLIGHT = "Preflight"
+
+
 ConditionType = Literal[
     "Accepted", "Running", "CheckpointAvailable", "Suspended", "Complete", "Failed", "Reconciling", "Stalled"
 ]
@@ -78,6 +83,8 @@ class AttemptRecord(Record):
 
     number: int
     """From 1."""
+    kind: AttemptKind = AttemptKind.TRAINING
+    """Preflight: it was to prepare, on one worker without accelerators, and not to train."""
     reason: Reason
     exit_code: int | None = None
     """Of the launcher that caused the end."""
@@ -116,6 +123,10 @@ class AttemptsStatus(Record):
 
     current: int = 0
     """Number of the newest attempt; 0 before the first."""
+    kind: AttemptKind = AttemptKind.TRAINING
+    """Of the newest attempt. Preflight: it prepares on one worker, before accelerators are asked for."""
+    prepared: int | None = None
+    """The pre-flight attempt that found everything ready; a retry by hand forgets it."""
     failures: int = 0
     """Attempts that used up one of `retries`."""
     disruptions: int = 0

@@ -3,11 +3,11 @@
 import re
 from datetime import datetime
 
-from sftjob.failure import signal_name
+from sftjob.failure import Reason, signal_name
 from sftjob.job import SFTJob
 from sftjob.progress import Progress, Stage
 from sftjob.spec import SFTJobSpec
-from sftjob.status import AttemptRecord, Phase, SFTJobStatus
+from sftjob.status import AttemptKind, AttemptRecord, Phase, SFTJobStatus
 
 
 def arithmetic(spec: SFTJobSpec) -> str:
@@ -25,7 +25,7 @@ def arithmetic(spec: SFTJobSpec) -> str:
 def gpu_needed(spec: SFTJobSpec) -> str | None:
     """What a job's file can't settle alone: a local run takes the GPUs that are there, named or not."""
     lora = spec.training.lora if spec.training else None
-    if lora is None or lora.quantize == "none" or any(name.endswith("/gpu") for name in spec.compute.resources.limits):
+    if lora is None or lora.quantize == "none" or spec.compute.resources.devices:
         return None
     return (
         f"training.lora.quantize: {lora.quantize} needs an NVIDIA GPU, and compute.resources.limits names none; on a "
@@ -36,7 +36,8 @@ def gpu_needed(spec: SFTJobSpec) -> str | None:
 def headline(job: SFTJob, progress: Progress | None, now: datetime) -> str:
     """Stage and detail: what is going on at this moment."""
     status = job.status
-    attempt = f"attempt {status.attempts.current}"
+    is_preflight = status.attempts.kind is AttemptKind.PREFLIGHT
+    attempt = f"attempt {status.attempts.current}{' (pre-flight)' if is_preflight else ''}"
     match status.phase:
         case Phase.PENDING:
             return "about to start"
@@ -100,6 +101,8 @@ def exported_in_words(step: int | None, *, last_step: int | None) -> str:
 
 def end_of_attempt(record: AttemptRecord) -> str:
     """One line: when, why, who, and what is saved."""
+    if record.reason is Reason.PREPARED:
+        return f"attempt {record.number} found storage, model and data ready"
     step = f" after step {record.last_step}" if record.last_step else ""
     saved = f" (step {record.saved_step} is saved)" if record.saved_step else ""
     explained = _first_line(record.message) or _culprit(record)

@@ -141,6 +141,59 @@ def test_a_killed_rank_is_told_with_its_place_and_the_next_attempt_ends_bit_equa
         assert event in story
 
 
+def worker(room: Room, attempt: int) -> dict[str, Any]:
+    """Of the attempt's PyTorchJob, once it is there."""
+
+    def found() -> dict[str, Any] | None:
+        jobs = {one["metadata"]["labels"]["sftjob.dev/attempt"]: one for one in room.items("pytorchjobs")}
+        return jobs[str(attempt)]["spec"]["pytorchReplicaSpecs"]["Worker"] if str(attempt) in jobs else None
+
+    worker: dict[str, Any] = room.until(found)
+    return worker
+
+
+@pytest.mark.full
+def test_a_job_that_asks_for_gpus_is_prepared_where_there_are_none(own: Room) -> None:
+    own.start_operator()
+    firsts: list[dict[str, Any]] = []
+    # Until the second one is there, the first one stays.
+    own.proxy.at("POST", r"/pytorchjobs$", when="before", nth=2, do=lambda: firsts.append(worker(own, 1)))
+    gpus = {"limits": {"nvidia.com/gpu": 1}}
+    own.apply(small_job(compute={"nodes": 2, "processesPerNode": 1, "resources": gpus}))
+    second = worker(own, 2)
+    (first,) = firsts
+    assert first["replicas"] == 1
+    assert first["template"]["spec"]["containers"][0]["resources"] == {}
+    assert second["replicas"] == 2
+    assert second["template"]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    status = own.status()
+    assert [(one["kind"], one["reason"]) for one in status["attempts"]["history"]] == [("Preflight", "Prepared")]
+    assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (0, 0)
+    assert status["data"]["samples"] == 60
+    assert own.until(lambda: own.condition("Stalled"))["reason"] == "Unschedulable"
+    story = own.kubectl("describe", "sftjob", "small")
+    for told in (
+        "attempt 1 (pre-flight on one worker, without accelerators) started",
+        "attempt 1 found storage, model and data ready",
+        "attempt 2 started",
+    ):
+        assert told in story
+
+
+@pytest.mark.full
+def test_an_operator_killed_after_a_pre_flight_goes_on_with_the_attempt_that_trains(
+    own: Room, undisturbed: LocalRun
+) -> None:
+    operator = own.start_operator()
+    announced = own.proxy.at("POST", r"/pytorchjobs$", when="before", nth=2, do=lambda: kill(operator.process))
+    own.apply(small_job(runPolicy={"preflight": "always"}))
+    own.until(announced.over.is_set)
+    assert own.status()["attempts"]["current"] == 2
+    own.start_operator()
+    assert reasons(own.until_phase("Succeeded")) == ["Prepared", "Succeeded"]
+    assert_bit_equal(own.run(), undisturbed)
+
+
 @pytest.mark.full
 def test_a_script_from_a_config_map_goes_on_after_a_pod_is_deleted_and_ends_bit_equal_to_the_job_without_it(
     own: Room, undisturbed: LocalRun

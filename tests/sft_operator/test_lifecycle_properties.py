@@ -38,6 +38,10 @@ class World:
         self.deleting: set[int] = set()
         self.suspended: set[int] = set()
         """By their queue."""
+        self.preflights: set[int] = set()
+        self.may_train = job.spec.run_policy.preflight == "never"
+        """Or a pre-flight has prepared since the last retry by hand, or a checkpoint was saved."""
+        self.has_saved = False
         self.progress: Progress | None = None
         self.silent_seconds = 0.0
         self.is_deleted = False
@@ -112,7 +116,14 @@ class World:
         self._may_crash()
         if number not in self.attempts and job.spec.queue is not None:
             self.suspended.add(number)
-        nodes = self.attempts.setdefault(number, [NodeState.MISSING] * job.spec.compute.nodes)
+        if plan.prepare_only:
+            assert job.spec.run_policy.preflight != "never"
+            assert number in self.preflights or stored.saved_step is None
+            self.preflights.add(number)
+        else:
+            assert number not in self.preflights, "a pre-flight became another attempt"
+            assert self.may_train or self.has_saved, "accelerators are asked for before anything was looked at"
+        nodes = self.attempts.setdefault(number, [NodeState.MISSING] * self.launchers(number))
         for rank, node in enumerate(nodes):
             if node is NodeState.MISSING:
                 nodes[rank] = NodeState.PENDING
@@ -130,6 +141,17 @@ class World:
             assert attempt != self.job.status.attempts.current, "the logs of the newest attempt are gone"
             del self.attempts[attempt]
         self._may_crash()
+
+    def launchers(self, number: int) -> int:
+        return 1 if number in self.preflights else self.job.spec.compute.nodes
+
+    def end(self, number: int, rank: int, reason: Reason | None, **told: Any) -> None:
+        """As launchers do: of what a pre-flight was to do it says Prepared, and no other attempt does."""
+        if reason in (Reason.SUCCEEDED, Reason.PREPARED):
+            reason = Reason.PREPARED if number in self.preflights else Reason.SUCCEEDED
+        self.may_train |= reason is Reason.PREPARED
+        self.has_saved |= told.get("saved_step") is not None
+        self.attempts[number][rank] = reason and an_outcome(reason, attempt=number, node_rank=rank, **told)
 
     def live(self) -> list[int]:
         return [
@@ -176,6 +198,7 @@ class LifeOfAJob(RuleBasedStateMachine):
         retries=st.sampled_from([0, 1, 9]),
         disruption_retries=st.sampled_from([0, 1, 9]),
         queue=st.sampled_from([None, "team-a"]),
+        preflight=st.sampled_from(["auto", "always", "never"]),
         limits=st.fixed_dictionaries(
             {
                 "startDeadlineSeconds": st.sampled_from([None, 10, 100]),
@@ -185,11 +208,17 @@ class LifeOfAJob(RuleBasedStateMachine):
         ),
     )
     def begin(
-        self, nodes: int, retries: int, disruption_retries: int, queue: str | None, limits: dict[str, int | None]
+        self,
+        nodes: int,
+        retries: int,
+        disruption_retries: int,
+        queue: str | None,
+        preflight: str,
+        limits: dict[str, int | None],
     ) -> None:
         given = {name: limit for name, limit in limits.items() if limit is not None}
-        budgets = {"retries": retries, "disruptionRetries": disruption_retries}
-        self.world = World(a_job(nodes=nodes, queue=queue, gpus=2, **budgets, **given))
+        policy = {"retries": retries, "disruptionRetries": disruption_retries, "preflight": preflight} | given
+        self.world = World(a_job(nodes=nodes, queue=queue, gpus=2, **policy))
 
     def one_pass(self) -> float | None:
         return drive(
@@ -309,6 +338,7 @@ class LifeOfAJob(RuleBasedStateMachine):
         )
         if job.status.phase is Phase.FAILED and not self.world.is_deleted:
             self.final_status = None
+            self.world.may_train = job.spec.run_policy.preflight == "never"
             self.settled_pass()
             if not self.world.is_deleted:
                 assert self.world.job.status.phase is not Phase.FAILED, "it was not tried again"
@@ -351,18 +381,17 @@ class LifeOfAJob(RuleBasedStateMachine):
         alive = [rank for rank, node in enumerate(nodes) if node in (NodeState.PENDING, NodeState.RUNNING)]
         rank = data.draw(st.sampled_from(alive))
         digest = "sha256:00" if is_proven else None
-        nodes[rank] = reason and an_outcome(
-            reason, attempt=number, node_rank=rank, saved_step=saved, final_digest=digest
-        )
+        self.world.end(number, rank, reason, saved_step=saved, final_digest=digest)
 
-    @rule(reason=st.sampled_from([None, Reason.RANK_KILLED, Reason.PREEMPTED]), saved=st.none() | st.integers(1, 50))
+    @rule(
+        reason=st.sampled_from([None, Reason.RANK_KILLED, Reason.PREEMPTED, Reason.PREPARED]),
+        saved=st.none() | st.integers(1, 50),
+    )
     def an_attempt_lives_and_dies(self, reason: Reason | None, saved: int | None) -> None:
         self.settled_pass()
         for number in self.world.live():
-            self.world.attempts[number] = [
-                reason and an_outcome(reason, attempt=number, node_rank=rank, saved_step=saved)
-                for rank in range(self.world.job.spec.compute.nodes)
-            ]
+            for rank in range(self.world.launchers(number)):
+                self.world.end(number, rank, reason, saved_step=saved)
         self.settled_pass()
         self.world.now += timedelta(seconds=300)
 
@@ -377,12 +406,13 @@ class LifeOfAJob(RuleBasedStateMachine):
     @rule(data=st.data())
     def an_older_attempt_is_seen_alive(self, data: st.DataObject) -> None:
         number = data.draw(st.integers(1, self.world.job.status.attempts.current - 1))
-        self.world.attempts[number] = [NodeState.RUNNING] * self.world.job.spec.compute.nodes
+        self.world.attempts[number] = [NodeState.RUNNING] * self.world.launchers(number)
 
     @rule(attempt=st.integers(1, 6), step=st.integers(0, 50), saved=st.none() | st.integers(1, 50))
     def a_report_arrives(self, attempt: int, step: int, saved: int | None) -> None:
         seconds = (self.world.now - NOW).total_seconds()
         self.world.progress = some_progress(attempt=attempt, step=step, saved_step=saved, seconds=seconds)
+        self.world.has_saved |= saved is not None
 
     @invariant()
     def budgets_are_respected(self) -> None:
@@ -433,7 +463,7 @@ class LifeOfAJob(RuleBasedStateMachine):
             self.settled_pass()
             self.budgets_are_respected()
             for number in self.world.live():
-                self.world.attempts[number] = [None] * self.world.job.spec.compute.nodes
+                self.world.attempts[number] = [None] * self.world.launchers(number)
             self.world.now += timedelta(seconds=300)
         assert self.world.job.status.phase.is_final
         assert self.world.is_deleted or not self.world.live()

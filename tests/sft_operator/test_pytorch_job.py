@@ -9,7 +9,7 @@ from sft_operator.lifecycle.plan import launch_plan
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.plan import LaunchPlan
 from sftjob.spec import SFTJobSpec
-from sftjob.status import AttemptsStatus, SFTJobStatus
+from sftjob.status import AttemptKind, AttemptsStatus, SFTJobStatus
 
 
 def a_job(**sections: Any) -> SFTJob:
@@ -252,6 +252,38 @@ def test_what_a_job_asks_of_its_pods_stands_in_them() -> None:
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
     ]
     assert "$$(5)" in container["command"][-1]
+
+
+def test_a_pre_flight_is_one_worker_of_the_same_pod_without_accelerators() -> None:
+    compute = {
+        "nodes": 2,
+        "processesPerNode": 4,
+        "resources": {
+            "requests": {"cpu": 96, "nvidia.com/gpu": 4},
+            "limits": {"cpu": 128, "memory": "8Gi", "nvidia.com/gpu": 4, "rdma/hca": 1},
+        },
+    }
+    job = a_job(compute=compute, queue={"name": "team-a"})
+    status = SFTJobStatus(attempts=AttemptsStatus(current=1, kind=AttemptKind.PREFLIGHT))
+    _, body = built(job.model_copy(update={"status": status}), attempt=1)
+    _, training = built(job, attempt=1)
+    pod, other = (made["spec"]["pytorchReplicaSpecs"]["Worker"] for made in (body, training))
+    assert (pod["replicas"], body["spec"]["nprocPerNode"]) == (1, "1")
+    (container,), (of_training,) = (one["template"]["spec"].pop("containers") for one in (pod, other))
+    # No more is requested than preparing needs, so that no whole node is waited for.
+    assert container["resources"] == {
+        "requests": {"cpu": "4", "memory": "8Gi"},
+        "limits": {"cpu": "128", "memory": "8Gi"},
+    }
+    assert {"name": "SFTJOB_MASTER_ADDRESS", "value": "localhost"} in container["env"]
+    told = json.loads(container["command"][-1])
+    assert (told["prepareOnly"], told["spec"]["compute"]["nodes"]) == (True, 2)
+    # All else is as in training: the volumes above all.
+    assert pod["template"] == other["template"]
+    assert container["volumeMounts"] == of_training["volumeMounts"]
+    # A queue holds it back like any workload, by what it asks for.
+    assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    assert body["spec"]["runPolicy"]["suspend"] is True
 
 
 def test_an_attempt_stays_away_from_nodes_whose_gpu_is_broken() -> None:

@@ -4,7 +4,7 @@ from jobs import NOW, a_job, some_progress
 
 from sft_operator.kubernetes.story import story
 from sftjob.failure import Reason
-from sftjob.status import AttemptRecord, AttemptsStatus, Condition, Phase, SFTJobStatus
+from sftjob.status import AttemptKind, AttemptRecord, AttemptsStatus, Condition, Phase, SFTJobStatus
 
 RUNNING = SFTJobStatus(phase=Phase.RUNNING, attempts=AttemptsStatus(current=1), progress=some_progress(step=3))
 
@@ -32,6 +32,19 @@ def test_the_end_of_an_attempt_is_told_with_its_place_before_the_next_one() -> N
             "RankKilled",
             "attempt 1 ended (rank 1, pod tiny-a1-worker-1, node gpu-7; step 4 is saved): rank 1 was killed by 9",
         ),
+        ("Normal", "AttemptStarted", "attempt 2 started"),
+    ]
+
+
+def test_a_pre_flight_is_told_as_what_it_is() -> None:
+    preparing = SFTJobStatus(phase=Phase.STARTING, attempts=AttemptsStatus(current=1, kind=AttemptKind.PREFLIGHT))
+    assert told(SFTJobStatus(), preparing) == [
+        ("Normal", "AttemptStarted", "attempt 1 (pre-flight on one worker, without accelerators) started")
+    ]
+    record = AttemptRecord(number=1, kind=AttemptKind.PREFLIGHT, reason=Reason.PREPARED, ended_at=NOW)
+    after = SFTJobStatus(phase=Phase.STARTING, attempts=AttemptsStatus(current=2, prepared=1, history=[record]))
+    assert told(preparing, after) == [
+        ("Normal", "Prepared", "attempt 1 found storage, model and data ready"),
         ("Normal", "AttemptStarted", "attempt 2 started"),
     ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sft_trainer.storage import fence, records
+from sft_trainer.storage.exports import refuse_unwritable_outputs
 from sftjob.failure import JobFailure, Reason
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec
@@ -44,6 +45,17 @@ def test_a_full_volume_or_quota_is_told_apart_from_one_that_may_not_be_written(
     with pytest.raises(JobFailure, match=r"tuned\.checkpoints can't be written") as failure:
         fence.enter(a_plan(tmp_path), node_rank=0, pod_uid=None)
     assert failure.value.reason is reason
+
+
+def test_an_output_that_could_not_be_written_after_training_is_told_before_it(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path)
+    refuse_unwritable_outputs(plan)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    below = plan.model_copy(update={"mounts": [Mount(uri="pvc://c/tuned", path=f"{tmp_path}/file/tuned")]})
+    with pytest.raises(JobFailure, match=r"spec\.output\[0\]\.uri: .*/file can't be written") as failure:
+        refuse_unwritable_outputs(below)
+    assert failure.value.reason is Reason.STORAGE_UNAVAILABLE
 
 
 def test_storage_that_a_node_does_not_share_with_node_0_has_a_reason_of_its_own(

@@ -115,6 +115,7 @@ GOOD: dict[str, Any] = {
         },
         "runPolicy": {
             "suspend": True,
+            "preflight": "always",
             "retries": 1,
             "disruptionRetries": 2,
             "startDeadlineSeconds": 600,
@@ -686,6 +687,12 @@ BAD = [
         "101 is not allowed; use a value less than or equal to 100",
         {"runPolicy": {"retries": 101}},
         server="Invalid value: 101: spec.runPolicy.retries in body should be less than or equal to 100",
+    ),
+    Bad(
+        "spec.runPolicy.preflight",
+        "'once' is not allowed; use 'auto', 'always' or 'never'",
+        {"runPolicy": {"preflight": "once"}},
+        server='Unsupported value: "once": supported values: "auto", "always", "never"',
     ),
 ]
 

@@ -21,14 +21,14 @@ from sftjob.spec import TrainingSpec
 
 
 def estimate(task: MemoryTask) -> MemoryEstimate:
-    """Raises JobFailure. Precision `auto` is that of GPUs where the job asks for some, else that of this machine."""
+    """Raises JobFailure. Precision `auto` is that of accelerators where the job asks for some, else of this machine."""
     spec, training = task.spec, task.spec.training or TrainingSpec()
     precision = training.precision
     folder = task.folder
     if folder is None and spec.model.preset is None:
         folder = cached("model", spec.model.load_from, on_detail=partial(print, flush=True))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if any(name.endswith("/gpu") for name in spec.compute.resources.limits):
+    if spec.compute.resources.devices:
         if precision == "auto":
             precision = "bf16"
     else:

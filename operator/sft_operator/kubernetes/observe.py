@@ -12,6 +12,7 @@ from sft_operator.kubernetes.cache import attempt_of
 from sft_operator.kubernetes.pod_end import outcome_of
 from sft_operator.kubernetes.pytorch_job import RANK_LABEL, has_finished, is_ours, is_suspended
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
+from sft_operator.lifecycle.preflight import launchers
 from sftjob import names
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.status import Phase
@@ -33,7 +34,7 @@ def attempts(
     return tuple(
         _attempt(
             number,
-            job.spec.compute.nodes,
+            launchers(job, number),
             owned.get(number),
             [pod for pod in here if attempt_of(pod) == number],
             [pod for pod in gone if attempt_of(pod) == number],

@@ -6,6 +6,8 @@ retried, timed or cleaned up by the controller: that is the operator's.
 
 from dataclasses import dataclass
 
+from kubernetes.utils.quantity import parse_quantity
+
 from sft_operator.kubernetes.api import PYTORCH_JOBS_API, Object
 from sft_operator.kubernetes.mounts import volumes
 from sftjob import names
@@ -18,6 +20,8 @@ CONTAINER = "pytorch"
 """The controller asks for this name."""
 RANK_LABEL = "training.kubeflow.org/replica-index"
 
+_PREFLIGHT_REQUESTS = {"cpu": "4", "memory": "16Gi"}
+"""At most: of a pod that reads and tokenises."""
 _USER = 1000
 _MASTER_PORT = 23456
 """Of the service that the controller makes for each worker."""
@@ -51,7 +55,7 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
         "blockOwnerDeletion": True,
     }
     worker = {
-        "replicas": plan.spec.compute.nodes,
+        "replicas": plan.nodes,
         "restartPolicy": "Never",
         "template": {"metadata": {"labels": labels}, "spec": _pod_spec(job, plan, defaults)},
     }
@@ -66,7 +70,7 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
             "ownerReferences": [owner],
         },
         "spec": {
-            "nprocPerNode": str(plan.spec.compute.processes_per_node),
+            "nprocPerNode": "1" if plan.prepare_only else str(plan.spec.compute.processes_per_node),
             "runPolicy": {"cleanPodPolicy": "Running"} | ({"suspend": True} if queue else {}),
             "pytorchReplicaSpecs": {"Worker": worker},
         },
@@ -117,7 +121,7 @@ def _pod_spec(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Objec
         "command": ["python", "-m", "sft_trainer.launcher", "--plan", plan.to_json().replace("$", "$$")],
         "env": _environment(job, plan),
         "ports": [{"name": "progress", "containerPort": names.SERVE_PORT}],
-        "resources": _resources(compute.resources),
+        "resources": _resources(_of_preflight(compute.resources) if plan.prepare_only else compute.resources),
         "volumeMounts": mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -167,7 +171,7 @@ def _environment(job: SFTJob, plan: LaunchPlan) -> list[Object]:
     attempt = names.attempt_name(job.metadata.name, job.metadata.uid, plan.attempt)
     placement = {
         # Alone in its pod it needs no name to be found by.
-        names.MASTER_ADDRESS_VARIABLE: "localhost" if plan.spec.compute.nodes == 1 else f"{attempt}-worker-0",
+        names.MASTER_ADDRESS_VARIABLE: "localhost" if plan.nodes == 1 else f"{attempt}-worker-0",
         names.MASTER_PORT_VARIABLE: str(_MASTER_PORT),
         names.SCRATCH_VARIABLE: names.POD_SCRATCH,
         names.TERMINATION_MESSAGE_VARIABLE: "/dev/termination-log",
@@ -190,6 +194,17 @@ def _variable(variable: EnvVar) -> Object:
         return {"name": variable.name, "value": variable.value.replace("$", "$$")}
     key = variable.value_from.secret_key_ref
     return {"name": variable.name, "valueFrom": {"secretKeyRef": {"name": key.name, "key": key.key}}}
+
+
+def _of_preflight(resources: ResourcesSpec) -> ResourcesSpec:
+    """Whoever asks for a whole node waits for its accelerators too; limits stay."""
+    kept = resources.without_devices()
+    # Where nothing is requested, the API server takes the limit.
+    asked = kept.limits | kept.requests
+    least = {
+        name: min(asked[name], most, key=parse_quantity) for name, most in _PREFLIGHT_REQUESTS.items() if name in asked
+    }
+    return kept.model_copy(update={"requests": asked | least})
 
 
 def _resources(resources: ResourcesSpec) -> Object:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 
 from sft_operator.kubernetes.api import Object
+from sft_operator.lifecycle.preflight import attempt_in_words
 from sftjob import names
 from sftjob.base import utc_now
 from sftjob.failure import Reason
@@ -25,10 +26,14 @@ def _told(before: SFTJobStatus, after: SFTJobStatus) -> Iterator[tuple[str, str,
     """Type, reason and message, in the order of what happened."""
     recorded = {record.number for record in before.attempts.history}
     for record in reversed(after.attempts.history):
-        if record.number not in recorded and record.reason is not Reason.SUCCEEDED:
+        if record.number in recorded or record.reason is Reason.SUCCEEDED:
+            continue
+        if record.reason is Reason.PREPARED:
+            yield "Normal", record.reason.value, f"attempt {record.number} found storage, model and data ready"
+        else:
             yield "Warning", record.reason.value, _end(record)
     if after.attempts.current > before.attempts.current:
-        yield "Normal", "AttemptStarted", f"attempt {after.attempts.current} started"
+        yield "Normal", "AttemptStarted", f"{attempt_in_words(after.attempts)} started"
     if after.phase is Phase.RUNNING and before.phase is not Phase.RUNNING:
         yield "Normal", "Running", f"attempt {after.attempts.current} runs"
     if after.phase is Phase.QUEUED and before.phase is not Phase.QUEUED:

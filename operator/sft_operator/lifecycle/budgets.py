@@ -31,11 +31,13 @@ def account(
 ) -> AttemptsStatus:
     """The counters after this end, of an attempt that ran for that long. A requested suspension costs nothing.
 
-    An attempt that never ran as a whole could save nothing: it says nothing about progress.
+    An attempt that never ran as a whole could save nothing: it says nothing about progress. A pre-flight that found
+    everything ready costs nothing, and memory that was too small for one before it says nothing of training.
     """
     is_newer = record.saved_step is not None and record.saved_step > (attempts.saved_step or 0)
-    is_success = record.reason is Reason.SUCCEEDED
-    is_counted = not is_requested and not is_success and record.reason is not Reason.DEADLINE_EXCEEDED
+    is_success, has_prepared = record.reason is Reason.SUCCEEDED, record.reason is Reason.PREPARED
+    is_fault = not is_success and not has_prepared and record.reason is not Reason.DEADLINE_EXCEEDED
+    is_counted = is_fault and not is_requested
     is_disruption = record.reason in DISRUPTIONS
     is_idle = is_counted and record.reason is not Reason.NOT_STARTED
     avoided = attempts.avoided_nodes
@@ -45,7 +47,8 @@ def account(
         update={
             "failures": attempts.failures + (is_counted and not is_disruption),
             "disruptions": attempts.disruptions + (is_counted and is_disruption),
-            "shortages": attempts.shortages + (is_counted and record.reason in SHORTAGES),
+            "shortages": 0 if has_prepared else attempts.shortages + (is_counted and record.reason in SHORTAGES),
+            "prepared": record.number if has_prepared else attempts.prepared,
             "without_progress": 0 if is_newer or is_success else attempts.without_progress + is_idle,
             "saved_step": record.saved_step if is_newer else attempts.saved_step,
             "running_since": None,
@@ -117,6 +120,7 @@ def renewed(attempts: AttemptsStatus) -> AttemptsStatus:
             "disruptions": 0,
             "shortages": 0,
             "without_progress": 0,
+            "prepared": None,
             "running_seconds": 0,
             "avoided_nodes": [],
             "next_at": None,

@@ -78,6 +78,7 @@ def untold_record(
     """Of an end that no launcher tells of: `progress` is the attempt's last report."""
     return AttemptRecord(
         number=attempts.current,
+        kind=attempts.kind,
         reason=reason,
         message=message,
         resumed_from=progress.resumed_from if progress else None,
@@ -99,8 +100,14 @@ def last_end(attempt: AttemptObservation | None, *, progress: Progress | None, n
     return min(max(ended), now)
 
 
-def unstarted_attempt_record(number: int, *, now: datetime) -> AttemptRecord:
-    return AttemptRecord(number=number, reason=Reason.PREEMPTED, message="suspended before it started", ended_at=now)
+def unstarted_attempt_record(attempts: AttemptsStatus, *, now: datetime) -> AttemptRecord:
+    return AttemptRecord(
+        number=attempts.current,
+        kind=attempts.kind,
+        reason=Reason.PREEMPTED,
+        message="suspended before it started",
+        ended_at=now,
+    )
 
 
 def _node_record(node: NodeObservation, lost: AttemptRecord) -> AttemptRecord:

@@ -6,6 +6,7 @@ from typing import get_args
 
 from sft_operator.lifecycle.budgets import Failure
 from sft_operator.lifecycle.observation import Trouble
+from sft_operator.lifecycle.preflight import attempt_in_words
 from sftjob.status import Condition, ConditionType, Phase, SFTJobStatus
 
 MESSAGE_LIMIT = 2000
@@ -48,7 +49,7 @@ def _facts(
     status: SFTJobStatus, failure: Failure | None, trouble: Trouble | None, queue_message: str
 ) -> Iterator[tuple[ConditionType, bool, str, str]]:
     phase = status.phase
-    attempt = f"attempt {status.attempts.current}"
+    attempt = attempt_in_words(status.attempts)
     yield "Accepted", True, "Valid", ""
     yield "Running", phase is Phase.RUNNING, phase.value, attempt
 
@@ -56,7 +57,7 @@ def _facts(
     yield "CheckpointAvailable", saved is not None, "CheckpointSaved", f"step {saved}"
 
     yield "Suspended", phase is Phase.SUSPENDED, phase.value, attempt if phase is Phase.SUSPENDED else ""
-    yield "Complete", phase is Phase.SUCCEEDED, "Succeeded", attempt
+    yield "Complete", phase is Phase.SUCCEEDED, "Succeeded", f"attempt {status.attempts.current}"
     yield "Failed", failure is not None, failure.reason if failure else phase.value, failure.message if failure else ""
 
     # What kstatus reads: at work, or stopped until somebody changes something.

@@ -19,6 +19,7 @@ from sft_operator.lifecycle.columns import columns
 from sft_operator.lifecycle.conditions import conditions
 from sft_operator.lifecycle.deadlines import Deadline, nearest_deadline, seconds_run
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, NodeState, Observation
+from sft_operator.lifecycle.preflight import next_kind
 from sft_operator.lifecycle.recovery import recovered_so_far, recovery_after
 from sft_operator.lifecycle.report import progress_of_current, with_last_words, with_progress
 from sft_operator.lifecycle.size import bounded
@@ -144,7 +145,7 @@ def _record_end(
     is_requested = status.phase is Phase.SUSPENDING or was_announced_only
     is_untold = attempts.ending is None and _never_ran(status, attempt)
     if is_requested and is_untold:
-        record = unstarted_attempt_record(attempts.current, now=now)
+        record = unstarted_attempt_record(attempts, now=now)
     elif attempt is not None and attempt.is_suspended and is_untold:
         record = _taken_back_record(status, attempt, observation, now)
     else:
@@ -165,8 +166,9 @@ def _record_end(
         phase = Phase.FAILED if failure else Phase.SUCCEEDED
         attempts = attempts.model_copy(update={"recovery": None})
         return status.model_copy(update={"phase": phase, "attempts": attempts}), failure
-    recovery = None if is_requested else recovery_after(record, noticed_at=noticed_at, now=now)
-    next_at = None if is_requested else next_attempt_at(attempts, now)
+    is_interruption = not is_requested and record.reason is not Reason.PREPARED
+    recovery = recovery_after(record, noticed_at=noticed_at, now=now) if is_interruption else None
+    next_at = next_attempt_at(attempts, now) if is_interruption else None
     attempts = attempts.model_copy(update={"next_at": next_at, "recovery": recovery})
     return status.model_copy(update={"phase": Phase.RESTARTING, "attempts": attempts}), None
 
@@ -275,8 +277,8 @@ def _between_attempts(job: SFTJob, status: SFTJobStatus, now: datetime) -> Decis
         return Decision(status.model_copy(update={"phase": Phase.SUSPENDED, "attempts": attempts}))
     if attempts.next_at is not None and attempts.next_at > now:
         return Decision(_in_phase(status, Phase.RESTARTING), requeue_after=(attempts.next_at - now).total_seconds())
-    number = attempts.current + 1
-    announced = attempts.model_copy(update={"current": number, "next_at": None, "started_at": now})
+    number, kind = attempts.current + 1, next_kind(attempts, job.spec)
+    announced = attempts.model_copy(update={"current": number, "kind": kind, "next_at": None, "started_at": now})
     return Decision(status.model_copy(update={"phase": Phase.STARTING, "attempts": announced}), CreateAttempt(number))
 
 

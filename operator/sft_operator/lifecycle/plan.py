@@ -6,10 +6,14 @@ from sftjob.job import SFTJob
 from sftjob.names import HUB, S3
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec, TrainingSpec
+from sftjob.status import AttemptKind
 
 
 def launch_plan(job: SFTJob, attempt: int, *, path_of: Callable[[str], str]) -> LaunchPlan:
-    """`path_of` tells where a URI of the spec lies on a node. What the trainer would derive from its ranks is fixed."""
+    """Of the attempt that the status announces.
+
+    `path_of` tells where a URI of the spec lies on a node. What the trainer would derive from its ranks is fixed.
+    """
     spec, metadata = job.spec, job.metadata
     return LaunchPlan(
         job=JobReference(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid),
@@ -21,6 +25,7 @@ def launch_plan(job: SFTJob, attempt: int, *, path_of: Callable[[str], str]) -> 
             if not uri.startswith((HUB, S3)) or uri in spec.written_uris
         ],
         shortages=job.status.attempts.shortages,
+        prepare_only=job.status.attempts.kind is AttemptKind.PREFLIGHT,
     )
 
 

@@ -2,16 +2,16 @@
 
 from sftjob.compute import ComputeSpec
 from sftjob.failure import Reason
-from sftjob.status import AttemptRecord, Usage
+from sftjob.status import AttemptKind, AttemptRecord, Usage
 
 
 def used(before: Usage | None, record: AttemptRecord, compute: ComputeSpec, *, running_seconds: int) -> Usage | None:
     """With this attempt's time added; None where the job asks for no GPUs."""
-    amounts = [amount for name, amount in compute.resources.limits.items() if name.endswith("/gpu")]
-    # GPUs are whole; what is written in another way, as `1k`, is the API server's to understand.
-    gpus = compute.nodes * sum(int(amount) for amount in amounts if str(amount).isdecimal())
+    gpus = compute.nodes * compute.resources.gpus
     if not gpus:
         return None
+    if record.kind is AttemptKind.PREFLIGHT:
+        return before
     before = before or Usage()
     return Usage(
         gpu_seconds=before.gpu_seconds + gpus * running_seconds,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_operator.lifecycle.observation import AttemptObservation, NodeState, Observation
+from sft_operator.lifecycle.preflight import launchers
 from sft_operator.lifecycle.silence import Silence
 from sft_operator.local.files import replace_file
 from sft_operator.local.node import LocalNode
@@ -72,7 +73,7 @@ class LocalBackend:
         return LocalNode(self._attempts / str(attempt) / f"node-{rank}", rank=rank)
 
     def _nodes(self, job: SFTJob, attempt: int) -> Iterator[LocalNode]:
-        return (self.node(attempt, rank) for rank in range(job.spec.compute.nodes))
+        return (self.node(attempt, rank) for rank in range(launchers(job, attempt)))
 
     def _numbers(self) -> list[int]:
         if not self._attempts.exists():

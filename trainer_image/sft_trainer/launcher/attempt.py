@@ -1,5 +1,7 @@
 """One node's part of one attempt, stage by stage: fence, prepare, torchrun, publish, and the outcome.
 
+A pre-flight stops once it has prepared.
+
 Called by `__main__` with the plan; every way out is an Outcome, in the termination message and in storage.
 """
 
@@ -29,7 +31,7 @@ from sft_trainer.report import Report, read_reports
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage import fence
 from sft_trainer.storage.checkpoints import newest_step
-from sft_trainer.storage.exports import remove_unpublished
+from sft_trainer.storage.exports import refuse_unwritable_outputs, remove_unpublished
 from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import write_atomically
 from sft_trainer.task import RankTask
@@ -61,7 +63,8 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
         entered = True
         if placement.node_rank == 0:
             remove_unpublished(plan, gate)
-            if gate.remote:
+            refuse_unwritable_outputs(plan)
+            if gate.remote and not plan.prepare_only:
                 _fetch_checkpoint(plan, gate, placement, children)
         else:
             wait_for_name(placement.master_address, is_stopped=lambda: children.stopping)
@@ -72,7 +75,7 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
         if finished:
             log.info("an earlier attempt has trained and published everything")
             return _end(plan, placement, started_at, Cause(Reason.SUCCEEDED, ""), finished.artifacts, finished.report)
-        cause = _train(plan, placement, children)
+        cause = _prepare(plan, placement, children) or _train(plan, placement, children)
         if cause.reason is Reason.SUCCEEDED and placement.node_rank == 0:
             write_stage(placement.scratch, Stage.PUBLISHING)
             artifacts = publish_outputs(plan, gate, on_detail=_teller(Stage.PUBLISHING, placement, children))
@@ -110,19 +113,9 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     environment = rank_environment(processes_per_node=plan.spec.compute.processes_per_node, cpus=available_cpus())
     environment |= compiler_environment(Path(plan.storage))
     log.info("environment of ranks: %s", " ".join(f"{name}={value}" for name, value in environment.items()))
-    RankTask(plan=plan).write(placement.scratch)
-
     script = plan.spec.script
     if script:
-        command = script_command(plan, script)
         environment |= script_environment(plan, placement.scratch)
-    else:
-        command = []
-        unprepared = _prepare(plan, placement, children)
-        if unprepared:
-            return unprepared
-    if children.stopping:
-        return Cause(Reason.PREEMPTED, "stopped before training")
 
     write_stage(placement.scratch, Stage.RUNNING_SCRIPT if script else Stage.STARTING)
     torchrun = TorchrunTask(
@@ -135,7 +128,7 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
         run_id=f"{plan.job.uid}-{plan.attempt}",
         scratch=str(placement.scratch),
         shutdown_seconds=children.shutdown_seconds,
-        script=command,
+        script=script_command(plan, script) if script else [],
     )
     with KubeflowEndpoint(placement.scratch) as endpoint:
         environment |= endpoint.environment
@@ -159,9 +152,11 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
 
 
 def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Cause | None:
-    """None: model and data are ready. A Trainer in a script prepares its own."""
-    stages = {"download": Stage.DOWNLOADING_MODEL} if sources_of(plan) else {}
-    for name, stage in (stages | {"prepare": Stage.PREPARING_DATA}).items():
+    """None: all is ready for the ranks, and they are to run. A Trainer in a script prepares its own."""
+    RankTask(plan=plan).write(placement.scratch)
+    if plan.spec.script:
+        script_command(plan, plan.spec.script)
+    for name, stage in _stages_before_ranks(plan).items():
         write_stage(placement.scratch, stage)
         code = children.run("sft_trainer.child", [name, str(os.getpid()), str(placement.scratch)], environment={})
         report = read_reports(placement.scratch).get(name)
@@ -171,7 +166,17 @@ def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Caus
             return Cause(Reason.PREEMPTED, f"stopped before training, in stage {stage}")
         if code:
             return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
-    return None
+    if children.stopping:
+        return Cause(Reason.PREEMPTED, "stopped before training")
+    return Cause(Reason.PREPARED, "") if plan.prepare_only else None
+
+
+def _stages_before_ranks(plan: LaunchPlan) -> dict[str, Stage]:
+    """Each in a process of its own, by the name that `sft_trainer.child` knows it by."""
+    if plan.spec.script:
+        return {}
+    downloads = {"download": Stage.DOWNLOADING_MODEL} if sources_of(plan) else {}
+    return downloads | {"prepare": Stage.PREPARING_DATA}
 
 
 def _rank_reports(scratch: Path) -> dict[int, Report]:

@@ -21,7 +21,7 @@ def load(model: PreTrainedModel, folder: str, *, device: torch.device, drops_lay
     another shape raises JobFailure(MODEL_UNREADABLE) with its name, as does a file that is cut short.
     """
     files = weight_files(Path(folder))
-    mismatched = _mismatched(model, _shapes(files))
+    mismatched = _mismatched(model, tensor_shapes(files))
     tied = transformers_private.tied_weights(model)
     problems = None
     if not mismatched:
@@ -52,8 +52,8 @@ def load(model: PreTrainedModel, folder: str, *, device: torch.device, drops_lay
         )
 
 
-def _shapes(files: list[Path]) -> dict[str, list[int]]:
-    """Of every tensor, from the headers."""
+def tensor_shapes(files: list[Path]) -> dict[str, list[int]]:
+    """Of every tensor, from the headers. Raises JobFailure(MODEL_UNREADABLE) where a file is cut short."""
     shapes = {}
     for file in files:
         try:

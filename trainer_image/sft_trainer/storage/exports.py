@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sft_trainer.storage.fence import Fence
 from sftjob import names
+from sftjob.failure import JobFailure, storage_reason
 from sftjob.plan import LaunchPlan
 
 
@@ -15,6 +16,21 @@ def export_folder(plan: LaunchPlan, uri: str, *, attempt: int) -> Path:
     """Where the ranks of an attempt write an output until it is published."""
     folder = Path(plan.path(uri))
     return folder.with_name(names.temporary(folder.name, attempt=attempt))
+
+
+def refuse_unwritable_outputs(plan: LaunchPlan) -> None:
+    """Raises JobFailure where the ranks could not write an output once they have trained."""
+    for index, output in enumerate(plan.spec.outputs):
+        folder = export_folder(plan, output.uri, attempt=plan.attempt)
+        try:
+            folder.mkdir(parents=True)
+            folder.rmdir()
+        except OSError as error:
+            raise JobFailure(
+                storage_reason(error),
+                f"spec.output[{index}].uri: {folder.parent} can't be written ({error.strerror}); give the pods' user "
+                "write access, or name another folder",
+            ) from None
 
 
 def remove_unpublished(plan: LaunchPlan, fence: Fence) -> None:
