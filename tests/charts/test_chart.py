@@ -22,19 +22,25 @@ RENDER = ("template", "sft", str(CHART), "--namespace=system", "--kube-version=1
 
 RULES = [
     {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs"], "verbs": ["get", "list", "watch", "delete"]},
-    {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs/status"], "verbs": ["get", "patch"]},
+    {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs/status"], "verbs": ["patch"]},
     {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs/finalizers"], "verbs": ["update"]},
     {
         "apiGroups": ["kubeflow.org"],
         "resources": ["pytorchjobs"],
         "verbs": ["get", "list", "watch", "create", "delete"],
     },
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch", "list"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "list"]},
     {"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["list"]},
 ]
 LEASE_RULES = [
-    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": ["sft-operator"],
+        "verbs": ["get", "update"],
+    },
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
 ]
 
 
