@@ -110,6 +110,12 @@ def test_an_image_that_is_not_named_is_asked_for_with_the_option_that_names_it(h
     assert f"--set {missing}=" in done.stderr
 
 
+def test_a_kubernetes_that_is_too_old_is_refused(helm: Path) -> None:
+    done = call(helm, *RENDER[:-1], "--kube-version=1.29", *IMAGES)
+    assert done.returncode != 0
+    assert "requires kubeVersion: >=1.30.0-0" in done.stderr
+
+
 def test_the_operator_may_do_in_all_namespaces_what_it_does_and_nothing_else(helm: Path) -> None:
     objects = render(helm)
     operator = [{"kind": "ServiceAccount", "name": "sft", "namespace": "system"}]
