@@ -22,19 +22,25 @@ RENDER = ("template", "sft", str(CHART), "--namespace=system", "--kube-version=1
 
 RULES = [
     {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs"], "verbs": ["get", "list", "watch", "delete"]},
-    {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs/status"], "verbs": ["get", "patch"]},
+    {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs/status"], "verbs": ["patch"]},
     {"apiGroups": ["sftjob.dev"], "resources": ["sftjobs/finalizers"], "verbs": ["update"]},
     {
         "apiGroups": ["kubeflow.org"],
         "resources": ["pytorchjobs"],
         "verbs": ["get", "list", "watch", "create", "delete"],
     },
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch", "list"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "list"]},
     {"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["list"]},
 ]
 LEASE_RULES = [
-    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": ["sft-operator"],
+        "verbs": ["get", "update"],
+    },
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
 ]
 
 
@@ -102,6 +108,12 @@ def test_an_image_that_is_not_named_is_asked_for_with_the_option_that_names_it(h
     done = call(helm, *RENDER, *(option for option in IMAGES if not option.startswith(f"--set={missing}=")))
     assert done.returncode != 0
     assert f"--set {missing}=" in done.stderr
+
+
+def test_a_kubernetes_that_is_too_old_is_refused(helm: Path) -> None:
+    done = call(helm, *RENDER[:-1], "--kube-version=1.29", *IMAGES)
+    assert done.returncode != 0
+    assert "requires kubeVersion: >=1.30.0-0" in done.stderr
 
 
 def test_the_operator_may_do_in_all_namespaces_what_it_does_and_nothing_else(helm: Path) -> None:

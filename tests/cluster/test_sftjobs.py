@@ -484,6 +484,25 @@ def test_a_job_waits_for_pytorchjobs_and_starts_when_they_are_installed(own: Roo
     assert not own.condition("Stalled")
 
 
+CHART = (
+    *("sft-operator", str(ROOT / "charts" / "sft-operator"), "--wait", "--timeout=10m"),
+    "--set=image=localhost:5000/sft-operator:dev",
+    f"--set=trainer.image={Cluster.image}",
+)
+
+
+def helm(own: Room, namespace: str, *arguments: str) -> None:
+    command = [str(own.cluster.folder / "bin" / "helm"), f"--kubeconfig={own.cluster.folder / 'kubeconfig'}"]
+    command += [f"--namespace={namespace}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0, done.stderr + own.cluster.kubectl("describe", "pods", f"--namespace={namespace}")
+
+
+def told(own: Room, namespace: str, path: str) -> str:
+    """Of the small job."""
+    return own.cluster.kubectl("get", "sftjob", "small", f"--namespace={namespace}", f"--output=jsonpath={{{path}}}")
+
+
 def test_the_chart_brings_an_operator_for_two_namespaces_that_leaves_nothing_when_it_goes(own: Room) -> None:
     system, watched, other = (f"{own.namespace}-{name}" for name in ("system", "watched", "other"))
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -494,32 +513,15 @@ def test_the_chart_brings_an_operator_for_two_namespaces_that_leaves_nothing_whe
     for namespace in (watched, other):
         own.cluster.kubectl("create", f"--namespace={namespace}", "--filename=-", stdin=json.dumps(small_job()))
 
-    def told(namespace: str, path: str) -> str:
-        return own.cluster.kubectl(
-            "get", "sftjob", "small", f"--namespace={namespace}", f"--output=jsonpath={{{path}}}"
-        )
-
-    def helm(*arguments: str) -> None:
-        command = [str(own.cluster.folder / "bin" / "helm"), f"--kubeconfig={own.cluster.folder / 'kubeconfig'}"]
-        done = subprocess.run(
-            [*command, f"--namespace={system}", *arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS
-        )
-        assert done.returncode == 0, done.stderr + own.cluster.kubectl("describe", "pods", f"--namespace={system}")
-
     try:
-        helm(
-            *("install", "sft-operator", str(ROOT / "charts" / "sft-operator"), "--wait", "--timeout=10m"),
-            "--set=image=localhost:5000/sft-operator:dev",
-            f"--set=trainer.image={Cluster.image}",
-            f"--set=watchNamespaces={{{own.namespace},{watched}}}",
-        )
+        helm(own, system, "install", *CHART, f"--set=watchNamespaces={{{own.namespace},{watched}}}")
         own.apply(small_job())
         # Its progress is asked for on the pod's own address: from outside it goes through the API server.
         own.until(lambda: own.status().get("progress", {}).get("stage"))
         assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
-        own.until(lambda: "ClaimMissing" in told(watched, ".status.conditions"))
-        assert told(other, ".status") == ""
-        helm("uninstall", "sft-operator", "--wait")
+        own.until(lambda: "ClaimMissing" in told(own, watched, ".status.conditions"))
+        assert told(own, other, ".status") == ""
+        helm(own, system, "uninstall", "sft-operator", "--wait")
         kinds = "all,serviceaccounts,roles,rolebindings,leases,networkpolicies"
         left = ("get", kinds, f"--namespace={system}", "--output=name")
         own.until(lambda: own.cluster.kubectl(*left) == "serviceaccount/default\n")
@@ -529,3 +531,41 @@ def test_the_chart_brings_an_operator_for_two_namespaces_that_leaves_nothing_whe
         assert own.cluster.kubectl(*roles) == ""
     finally:
         own.cluster.kubectl("delete", "namespace", system, watched, other)
+
+
+@pytest.mark.full
+def test_a_team_that_deletes_its_namespace_stops_no_other_and_is_served_again_when_it_is_back(own: Room) -> None:
+    system, deleted = f"{own.namespace}-system", f"{own.namespace}-deleted"
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+
+    def create(namespace: str) -> None:
+        metadata = {"name": namespace, "labels": restricted}
+        own.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
+    def readiness() -> str:
+        name = own.cluster.kubectl("get", "pods", f"--namespace={system}", "--output=name").strip()
+        page = f"{name.removeprefix('pod/')}:8080/proxy/readyz"
+        return own.cluster.kubectl("get", "--raw", f"/api/v1/namespaces/{system}/pods/{page}")
+
+    def logs() -> str:
+        return own.cluster.kubectl("logs", "deployment/sft-operator", f"--namespace={system}")
+
+    chart = (*CHART, f"--set=watchNamespaces={{{own.namespace},{deleted}}}")
+    create(system)
+    create(deleted)
+    try:
+        helm(own, system, "install", *chart)
+        assert readiness() == "at work\n"
+        own.cluster.kubectl("delete", "namespace", deleted)
+        own.until(lambda: f"no jobs are run in {deleted}: " in logs())
+        own.apply(small_job())
+        assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
+        assert readiness().startswith(f"at work\nno jobs are run in {deleted}: ")
+        create(deleted)
+        helm(own, system, "upgrade", *chart)
+        # There are no claims here: such a job starts and gets no further.
+        own.cluster.kubectl("create", f"--namespace={deleted}", "--filename=-", stdin=json.dumps(small_job()))
+        own.until(lambda: "ClaimMissing" in told(own, deleted, ".status.conditions"))
+        assert readiness() == "at work\n"
+    finally:
+        own.cluster.kubectl("delete", "namespace", system, deleted, "--ignore-not-found")

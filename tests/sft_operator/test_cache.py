@@ -117,9 +117,10 @@ def test_what_a_list_told_before_it_broke_off_is_not_lost() -> None:
     assert changed == {KEY}
 
 
-def test_a_stranger_s_pytorchjob_with_our_label_needs_no_run_policy() -> None:
+@pytest.mark.parametrize("given", [{"spec": {"pytorchReplicaSpecs": {}}}, {}], ids=["no-run-policy", "no-spec"])
+def test_a_stranger_s_pytorchjob_with_our_label_needs_neither_run_policy_nor_spec(given: dict[str, Any]) -> None:
     cache = Cache()
-    strange = pytorch_job(1) | {"spec": {"pytorchReplicaSpecs": {}}}
+    strange = {name: value for name, value in pytorch_job(1).items() if name != "spec"} | given
     assert cache.put_pytorch_job(strange) == KEY
     assert cache.pytorch_jobs(UID) == [strange | {"spec": {"runPolicy": {}}}]
 

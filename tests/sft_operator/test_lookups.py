@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from cluster_objects import pytorch_job
+from cluster_objects import pod, pytorch_job
 from jobs import a_job, in_attempt
 from kubernetes.aio.client import ApiException
 
@@ -17,6 +17,7 @@ from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults
 from sft_operator.kubernetes.queued import QueueNews
 from sft_operator.kubernetes.warnings import Warnings
+from sftjob.base import utc_now
 from sftjob.failure import Obstacle
 from sftjob.status import Phase
 
@@ -123,20 +124,44 @@ def test_the_warnings_of_a_namespace_are_forgotten_when_nobody_asks_any_more(mon
     asyncio.run(scene())
 
 
+def a_backend(lists: Lists, cache: Cache) -> PyTorchJobBackend:
+    poller = ProgressPoller(lists, None)  # type: ignore[arg-type]
+    return PyTorchJobBackend(lists, cache, poller, defaults=TrainerDefaults(image="trainer:1"))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("queue", "trouble"), [(None, None), ("team-a", Obstacle.QUEUE_SILENT)])
 def test_an_attempt_that_nobody_takes_up_is_trouble_of_its_queue_where_it_has_one(
     queue: str | None, trouble: Obstacle | None
 ) -> None:
     async def scene() -> None:
-        lists, cache = Lists(), Cache()
-        poller = ProgressPoller(lists, None)  # type: ignore[arg-type]
-        defaults = TrainerDefaults(image="trainer:1")
-        backend = PyTorchJobBackend(lists, cache, poller, defaults=defaults)  # type: ignore[arg-type]
+        cache = Cache()
+        backend = a_backend(Lists(), cache)
         held = pytorch_job(1)
         held["spec"]["runPolicy"]["suspend"] = True
         cache.put_pytorch_job(held)
         found = await backend.observe(a_job(queue=queue, status=in_attempt(1, Phase.STARTING)))
         assert found.attempts[0].is_suspended
+        assert (found.trouble and found.trouble.reason) == trouble
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("pods", "trouble"),
+    [([], Obstacle.POD_REFUSED), ([pod(1, phase="Pending")], None)],
+    ids=["refused", "created since"],
+)
+def test_a_pod_that_was_refused_is_trouble_until_it_is_there(
+    pods: list[dict[str, Any]], trouble: Obstacle | None
+) -> None:
+    async def scene() -> None:
+        cache = Cache()
+        backend = a_backend(Lists(WARNING | {"lastTimestamp": utc_now().isoformat()}), cache)
+        taken_up = pytorch_job(1) | {"status": {"conditions": [{"type": "Created", "status": "True"}]}}
+        cache.put_pytorch_job(taken_up)
+        for one in pods:
+            cache.put_pod(one)
+        found = await backend.observe(a_job(status=in_attempt(1, Phase.STARTING)))
         assert (found.trouble and found.trouble.reason) == trouble
 
     asyncio.run(scene())

@@ -123,10 +123,31 @@ def test_a_pod_that_can_not_start_says_what_to_change(
 def test_an_event_says_what_to_change(event: str, message: str, reason: str, begin: str) -> None:
     old = {"metadata": {"creationTimestamp": "2026-01-01T11:00:00Z"}, "reason": "Scheduled", "message": "fine"}
     new = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": event, "message": message}
-    trouble = of_events(a_job(), [old, new], now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
+    trouble = of_events(a_job(), [old, new], lacks_pods=True, now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
     assert trouble is not None
     assert trouble.reason == reason
     assert trouble.message.startswith(begin), trouble.message
+
+
+@pytest.mark.parametrize(
+    ("event", "minutes", "lacks_pods", "reason"),
+    [
+        # training-operator has tried again, as seldom as it ever does, and been refused: the next word is on its way.
+        ("FailedCreatePod", 17, True, "PodRefused"),
+        ("FailedCreatePod", 21, True, None),
+        # Another try went well, and the pod is there.
+        ("FailedCreatePod", 1, False, None),
+        ("FailedMount", 4, True, "VolumeNotMounted"),
+        ("FailedMount", 6, True, None),
+    ],
+)
+def test_an_event_counts_until_it_would_have_been_told_again(
+    event: str, minutes: int, lacks_pods: bool, reason: str | None
+) -> None:
+    told = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": event, "message": "no"}
+    now = datetime(2026, 1, 1, 12, minutes, tzinfo=UTC)
+    trouble = of_events(a_job(), [told], lacks_pods=lacks_pods, now=now)
+    assert (trouble and trouble.reason) == reason
 
 
 def test_a_config_map_that_is_missing_is_told_with_every_field_of_a_script_that_names_it() -> None:
@@ -136,7 +157,7 @@ def test_a_config_map_that_is_missing_is_told_with_every_field_of_a_script_that_
     job = job.model_copy(update={"spec": SFTJobSpec.model_validate(spec)})
     message = 'MountVolume.SetUp failed for volume "config-map-0" : configmap "few" not found'
     event = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": "FailedMount", "message": message}
-    trouble = of_events(job, [event], now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
+    trouble = of_events(job, [event], lacks_pods=False, now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
     assert trouble is not None
     assert trouble.message.startswith(
         "spec.script.uri, spec.script.args[1]: create the ConfigMap few with the keys train.py, few.jsonl in namespace "

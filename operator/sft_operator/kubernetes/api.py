@@ -63,9 +63,9 @@ async def connect() -> ApiClient:
 
 class ClusterApi:
     def __init__(self, client: ApiClient, *, namespaces: tuple[str, ...]) -> None:
-        """`namespaces` are those to look at; none for all."""
         self._client = client
-        self._scopes = [f"/namespaces/{name}" for name in namespaces] or [""]
+        self.namespaces = namespaces
+        """Those to look at; none for all."""
 
     async def job_schema(self) -> Object | None:
         """Of SFTJobs, as everybody may read it. None where the cluster has none, or does not tell of them yet."""
@@ -75,6 +75,15 @@ class ClusterApi:
 
     def list_jobs(self) -> AsyncIterator[Listing]:
         return self._pages(f"/apis/{names.API_VERSION}", names.PLURAL)
+
+    async def may_list_jobs_of(self, namespace: str) -> bool:
+        try:
+            await self._call("GET", _jobs_path(namespace), query={"limit": "1"})
+        except ApiException as error:
+            if error.status == 403:
+                return False
+            raise
+        return True
 
     async def get_job(self, key: JobKey) -> Object | None:
         return await self._get(_job_path(key))
@@ -130,7 +139,7 @@ class ClusterApi:
         return await self._bytes("GET", url, most_bytes=most_bytes)
 
     def list_warnings(self, namespace: str) -> AsyncIterator[Listing]:
-        return self._pages("/api/v1", "events", fields="type=Warning", scopes=[f"/namespaces/{namespace}"])
+        return self._pages("/api/v1", "events", fields="type=Warning", namespaces=(namespace,))
 
     async def create_event(self, body: Object) -> None:
         await self._call("POST", f"/api/v1/namespaces/{body['metadata']['namespace']}/events", body=body)
@@ -146,11 +155,11 @@ class ClusterApi:
         *,
         labels: str | None = None,
         fields: str | None = None,
-        scopes: list[str] | None = None,
+        namespaces: tuple[str, ...] = (),
     ) -> AsyncIterator[Listing]:
-        """`scopes` are those to look at unless others are named."""
+        """`namespaces` are those to look at unless others are named."""
         selectors = {"labelSelector": labels, "fieldSelector": fields}
-        for scope in scopes or self._scopes:
+        for scope in [f"/namespaces/{name}" for name in namespaces or self.namespaces] or [""]:
             query = {"limit": str(PAGE)} | {name: value for name, value in selectors.items() if value}
             while True:
                 page = await self._call("GET", f"{group}{scope}/{plural}", query=query)
@@ -224,7 +233,11 @@ def _is_of_a_job(schema: Object) -> bool:
 
 
 def _job_path(key: JobKey) -> str:
-    return f"/apis/{names.API_VERSION}/namespaces/{key.namespace}/{names.PLURAL}/{key.name}"
+    return f"{_jobs_path(key.namespace)}/{key.name}"
+
+
+def _jobs_path(namespace: str) -> str:
+    return f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
 
 
 def _pytorch_jobs_path(namespace: str) -> str:

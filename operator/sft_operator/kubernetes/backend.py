@@ -210,6 +210,8 @@ class PyTorchJobBackend:
             except (ApiException, ClientError, TimeoutError) as error:
                 log.warning("events can't be read: %s", error)
                 return told.trouble if told else None
-            found = trouble.of_events(job, events, now=now) or trouble.of_controller(pytorch_jobs, mine)
+            lacks_pods = any(node.pod is None for node in current.nodes)
+            of_events = trouble.of_events(job, events, lacks_pods=lacks_pods, now=now)
+            found = of_events or trouble.of_controller(pytorch_jobs, mine)
             told = self._by_events[uid] = _Told(found, time.monotonic())
         return told.trouble

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from sft_operator.kubernetes.cache import Cache
+from sft_operator.kubernetes.namespaces import left_out
 from sft_operator.kubernetes.queue import WorkQueue
 from sftjob.status import Phase
 
@@ -24,6 +25,8 @@ class Health:
         self.leads = False
         self.waits_for = "its lease"
         """What keeps it from its work, while it does not lead."""
+        self.left_out: tuple[str, ...] = ()
+        """Namespaces that were named and in which it may not work."""
 
     def listed(self) -> None:
         """A whole list was read."""
@@ -39,7 +42,7 @@ class Health:
 
     async def readyz(self, _: web.Request) -> web.Response:
         if self.leads:
-            return web.Response(text="at work\n")
+            return web.Response(text=f"at work\n{left_out(self.left_out)}\n" if self.left_out else "at work\n")
         return web.Response(text=f"waits: {self.waits_for}\n", status=503)
 
     async def metrics(self, _: web.Request) -> web.Response:
@@ -61,6 +64,8 @@ class _Figures(Collector):
         for what, age in self._health.ages().items():
             yield GaugeMetricFamily(f"sft_operator_{what}_age_seconds", "Seconds since", value=age)
         yield GaugeMetricFamily("sft_operator_leads", "1 while it holds the lease", value=int(self._health.leads))
+        told = "Namespaces that were named and in which it may not work"
+        yield GaugeMetricFamily("sft_operator_namespaces_left_out", told, value=len(self._health.left_out))
         yield CounterMetricFamily("sft_operator_passes", "Passes over a job", value=self._queue.passes)
         yield CounterMetricFamily("sft_operator_failed_passes", "Passes that failed", value=self._queue.failed_passes)
 

@@ -39,9 +39,9 @@ def job(found: Object) -> Object:
 def pytorch_job(found: Object) -> Object:
     """Without its template, which holds the plan: its digest stands among the annotations.
 
-    A stranger's, which has our label, needs no run policy.
+    A stranger's, which has our label, needs no run policy, and no spec either.
     """
-    return _with_spec(found, {"runPolicy": found["spec"].get("runPolicy", {})})
+    return _with_spec(found, {"runPolicy": found.get("spec", {}).get("runPolicy", {})})
 
 
 def pod(found: Object) -> Object:

@@ -20,6 +20,7 @@ from sft_operator.kubernetes.cache import Cache, attempt_of
 from sft_operator.kubernetes.health import Health, serve_health
 from sft_operator.kubernetes.lease import hold_lease
 from sft_operator.kubernetes.mounts import path_of
+from sft_operator.kubernetes.namespaces import left_out, open_namespaces
 from sft_operator.kubernetes.observe import own_pods, own_pytorch_jobs, rank_of
 from sft_operator.kubernetes.progress import TIMEOUT_SECONDS, ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults
@@ -43,7 +44,7 @@ AT_ONCE = 64
 
 
 class StartAnew(Exception):
-    """The cluster offers something else than when the watches were set up."""
+    """The cluster offers, or allows, something else than when the watches were set up."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ async def run(options: Options, stop: asyncio.Event) -> None:
     """Returns only by an exception; a signal sets `stop`."""
     async with await connect() as client, _pod_session() as session:
         api = ClusterApi(client, namespaces=options.namespaces)
-        operator = _Operator(api, ProgressPoller(api, session), options)
+        operator = Operator(api, ProgressPoller(api, session), options)
         # Served while the tasks run: the group waits for them when its block ends.
         async with operator.served(), asyncio.TaskGroup() as tasks:
             await operator.wait_for_definition()
+            await operator.wait_for_namespaces()
             held = asyncio.Event()
             tasks.create_task(hold_lease(client, namespace=options.lease_namespace, held=held))
             pytorch_jobs = await api.has_resource(PYTORCH_JOBS_API, "pytorchjobs")
@@ -74,7 +76,7 @@ async def run(options: Options, stop: asyncio.Event) -> None:
                 watch(
                     operator.cache,
                     operator.queue,
-                    namespaces=options.namespaces,
+                    namespaces=api.namespaces,
                     pytorch_jobs=pytorch_jobs,
                     stop=stop,
                 )
@@ -87,7 +89,7 @@ async def run(options: Options, stop: asyncio.Event) -> None:
             tasks.create_task(operator.queue.run(operator.reconcile, at_once=AT_ONCE))
 
 
-class _Operator:
+class Operator:
     def __init__(self, api: ClusterApi, poller: ProgressPoller, options: Options) -> None:
         self._api = api
         self._options = options
@@ -105,6 +107,8 @@ class _Operator:
         schema = await self._api.job_schema()
         if schema is not None and (refusal := definition.refusal(schema)) is not None:
             raise StartAnew(refusal)
+        if await open_namespaces(self._api, self._options.namespaces) != self._api.namespaces:
+            raise StartAnew("a namespace, or the operator's Role in it, has gone or come")
         found = self._api.list_pytorch_jobs() if pytorch_jobs else _nothing()
         jobs, pods = self._api.list_jobs(), self._api.list_pods()
         await self.cache.relist(jobs=jobs, pytorch_jobs=found, pods=pods, on_change=self.queue.add)
@@ -129,6 +133,19 @@ class _Operator:
             self.health.waits_for = lack
             log.warning(lack)
             await asyncio.sleep(DISCOVERY_SECONDS)
+
+    async def wait_for_namespaces(self) -> None:
+        """For the first of those that were named. The others are left out: what one team takes away stops no other."""
+        named = self._options.namespaces
+        while not (found := await open_namespaces(self._api, named)) and named:
+            self.health.listed()
+            self.health.waits_for = left_out(named)
+            log.warning(left_out(named))
+            await asyncio.sleep(DISCOVERY_SECONDS)
+        self._api.namespaces = found
+        self.health.left_out = tuple(name for name in named if name not in found)
+        if self.health.left_out:
+            log.warning(left_out(self.health.left_out))
         self.health.waits_for = "its lease"
 
     async def _lack_of_definition(self) -> str | None:

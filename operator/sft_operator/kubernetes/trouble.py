@@ -16,6 +16,8 @@ from sftjob.job import SFTJob
 
 RECENT = timedelta(minutes=5)
 """Events stay an hour; what goes on wrong is told again within minutes."""
+POD_TRIED_AGAIN = timedelta(minutes=20)
+"""But for a pod that is refused: training-operator's pauses between two tries double up to 1,000 s."""
 
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
@@ -32,15 +34,17 @@ def of_pods(job: SFTJob, pods: Iterable[Object], defaults: TrainerDefaults) -> T
     return None
 
 
-def of_events(job: SFTJob, events: Iterable[Object], *, now: datetime) -> Trouble | None:
-    """From warnings about an attempt's PyTorchJob and pods: what happens before a pod, or around its volumes."""
-    recent = [event for event in events if now - _last_seen(event) < RECENT]
-    for event in sorted(recent, key=_last_seen, reverse=True):
-        message = event.get("message", "")
+def of_events(job: SFTJob, events: Iterable[Object], *, lacks_pods: bool, now: datetime) -> Trouble | None:
+    """From warnings about an attempt's PyTorchJob and pods: what happens before a pod, or around its volumes.
+
+    `lacks_pods`: not all of the attempt's pods are there. Else what was refused has been created since.
+    """
+    for event in sorted(events, key=_last_seen, reverse=True):
+        age, message = now - _last_seen(event), event.get("message", "")
         match event.get("reason"):
-            case "FailedCreatePod":
+            case "FailedCreatePod" if lacks_pods and age < POD_TRIED_AGAIN:
                 return Trouble(Obstacle.POD_REFUSED, f"{_refusal_remedy(job, message)}: {message}")
-            case "FailedMount" | "FailedAttachVolume":
+            case "FailedMount" | "FailedAttachVolume" if age < RECENT:
                 return _of_volume(job, message)
     return None
 
