@@ -4,7 +4,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from sft_trainer.model.build import recomputed_layers
+from sft_trainer.model.recompute import recomputed_layers
 from sftjob.options import FSDPConfig
 
 LAYERS = 4
