@@ -16,13 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from benchmarks import random_qwen3
 from benchmarks.contenders import Recompute, Settings
 from benchmarks.turns import measure
 from examples import smollm2, tickets
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compares none, selective and full recomputation on SmolLM2-135M.")
+    parser = argparse.ArgumentParser(description="Compares none, selective and full recomputation.")
+    parser.add_argument("--model", choices=["smollm2", "qwen3-11m"], default="smollm2", help="as trainer_vs_trl's")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens a pack holds")
     parser.add_argument("--steps", type=int, default=4, help="of one pack each, a turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns that each kind takes")
@@ -30,8 +32,10 @@ def main() -> int:
     kinds: tuple[Recompute, ...] = get_args(Recompute)
     turns: dict[Recompute, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
-        data = tickets.write(Path(folder) / "tickets.jsonl", rows=159)
-        settings = Settings(str(smollm2.prepare()), str(data), folder, arguments.max_length, arguments.steps)
+        scratch = Path(folder)
+        model = smollm2.prepare() if arguments.model == "smollm2" else random_qwen3.save(scratch / "qwen3-11m")
+        data = tickets.write(scratch / "tickets.jsonl", rows=159)
+        settings = Settings(str(model), str(data), folder, arguments.max_length, arguments.steps)
         for turn in range(arguments.rounds):
             for kind in kinds:
                 print(f"round {turn + 1} of {arguments.rounds}: {kind}", file=sys.stderr, flush=True)
