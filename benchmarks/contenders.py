@@ -28,6 +28,7 @@ from sft_trainer.train.memory import peak_memory
 from sftjob.options import CELossConfig, FSDPConfig, LoRAConfig
 
 Method = Literal["full", "lora", "qlora"]
+Recompute = Literal["none", "selective", "full"]
 
 SEED = 42
 OPTIMIZER = AdamWConfig(lr=5e-5)
@@ -50,8 +51,8 @@ class Settings:
     """Of one pack each."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: of the products, with fp32 weights and moments."""
-    recompute: bool = False
-    """All layers' activations."""
+    recompute: Recompute = "none"
+    """Of all layers; TRL's is full wherever it is not none."""
     method: Method = "full"
 
     @property
@@ -97,7 +98,10 @@ def ours(settings: Settings) -> tuple[list[float], list[float]]:
             global_batch_size=1,
             total_step=settings.steps,
             precision=settings.precision,
-            fsdp_cfg=FSDPConfig(recompute_ratio=1.0 if settings.recompute else 0.0),
+            fsdp_cfg=FSDPConfig(
+                recompute_ratio=1.0 if settings.recompute == "full" else 0.0,
+                recompute_selectively=settings.recompute == "selective",
+            ),
             lora_cfg=settings.lora,
             work_dir=work_dir,
             seed=SEED,
@@ -177,7 +181,7 @@ def trl(settings: Settings) -> tuple[list[float], list[float]]:
             adam_epsilon=OPTIMIZER.eps,
             max_grad_norm=OPTIMIZER.max_grad_norm,
             bf16=settings.precision == "bf16",
-            gradient_checkpointing=settings.recompute,
+            gradient_checkpointing=settings.recompute != "none",
             use_cpu=not torch.cuda.is_available(),
             seed=SEED,
             logging_steps=1,

@@ -180,9 +180,9 @@ def _measured(name: str, settings: Settings) -> tuple[dict[str, Any], Settings]:
     try:
         return measure(name, settings), settings
     except ContenderFailed as failed:
-        if "OutOfMemoryError" not in str(failed) or settings.recompute:
+        if "OutOfMemoryError" not in str(failed) or settings.recompute != "none":
             raise _NotCompared(str(failed)) from None
-    return _measured(name, replace(settings, recompute=True))
+    return _measured(name, replace(settings, recompute="full"))
 
 
 def _result(turns: list[dict[str, Any]], warmup: int, peak: float | None) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _rows(model: str, method: str, compared: dict[str, Any]) -> Iterator[str]:
         result = compared[name]
         mfu = "-" if result["mfu"] is None else f"{result['mfu']:.1%}"
         gib = result["peakBytes"] / 2**30
-        note = "  (layers recomputed)" if result["recompute"] else ""
+        note = "  (layers recomputed)" if result["recompute"] != "none" else ""
         yield f"{model:12}{method:8}{name:8}{result['tokensPerSecond']:10.1f}{mfu:>8}{gib:8.2f}{note}"
     yield f"{model:12}{method:8}{compared['ratio']} times as fast as TRL, {compared['memory_ratio']} of its memory"
 

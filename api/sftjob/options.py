@@ -69,6 +69,11 @@ class FSDPConfig(Declared):
         description="Fraction of the layers, evenly spread, that keep no activations and compute them again in the "
         "backward: 0 none, 0.5 every second layer, 1 all. Less memory, more time; also on one process.",
     )
+    recompute_selectively: bool = Field(
+        default=False,
+        description="Selective activation checkpointing: the other layers keep the results of matrix products and "
+        "attention, and compute what is cheap again in the backward (norms, activations, rotary embeddings).",
+    )
 
 
 class CELossConfig(Declared):

@@ -64,8 +64,8 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     Reason.GPU_OUT_OF_MEMORY: Explanation(
         "A rank could not get memory on its GPU. The next attempt lets half as many tokens through the model at a "
         "time, with the same global batch and loss, where a pack has several documents. A single rank does so at once.",
-        "use shorter packs (`spec.data.packing.maxLength`), more `spec.training.fsdp.recomputeRatio`, "
-        "`spec.training.lora`, or more ranks",
+        "use `spec.training.fsdp.recomputeSelectively`, shorter packs (`spec.data.packing.maxLength`), more "
+        "`spec.training.fsdp.recomputeRatio`, `spec.training.lora`, or more ranks",
     ),
     Reason.GPU_FAULT: Explanation(
         "A GPU or its link reported an error that only broken hardware brings about: uncorrectable ECC or NVLink.",

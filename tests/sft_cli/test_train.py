@@ -25,7 +25,7 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
     dry = user.sft(
         "train", *FLAGS, "--data", "More_data.jsonl", "--betas", "0.9,0.99", "--torch-compile", "false", "--nodes", "2",
         "--global-batch-size", "8", "--checkpoints", "pvc://results/x", "--name", "first", "--dry-run",
-        "--data", "hf://datasets/me/chats/train.jsonl",
+        "--data", "hf://datasets/me/chats/train.jsonl", "--recompute-selectively", "true",
     )  # fmt: skip
     assert (dry.returncode, dry.stderr) == (0, "")
     assert dry.stdout.splitlines()[-2:] == [
@@ -43,7 +43,8 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
         ("train", "hf://datasets/me/chats/train.jsonl"),
     ]
     assert spec.training.optimizer.betas == (0.9, 0.99)
-    assert (spec.training.fsdp.torch_compile, spec.training.global_batch_size) == (False, 8)
+    assert (spec.training.fsdp.torch_compile, spec.training.fsdp.recompute_selectively) == (False, True)
+    assert spec.training.global_batch_size == 8
     assert (spec.checkpoint.storage, spec.output[0].uri) == ("pvc://results/x", f"{here}/models/My_Tuned")
     assert not (user.folder / "runs").exists()
 

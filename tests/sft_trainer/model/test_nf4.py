@@ -144,11 +144,18 @@ def test_products_are_computed_in_bf16_where_the_run_is(tmp_path: Path) -> None:
 
 
 def test_recomputed_and_compiled_layers_give_the_same_numbers(tmp_path: Path) -> None:
-    source = tiny.save_random_model(tmp_path, "qwen3_tied")
+    # Wide enough that packed products are kept where layers are recomputed selectively.
+    source = tiny.save_random_model(tmp_path, "qwen3_tied", hidden_size=144, intermediate_size=192)
+    selective = FSDPConfig(recompute_selectively=True)
     results = []
-    for ratio, compiled in ((0.0, False), (1.0, False), (0.0, True)):
+    for fsdp_cfg, compiled in (
+        (FSDPConfig(), False),
+        (FSDPConfig(recompute_ratio=1.0), False),
+        (selective, False),
+        (FSDPConfig(), True),
+    ):
         torch.compiler.reset()
-        model = tiny.built(source, lora_cfg=QLORA, fsdp_cfg=FSDPConfig(recompute_ratio=ratio))
+        model = tiny.built(source, lora_cfg=QLORA, fsdp_cfg=fsdp_cfg)
         move_b(model)
         if compiled:
             for layer in model.model.layers:

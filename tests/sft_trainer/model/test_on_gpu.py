@@ -66,11 +66,12 @@ def test_a_models_compiled_layers_train_with_softcaps_and_sinks(case: str, tmp_p
 
 
 @pytest.mark.parametrize("torch_compile", [False, True])
-@pytest.mark.parametrize("ratio", [0.0, 1.0])
-def test_a_packed_base_trains_as_the_dequantised_one(torch_compile: bool, ratio: float, tmp_path: Path) -> None:
-    source = tiny.save_random_model(tmp_path / "base", "qwen3_tied", hidden_size=64, intermediate_size=128, head_dim=16)
+@pytest.mark.parametrize("recomputed", [{}, {"recompute_ratio": 1.0}, {"recompute_selectively": True}])
+def test_a_packed_base_trains_as_the_dequantised_one(torch_compile: bool, recomputed: dict, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 192, "intermediate_size": 256, "head_dim": 16}
+    source = tiny.save_random_model(tmp_path / "base", "qwen3_tied", **sizes)
     whole = test_nf4.dequantised(source, tmp_path / "whole", dtype=torch.bfloat16)
-    fsdp_cfg = FSDPConfig(torch_compile=torch_compile, recompute_ratio=ratio)
+    fsdp_cfg = FSDPConfig(torch_compile=torch_compile, **recomputed)
     torch.compiler.reset()
     packed = tiny.built(source, device=GPU, precision="bf16", fsdp_cfg=fsdp_cfg, lora_cfg=test_nf4.QLORA)
     probe(packed, vocab_size=tiny.VOCAB_SIZE)
@@ -87,3 +88,24 @@ def test_a_packed_base_trains_as_the_dequantised_one(torch_compile: bool, ratio:
     assert loss == pytest.approx(expected_loss, rel=3e-2)
     assert gradients.keys() == expected.keys()
     assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("torch_compile", [False, True])
+@pytest.mark.parametrize("case", ["qwen3_tied", "qwen3_moe", "gpt_oss"])
+def test_layers_that_are_recomputed_selectively_give_the_same_numbers(
+    case: str, torch_compile: bool, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 192, "intermediate_size": 256, "moe_intermediate_size": 192, "head_dim": 16}
+    folder = tiny.save_random_model(tmp_path, case, **sizes)
+    results = []
+    for selectively in (False, True):
+        torch.compiler.reset()
+        fsdp_cfg = FSDPConfig(torch_compile=torch_compile, recompute_selectively=selectively)
+        model = tiny.built(folder, device=GPU, precision="bf16", fsdp_cfg=fsdp_cfg)
+        loss = model(tiny.pack(tiny.documents([40, 60, 23])).to(GPU))
+        loss.backward()
+        results.append((loss.item(), tiny.gradients(model)))
+    (loss, gradients), (recomputed_loss, recomputed) = results
+    assert recomputed_loss == pytest.approx(loss, rel=1e-3)
+    for name, gradient in gradients.items():
+        assert (recomputed[name] - gradient).norm() < 1e-2 * gradient.norm() + 1e-5, name

@@ -87,7 +87,7 @@ def test_after_a_resume_the_same_model_is_exported(place: int, tmp_path: Path, l
     looks = iter(range(1, 100))
     monkeypatch.setattr(loop, "agreed_seconds_ago", lambda *_: 0.0 if next(looks) == place else None)
     if place == 15:
-        monkeypatch.setattr(loop._Run, "_export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(loop, "write_export", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     losses(1.5, 3.0, 2.0)
     with pytest.raises((Preempted, KeyboardInterrupt)):
         stopped.go()

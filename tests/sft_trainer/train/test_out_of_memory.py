@@ -160,9 +160,10 @@ def test_a_document_that_is_too_large_alone_ends_the_run_with_what_to_change(tmp
         run.go()
     assert caught.value.reason is Reason.OUT_OF_MEMORY
     assert re.fullmatch(
-        r"memory ran out in a micro-batch of \d\d tokens, one document; nothing is left to halve: lower "
-        r"spec\.data\.packing\.maxLength, raise spec\.training\.fsdp\.recomputeRatio, train with "
-        r"spec\.training\.lora, or use more ranks \(.*can't allocate memory.*\)",
+        r"memory ran out in a micro-batch of \d\d tokens, one document; nothing is left to halve: set "
+        r"spec\.training\.fsdp\.recomputeSelectively, lower spec\.data\.packing\.maxLength, raise "
+        r"spec\.training\.fsdp\.recomputeRatio, train with spec\.training\.lora, or use more ranks "
+        r"\(.*can't allocate memory.*\)",
         caught.value.message,
     )
     assert run.checkpoints() == []

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sft_trainer.model import attention, experts, lora, nf4, scratch, transformers_private, weights
 from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
+from sft_trainer.model.recompute import recompute_in_backward
 from sftjob.failure import JobFailure, Reason
 from sftjob.options import CELossConfig, FSDPConfig, LoRAConfig, Precision
 from sftjob.presets import ModelConfig
@@ -48,8 +49,7 @@ def build_model(
     _replace_forward(model, loss_cfg=loss_cfg, autocast=autocast, device=device)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = list(transformers_private.decoder_layers(model).values())
-    for index in recomputed_layers(len(layers), ratio=fsdp_cfg.recompute_ratio):
-        transformers_private.recompute_in_backward(layers[index])
+    recompute_in_backward(layers, fsdp_cfg)
     if fsdp_cfg.torch_compile or (fsdp_cfg.torch_compile is None and device.type == "cuda"):
         for layer in layers:
             layer.compile()
@@ -66,12 +66,6 @@ def build_model(
             # The library's loader makes new parameters, which want a gradient.
             parameter.requires_grad_(name in trained)
     return model.train()
-
-
-def recomputed_layers(count: int, *, ratio: float) -> list[int]:
-    """round(ratio * count) of them, evenly spread."""
-    chosen = round(ratio * count)
-    return [index for index in range(count) if (index + 1) * chosen // count > index * chosen // count]
 
 
 def chosen_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:

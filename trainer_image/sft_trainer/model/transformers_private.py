@@ -4,14 +4,12 @@ Pinned to the version in pyproject.toml; `tests/sft_trainer/model/test_transform
 Called by the other modules of this folder only.
 """
 
-import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, revert_weight_conversion
@@ -32,10 +30,12 @@ def decoder_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     return found
 
 
-def recompute_in_backward(layer: torch.nn.Module) -> None:
-    """Keep a layer's inputs alone. The library's own switch, which renames no parameter."""
+def checkpoint_by(layer: torch.nn.Module, checkpoint: Callable[..., Any]) -> None:
+    """Run a layer's forward by `checkpoint(forward, *inputs)` in training. The library's own switch, which renames no
+    parameter, and is inside of what compile and FSDP2 put around a layer.
+    """
     layer.gradient_checkpointing = True
-    layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    layer._gradient_checkpointing_func = checkpoint
 
 
 def is_compiled(model: PreTrainedModel) -> bool:

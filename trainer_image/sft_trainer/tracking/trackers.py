@@ -27,6 +27,10 @@ _CLASSES = {
     "trackio": ("sft_trainer.tracking.trackio_run", "Trackio"),
 }
 """Imported by the thread: their libraries take seconds, or are not there."""
+_GO_BACK = frozenset({"tensorboard"})
+"""Those that forget what earlier attempts have told of steps that are trained again. Of the others one refuses to go
+back, one would draw a step twice: what was told stays as it was.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,9 @@ class _TrackerThread(threading.Thread):
     def _forward(self) -> None:
         module, name = _CLASSES[self._tracker]
         opened: _Open = getattr(importlib.import_module(module), name)(self._run)
+        begins_after = 0 if self._tracker in _GO_BACK else self._run.told_before
         while (item := self._waiting.get()) is not None:
-            opened.log(*item)
+            step, values = item
+            if step > begins_after:
+                opened.log(step, values)
         opened.close()

@@ -13,7 +13,6 @@ class Trackio:
         os.environ.setdefault("TRACKIO_DIR", str(run.storage / names.TRACKIO))
         import trackio
 
-        self._told_before = run.told_before
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             # A name is all that it finds a run by.
@@ -26,9 +25,7 @@ class Trackio:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        # It would draw a step twice that an earlier attempt has told.
-        if step > self._told_before:
-            self._run.log(dict(values), step=step)
+        self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         self._run.finish()

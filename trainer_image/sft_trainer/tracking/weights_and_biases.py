@@ -11,7 +11,6 @@ from sft_trainer.tracking.run import PROJECT, TrackedRun
 class WeightsAndBiases:
     def __init__(self, run: TrackedRun) -> None:
         """Waits for the server, unless WANDB_MODE is offline. Raises wandb.Error."""
-        self._told_before = run.told_before
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=run.id,
@@ -23,9 +22,7 @@ class WeightsAndBiases:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        # The library refuses to go back: what an earlier attempt has told stays as it was.
-        if step > self._told_before:
-            self._run.log(dict(values), step=step)
+        self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -23,8 +23,8 @@ from sftjob.failure import JobFailure, Reason
 log = logging.getLogger(__name__)
 
 MEMORY_REMEDY = (
-    "lower spec.data.packing.maxLength, raise spec.training.fsdp.recomputeRatio, train with spec.training.lora, or use "
-    "more ranks"
+    "set spec.training.fsdp.recomputeSelectively, lower spec.data.packing.maxLength, raise "
+    "spec.training.fsdp.recomputeRatio, train with spec.training.lora, or use more ranks"
 )
 _CPU_SHORTAGE_SIGN = "DefaultCPUAllocator: can't allocate memory"
 _GPU_SHORTAGE_SIGNS = (

@@ -17,6 +17,17 @@ from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import EvaluationRecord
 
 
+def refuse_choice_without_checkpoints(config: EvaluationConfig, *, checkpoint_interval: int | None) -> None:
+    """A spec can't ask for it; a script's Trainer can. Raises JobFailure(INVALID_CONFIGURATION)."""
+    if config.export_best and (checkpoint_interval is None or checkpoint_interval % config.every_steps):
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"checkpoint_interval: {checkpoint_interval} is not a multiple of evaluation's every_steps, "
+            f"{config.every_steps}, so export_best would have no evaluated checkpoints to choose from; use a multiple, "
+            "or leave export_best out",
+        )
+
+
 class Evaluation:
     def __init__(self, config: EvaluationConfig, data: PreparedData, *, world: World, pad_to: int | None) -> None:
         self._config, self._world = config, world

@@ -3,46 +3,34 @@
 Called on every rank by `sft_trainer.rank` (under the launcher) and by `Trainer.fit` (a user's own script).
 """
 
-import functools
 import logging
 import time
 from collections import deque
-from pathlib import Path
 
 import torch
 
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
-from sft_trainer.model.build import build_model, chosen_precision
-from sft_trainer.model.export import export_adapter, export_model
-from sft_trainer.model.probe import probe
+from sft_trainer.model.build import chosen_precision
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
-from sft_trainer.storage.checkpoints import (
-    amend_manifest,
-    find_best,
-    find_newest,
-    read_manifest,
-    remove_leftovers,
-    set_aside,
-)
+from sft_trainer.storage.checkpoints import amend_manifest
 from sft_trainer.train.accumulate import Accumulation
-from sft_trainer.train.card import write_card
-from sft_trainer.train.checkpoint import create_optimizer_state, get_random_state, load_checkpoint, load_weights
-from sft_trainer.train.evaluation import Evaluation, following
+from sft_trainer.train.checkpoint import get_random_state, load_weights
+from sft_trainer.train.evaluation import Evaluation, following, refuse_choice_without_checkpoints
+from sft_trainer.train.exports import choose_exported, write_export
 from sft_trainer.train.flops import count_flops
 from sft_trainer.train.ledger import Ledger, epoch_content
-from sft_trainer.train.memory import estimate_memory, memory_line
+from sft_trainer.train.load import load
+from sft_trainer.train.memory import estimate_memory
 from sft_trainer.train.metrics import finite_or_none
-from sft_trainer.train.optimizer import build_optimizer, clip_gradients, update
+from sft_trainer.train.optimizer import clip_gradients, update
 from sft_trainer.train.queued import LateNumbers, QueuedStep, steps_ahead
-from sft_trainer.train.same_data import refuse_different_data
 from sft_trainer.train.saver import CheckpointSaver
 from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.skip import judge_gradient, skips
 from sft_trainer.train.stop import Preempted, agreed_seconds_ago, save_fits, seconds_left
 from sft_trainer.train.telling import RunTeller
-from sft_trainer.train.vocabulary import refuse_unknown_tokens
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.base import utc_now
@@ -61,20 +49,9 @@ def train(
 
     Raises Preempted after a SIGTERM to any rank, and JobFailure for all that a user can mend.
     """
-    _refuse_choice_without_checkpoints(options, place)
+    if options.evaluation:
+        refuse_choice_without_checkpoints(options.evaluation, checkpoint_interval=place.checkpoint_interval)
     _Run(options, place, data, world, stop, state).to_the_end()
-
-
-def _refuse_choice_without_checkpoints(options: RunOptions, place: RunPlace) -> None:
-    """A spec can't ask for it; a script's Trainer can."""
-    evaluation, interval = options.evaluation, place.checkpoint_interval
-    if evaluation and evaluation.export_best and (interval is None or interval % evaluation.every_steps):
-        raise JobFailure(
-            Reason.INVALID_CONFIGURATION,
-            f"checkpoint_interval: {interval} is not a multiple of evaluation's every_steps, {evaluation.every_steps}, "
-            "so export_best would have no evaluated checkpoints to choose from; use a multiple, or leave export_best "
-            "out",
-        )
 
 
 class _Run:
@@ -127,61 +104,29 @@ class _Run:
                     # Nothing is left to train beside the last save.
                     self._save(beside=self.place.save_mode == "async" and step < self.total_steps)
                 else:
-                    self._settle_save(wait_seconds=0)
+                    self.saver.settle(wait_seconds=0)
             self.saver.release()
-            # The best checkpoint is read as a whole before it is chosen.
-            self.teller.progress(stage=Stage.EXPORTING, detail=None)
-            self._export(self.world.from_first(self._choose_exported))
+            self._export()
             at_the_end = True
         finally:
             self.teller.close(at_the_end=at_the_end)
 
     def _load(self) -> None:
-        options, world, storage = self.options, self.world, self.place.fence.storage
+        options, place, world, state = self.options, self.place, self.world, self.state
         self.teller.progress(stage=Stage.LOADING_MODEL, detail=options.load_from, total_steps=self.total_steps)
-        refuse_different_data(self.data, options, world)
-        # Before the weights are read: with LoRA it is of the base that the adapters are trained on.
-        self.config_digest = world.from_first(options.digest)
-        self.model = build_model(
-            options.model_cfg,
-            load_from=options.load_from,
-            loss_cfg=options.loss_cfg,
-            fsdp_cfg=options.fsdp_cfg,
-            precision=self.precision,
-            device=world.device,
-            mesh=world.mesh,
-            seed=options.seed,
-            lora_cfg=options.lora_cfg,
-        )
-        # What a model draws while it trains (dropout) is its rank's own, the same in every run, and saved.
-        torch.manual_seed(options.seed + world.rank)
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        world.from_first(lambda: refuse_unknown_tokens(self.data, rows=rows, tokenizer_path=options.tokenizer_path))
-        probe(self.model, vocab_size=rows)
+        loaded = load(options, place, self.data, world=world, precision=self.precision, teller=self.teller)
+        self.model, self.optimizer, self.config_digest = loaded.model, loaded.optimizer, loaded.config_digest
         self.teller.flops = count_flops(self.model)
-        self.optimizer = build_optimizer(self.model, options.optim_cfg)
-        create_optimizer_state(self.model, self.optimizer)
-        resumed = world.from_first(self._choose_checkpoint)
-        resume_step = resumed.step if resumed else None
-        if resumed is not None:
-            self.teller.progress(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resumed.step))
-            load_checkpoint(
-                self.model,
-                self.optimizer,
-                world=world,
-                storage=storage,
-                step=resumed.step,
-                updates=resumed.step - resumed.skipped_steps,
-            )
-            self._take_up(resumed)
+        if loaded.resumed is not None:
+            self._take_up(loaded.resumed)
         self.random_state = get_random_state(world.device)
         self.ledger = Ledger(
-            storage,
-            self.place.fence.attempt,
+            place.fence.storage,
+            place.fence.attempt,
             rank=world.rank,
             head=LedgerHead(
                 world_size=world.size,
-                resumed_from=self.state.last_step,
+                resumed_from=state.last_step,
                 total_epoch=None if options.total_step else options.total_epoch or 1,
                 total_steps=options.total_step or self.stream.total_steps(options.total_epoch or 1),
                 content=epoch_content(self.data.packs) if world.is_first else None,
@@ -193,79 +138,32 @@ class _Run:
             world=world,
             ledger=self.ledger,
             teller=self.teller,
-            halvings=self.place.shortages + (resumed.halvings if resumed else 0),
+            halvings=place.shortages + (loaded.resumed.halvings if loaded.resumed else 0),
         )
         self.saver = CheckpointSaver(
             self.model,
             self.optimizer,
             world=world,
-            fence=self.place.fence,
-            keep_last=self.place.keep_last,
+            fence=place.fence,
+            keep_last=place.keep_last,
             sync_ledger=self.ledger.sync,
+            state=state,
+            teller=self.teller,
         )
-        ranks, batch = world.size, options.global_batch_size
-        parts_of = self.accumulation.micro_batch_tokens
-        log.info(
-            "global batch %d packs = %d ranks x %d accumulation steps of 1 pack%s",
-            batch,
-            ranks,
-            batch // ranks,
-            f", each in parts of at most {parts_of} tokens" if parts_of else "",
-        )
-        log.info(
-            "%s",
-            memory_line(
-                estimate_memory(
-                    self.model,
-                    pack_tokens=options.dataloader_cfg.pack_max_length,
-                    precision=self.precision,
-                    loss_cfg=options.loss_cfg,
-                    fsdp_cfg=options.fsdp_cfg,
-                    optim_cfg=options.optim_cfg,
-                )
+        self.teller.start(
+            options,
+            state,
+            total_steps=self.total_steps,
+            micro_batch_tokens=self.accumulation.micro_batch_tokens,
+            memory=estimate_memory(
+                self.model,
+                pack_tokens=options.dataloader_cfg.pack_max_length,
+                precision=self.precision,
+                loss_cfg=options.loss_cfg,
+                fsdp_cfg=options.fsdp_cfg,
+                optim_cfg=options.optim_cfg,
             ),
         )
-        log.info(
-            "%d steps, %s from step %d",
-            self.total_steps,
-            "resuming" if resume_step else "starting",
-            self.state.last_step,
-        )
-        self.teller.progress(
-            stage=Stage.TRAINING,
-            detail=None,
-            step=self.state.last_step,
-            total_steps=self.total_steps,
-            resumed_from=resume_step,
-            saved_step=resume_step,
-            skipped_steps=self.state.skipped_steps,
-            micro_batch_tokens=parts_of,
-        )
-        if self.state.evaluation:
-            self.teller.evaluated(self.state.evaluation)
-        self.teller.open_trackers(
-            self.place.tracking,
-            resumed_from=self.state.last_step,
-            config=options.to_json_dict() | {"ranks": world.size, "totalSteps": self.total_steps},
-        )
-
-    def _choose_checkpoint(self) -> CheckpointManifest | None:
-        """On rank 0: the newest checkpoint that verifies, and those that don't out of the way."""
-        fence = self.place.fence
-        if not self.place.resume:
-            return None
-        remove_leftovers(fence)
-        found = find_newest(fence.storage)
-        skipped = [f"{names.checkpoint_folder(step)}: {what}" for step, what in found.corrupt.items()]
-        for line in skipped:
-            log.warning("skipped checkpoint %s", line)
-        if skipped:
-            set_aside(fence, list(found.corrupt))
-            self.teller.progress(skipped_checkpoints=skipped)
-        if found.manifest is None:
-            return None
-        self._refuse_other_run(found.manifest)
-        return found.manifest
 
     def _take_up(self, manifest: CheckpointManifest) -> None:
         """Goes on from the state after the checkpoint's step, which is the run's last one where it says so."""
@@ -276,21 +174,6 @@ class _Run:
         if manifest.step == manifest.total_steps:
             self.total_steps = manifest.total_steps
             state.final_digest = manifest.digest()
-
-    def _refuse_other_run(self, manifest: CheckpointManifest) -> None:
-        folder = self.place.fence.storage / names.checkpoint_folder(manifest.step)
-        if manifest.config_digest != self.config_digest:
-            raise JobFailure(
-                Reason.INVALID_CONFIGURATION,
-                f"{folder} was trained with other options (model, lora, optimizer, schedule, batch, length, precision, "
-                "seed); use the same ones, or another folder",
-            )
-        if manifest.data_digest != self.data.digest:
-            raise JobFailure(
-                Reason.INVALID_DATA,
-                f"the data, its template or its packing changed since {folder} was saved, or another version of "
-                "sftjob prepared it; restore it, or start a new run with another storage folder",
-            )
 
     def _train_step(self, step: int) -> None:
         began = time.perf_counter()
@@ -397,7 +280,7 @@ class _Run:
         self._read_steps()
         state, grace_seconds = self.state, self.place.grace_seconds
         began = time.perf_counter()
-        settled = self._settle_save(wait_seconds=seconds_left(seconds_ago=seconds_ago, grace_seconds=grace_seconds))
+        settled = self.saver.settle(wait_seconds=seconds_left(seconds_ago=seconds_ago, grace_seconds=grace_seconds))
         seconds_ago += self.world.max(time.perf_counter() - began)
         if (
             settled
@@ -414,7 +297,7 @@ class _Run:
         step = self.state.last_step
         # Told before it waits for a save that is on its way: in this stage bytes that move are no hang.
         self.teller.progress(stage=Stage.SAVING, detail=names.checkpoint_folder(step))
-        self._settle_save()
+        self.saver.settle()
         self.saver.begin(
             CheckpointManifest(
                 step=step,
@@ -435,66 +318,33 @@ class _Run:
             beside=beside,
         )
         if not beside:
-            self._settle_save()
+            self.saver.settle()
         self.teller.save_stall_seconds += time.perf_counter() - began
         self.teller.progress(stage=Stage.TRAINING, detail=None)
 
-    def _settle_save(self, *, wait_seconds: float | None = None) -> bool:
-        """Whether no save is on its way any more; None waits for it. All ranks together, with the same answer.
-
-        Raises JobFailure where it has failed.
-        """
-        if not self.saver.is_saving:
-            return True
-        if not self.saver.has_ended(wait_seconds=wait_seconds):
-            return False
-        state = self.state
-        manifest, state.save_seconds = self.saver.finish()
-        state.saved_step = manifest.step
-        if manifest.step == self.total_steps:
-            state.final_digest = manifest.digest()
-        log.info("saved %s in %.1f s", names.checkpoint_folder(manifest.step), state.save_seconds)
-        self.teller.progress(saved_step=manifest.step)
-        return True
-
-    def _choose_exported(self) -> CheckpointManifest:
-        """On rank 0, when the last checkpoint is published. Where another one is exported, its manifest says so."""
-        fence, last = self.place.fence, self.state.last_step
-        final = read_manifest(fence.storage, last)
-        assert final, "it was published just now, or is the one that was taken up"
-        if self.evaluation is None or not self.evaluation.exports_best:
-            return final
-        best = find_best(fence.storage) or final
-        final = amend_manifest(fence, last, {"exported_step": None if best.step == last else best.step})
-        self.state.final_digest = final.digest()
-        log.info("step %d is exported: its evaluation loss is the lowest of all checkpoints", best.step)
-        return best if best.step != last else final
-
-    def _export(self, chosen: CheckpointManifest) -> None:
-        if chosen.step != self.state.last_step:
-            load_weights(self.model, world=self.world, storage=self.place.fence.storage, step=chosen.step)
-        for export in self.place.exports:
-            self.teller.progress(stage=Stage.EXPORTING, detail=export.folder.name)
-            options, source = self.options, self.options.load_from
-            if export.format == "adapter":
-                assert source is not None, "nothing was adapted"
-                write = functools.partial(export_adapter, base=options.base_repository or str(Path(source).absolute()))
-            else:
-                write = functools.partial(export_model, source=source)
-            write(
-                self.model,
-                export.folder,
-                tokenizer_path=options.tokenizer_path,
-                chat_template=options.chat_template,
-                dtype=export.dtype,
+    def _export(self) -> None:
+        world, place, last_step = self.world, self.place, self.state.last_step
+        # The best checkpoint is read as a whole before it is chosen.
+        self.teller.progress(stage=Stage.EXPORTING, detail=None)
+        last, chosen = world.from_first(
+            lambda: choose_exported(
+                place.fence,
+                last_step=last_step,
+                exports_best=self.evaluation is not None and self.evaluation.exports_best,
             )
-            if self.world.is_first:
-                write_card(
-                    export.folder,
-                    options=self.options,
-                    data=self.data,
-                    stream=self.stream,
-                    checkpoint=chosen,
-                    total_steps=self.total_steps,
-                    library="peft" if export.format == "adapter" else "transformers",
-                )
+        )
+        self.state.final_digest = last.digest()
+        if chosen.step != last_step:
+            load_weights(self.model, world=world, storage=place.fence.storage, step=chosen.step)
+        for export in place.exports:
+            self.teller.progress(stage=Stage.EXPORTING, detail=export.folder.name)
+            write_export(
+                export,
+                self.model,
+                options=self.options,
+                data=self.data,
+                stream=self.stream,
+                world=world,
+                checkpoint=chosen,
+                total_steps=self.total_steps,
+            )

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sft_trainer.model import nf4
+from sft_trainer.model.recompute import recomputed_layers
 from sftjob.memory import MemoryEstimate
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
 
@@ -51,7 +52,7 @@ def estimate_memory(
         gradients=trained,
         # Weights that are trained are kept in fp32.
         moments=2 * trained if optim_cfg.moments == "fp32" else trained,
-        activations=_activations(model, pack_tokens=pack_tokens, element=element, ratio=fsdp_cfg.recompute_ratio),
+        activations=_activations(model, pack_tokens=pack_tokens, element=element, fsdp_cfg=fsdp_cfg),
         logits=logits,
     )
 
@@ -78,7 +79,7 @@ def _local_bytes(parameter: torch.nn.Parameter, ranks: int) -> int:
     return parameter.nbytes // len(parameter) * math.ceil(len(parameter) / ranks)
 
 
-def _activations(model: PreTrainedModel, *, pack_tokens: int, element: int, ratio: float) -> int | None:
+def _activations(model: PreTrainedModel, *, pack_tokens: int, element: int, fsdp_cfg: FSDPConfig) -> int | None:
     config = model.config.get_text_config()
     modules = [name.rpartition(".")[2] for name, _ in model.named_modules()]
     if any(parameter.ndim == 3 for parameter in model.parameters()) or not {"q_proj", "gate_proj"} <= set(modules):
@@ -90,13 +91,21 @@ def _activations(model: PreTrainedModel, *, pack_tokens: int, element: int, rati
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or hidden // heads
     queries, keys = heads * head_size, config.num_key_value_heads * head_size
+    normed = queries + keys if "q_norm" in modules else 0
     # The residual and two norms, each twice, the MLP's gate, its activation, the other half and their product; queries,
     # the attention's result and their halves turned by the rotary embedding; keys and values.
-    layer = 6 * hidden + 4 * inner + 3 * queries + 2 * keys
-    if "q_norm" in modules:
-        layer += 2 * queries + 2 * keys
+    whole = 6 * hidden + 4 * inner + 3 * queries + 2 * keys + 2 * normed
+    # The layer's input, what each of its matrices and the attention give. Some of it is kept for nothing but to compute
+    # the rest again; the other part is what the layer would have kept too.
+    products = 3 * hidden + 2 * inner + 2 * queries + 2 * keys
+    products_of_whole = hidden + 2 * inner + queries + keys + normed
     layers = config.num_hidden_layers
-    recomputed = round(ratio * layers)
-    # A recomputed layer keeps its input; one of them at a time is whole again in the backward.
-    elements = (layers - recomputed) * layer + recomputed * hidden + (layer if recomputed else 0)
-    return pack_tokens * elements * element
+    recomputed = len(recomputed_layers(layers, ratio=fsdp_cfg.recompute_ratio))
+    others = products if fsdp_cfg.recompute_selectively else whole
+    # One layer at a time is whole again in the backward.
+    again = 0
+    if recomputed:
+        again = whole
+    elif fsdp_cfg.recompute_selectively:
+        again = whole - products_of_whole
+    return pack_tokens * element * ((layers - recomputed) * others + recomputed * hidden + again)

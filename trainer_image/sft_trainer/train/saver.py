@@ -3,9 +3,10 @@
 Called by the loop on every rank at the same places. A save beside the steps has two halves: the state is copied to
 host memory while training waits, and a thread of each rank writes the copy. The threads meet in a process group of
 their own, since two threads in one group would take each other's messages. What became of a save is told to all ranks
-by `finish`, which the loop calls between steps; until then nobody counts on it.
+by `settle`, which the loop calls between steps; until then nobody counts on it.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,10 +15,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from sft_trainer.run import RunState
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.checkpoint import state_of, write_checkpoint
+from sft_trainer.train.telling import RunTeller
 from sft_trainer.train.world import World
+from sftjob import names
 from sftjob.manifest import CheckpointManifest
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointSaver:
@@ -30,7 +36,11 @@ class CheckpointSaver:
         fence: Fence,
         keep_last: int,
         sync_ledger: Callable[[], None],
+        state: RunState,
+        teller: RunTeller,
     ) -> None:
+        """`state` and `teller` hear of each checkpoint that is published."""
+        self._state, self._teller = state, teller
         self._sync_ledger = sync_ledger
         self._model, self._optimizer = model, optimizer
         self._world, self._fence, self._keep_last = world, fence, keep_last
@@ -47,11 +57,6 @@ class CheckpointSaver:
             )
         )
         self._thread: threading.Thread | None = None
-
-    @property
-    def is_saving(self) -> bool:
-        """The same on every rank."""
-        return self._thread is not None
 
     def begin(self, manifest: CheckpointManifest, *, random_state: torch.Tensor, beside: bool) -> None:
         """Returns when the model may change: `beside` when its state is copied, else when all is written.
@@ -75,23 +80,33 @@ class CheckpointSaver:
         # All ranks: each has waited; where one has not ended, none goes on as if it had.
         return self._world.max(float(self._thread.is_alive())) == 0
 
-    def finish(self) -> tuple[CheckpointManifest, float]:
-        """The manifest as published, and the seconds that the slowest rank has taken, once `has_ended` says so.
+    def settle(self, *, wait_seconds: float | None = None) -> bool:
+        """Whether no save is on its way any more; None waits for it. All ranks together, with the same answer.
 
         Raises the save's JobFailure on every rank.
         """
+        if self._thread is None:
+            return True
+        if not self.has_ended(wait_seconds=wait_seconds):
+            return False
         self._thread = None
-
-        def published() -> CheckpointManifest:
-            if self._failure:
-                raise self._failure
-            return self._manifest
-
-        manifest = self._world.from_first(published)
+        manifest = self._world.from_first(self._published)
         if self._failure:
             raise self._failure
+        state = self._state
         # The longest of all ranks, so that each decides alike whether another save still fits.
-        return manifest, self._world.max(self._seconds)
+        state.save_seconds = self._world.max(self._seconds)
+        state.saved_step = manifest.step
+        if manifest.step == manifest.total_steps:
+            state.final_digest = manifest.digest()
+        log.info("saved %s in %.1f s", names.checkpoint_folder(manifest.step), state.save_seconds)
+        self._teller.progress(saved_step=manifest.step)
+        return True
+
+    def _published(self) -> CheckpointManifest:
+        if self._failure:
+            raise self._failure
+        return self._manifest
 
     def release(self) -> None:
         """The memory of the last copy: no other save is made beside the steps."""

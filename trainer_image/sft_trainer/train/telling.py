@@ -13,15 +13,16 @@ from typing import Any
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.marks import Marker
 from sft_trainer.progress import ProgressReporter
-from sft_trainer.run import RunPlace, Tracking
+from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.tracking.run import TrackedRun
 from sft_trainer.tracking.trackers import Trackers
 from sft_trainer.train.flops import ModelFlops, peak_flops, speed_reached
-from sft_trainer.train.memory import peak_memory
+from sft_trainer.train.memory import memory_line, peak_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none, last_step_before
 from sft_trainer.train.queued import QueuedStep
 from sft_trainer.train.world import World
 from sftjob.manifest import EvaluationRecord
+from sftjob.memory import MemoryEstimate
 from sftjob.progress import Stage
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class RunTeller:
         self._marker = Marker(place.scratch, world.rank) if place.scratch else None
         self._reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
         self._metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
+        self._tracking = place.tracking
         self._trackers: Trackers | None = None
         self._peak = peak_flops(world.device, precision=precision)
         self.flops: ModelFlops | None = None
@@ -40,21 +42,57 @@ class RunTeller:
         self.save_stall_seconds = 0.0
         """That training stood for saves since the last step was told."""
 
-    def open_trackers(self, tracking: Tracking, *, resumed_from: int, config: Mapping[str, Any]) -> None:
+    def start(
+        self,
+        options: RunOptions,
+        state: RunState,
+        *,
+        total_steps: int,
+        micro_batch_tokens: int | None,
+        memory: MemoryEstimate,
+    ) -> None:
+        """All is loaded: where the run goes on, and what a step of it is."""
+        batch, ranks = options.global_batch_size, self._world.size
+        log.info(
+            "global batch %d packs = %d ranks x %d accumulation steps of 1 pack%s",
+            batch,
+            ranks,
+            batch // ranks,
+            f", each in parts of at most {micro_batch_tokens} tokens" if micro_batch_tokens else "",
+        )
+        log.info("%s", memory_line(memory))
+        log.info(
+            "%d steps, %s from step %d", total_steps, "resuming" if state.resumed_from else "starting", state.last_step
+        )
+        self.progress(
+            stage=Stage.TRAINING,
+            detail=None,
+            step=state.last_step,
+            total_steps=total_steps,
+            resumed_from=state.resumed_from,
+            saved_step=state.saved_step,
+            skipped_steps=state.skipped_steps,
+            micro_batch_tokens=micro_batch_tokens,
+        )
+        if state.evaluation:
+            self.evaluated(state.evaluation)
+        if self._world.is_first:
+            config = options.to_json_dict() | {"ranks": ranks, "totalSteps": total_steps}
+            self._trackers = self._opened_trackers(resumed_from=state.last_step, config=config)
+
+    def _opened_trackers(self, *, resumed_from: int, config: Mapping[str, Any]) -> Trackers:
         """Once it is known where the run goes on. Only they may fail in silence: the metrics file has all."""
-        if not self._world.is_first:
-            return
-        fence = self._fence
+        storage, attempt = self._fence.storage, self._fence.attempt
         run = TrackedRun(
-            id=tracking.run_id,
-            name=tracking.run_name,
-            storage=fence.storage,
-            attempt=fence.attempt,
+            id=self._tracking.run_id,
+            name=self._tracking.run_name,
+            storage=storage,
+            attempt=attempt,
             resumed_from=resumed_from,
-            told_before=last_step_before(fence.storage, fence.attempt),
+            told_before=last_step_before(storage, attempt),
             config=config,
         )
-        self._trackers = Trackers(tracking.report_to, run)
+        return Trackers(self._tracking.report_to, run)
 
     def _track(self, step: int, values: Mapping[str, float | None]) -> None:
         if self._trackers:

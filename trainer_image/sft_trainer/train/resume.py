@@ -1,0 +1,48 @@
+"""Which checkpoint a run goes on from. Called by the loop, on rank 0."""
+
+import logging
+
+from sft_trainer.run import RunPlace
+from sft_trainer.storage.checkpoints import find_newest, remove_leftovers, set_aside
+from sft_trainer.train.telling import RunTeller
+from sftjob import names
+from sftjob.failure import JobFailure, Reason
+from sftjob.manifest import CheckpointManifest
+
+log = logging.getLogger(__name__)
+
+
+def choose_checkpoint(
+    place: RunPlace, *, config_digest: str, data_digest: str, teller: RunTeller
+) -> CheckpointManifest | None:
+    """The newest one that verifies; those that don't are moved out of the way.
+
+    Raises JobFailure(INVALID_CONFIGURATION or INVALID_DATA) for one of another run.
+    """
+    fence = place.fence
+    if not place.resume:
+        return None
+    remove_leftovers(fence)
+    found = find_newest(fence.storage)
+    skipped = [f"{names.checkpoint_folder(step)}: {what}" for step, what in found.corrupt.items()]
+    for line in skipped:
+        log.warning("skipped checkpoint %s", line)
+    if skipped:
+        set_aside(fence, list(found.corrupt))
+        teller.progress(skipped_checkpoints=skipped)
+    if found.manifest is None:
+        return None
+    folder = fence.storage / names.checkpoint_folder(found.manifest.step)
+    if found.manifest.config_digest != config_digest:
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"{folder} was trained with other options (model, lora, optimizer, schedule, batch, length, precision, "
+            "seed); use the same ones, or another folder",
+        )
+    if found.manifest.data_digest != data_digest:
+        raise JobFailure(
+            Reason.INVALID_DATA,
+            f"the data, its template or its packing changed since {folder} was saved, or another version of "
+            "sftjob prepared it; restore it, or start a new run with another storage folder",
+        )
+    return found.manifest
