@@ -52,6 +52,7 @@ def build_parts(
         parts = [run_task(tasks[0], tokenizer=tokenizer, on_rows=on_rows)]
     else:
         parts = _in_processes(tasks, on_rows=on_rows)
+    parts = [part.model_copy(update={"told": [row.within(path) for row in part.told]}) for part in parts]
     told = [row for part in parts for row in part.told]
     bad = before + bad_rows_of(path, sum(part.bad_rows for part in parts), told)
     bad.check(reading.budget, is_all=not any(part.is_given_up for part in parts))

@@ -48,12 +48,16 @@ class BadRow(Record):
     """A row that is not trained on, as the cache remembers it."""
 
     file: str
-    """Its name."""
+    """Its path; in a cache the one in the dataset's folder."""
     place: str
     """Behind the file's path."""
     problem: str
     """`<field>: <what>; <remedy>`"""
 
-    def told(self, path: Path) -> str:
+    def within(self, path: Path) -> "BadRow":
         """`path` is the dataset's: a file, or the folder of its files."""
+        return self.model_copy(update={"file": Path(self.file).relative_to(path).as_posix()})
+
+    def told(self, path: Path) -> str:
+        """`path` is the dataset's, which may have moved since."""
         return f"{path / self.file if path.is_dir() else path}{self.place}: {self.problem}"

@@ -77,7 +77,7 @@ def tokenize_range(
                     bad_rows += 1
                     if len(told) < MOST_TOLD:
                         place = span.place(sample.line)
-                        told.append(BadRow(file=span.path.name, place=place, problem=sample.problem))
+                        told.append(BadRow(file=str(span.path), place=place, problem=sample.problem))
                 elif sample is not None:
                     ids, trained, cut = sample
                     tokens_file.write(ids.tobytes())

@@ -1,6 +1,6 @@
 """What a hub has, for a command that runs no job: by the job's own download, into the user's cache folder.
 
-    $XDG_CACHE_HOME/sftjob/hub/<kind, repository, commit and path, hashed>/   see `downloads.sources`
+    $XDG_CACHE_HOME/sftjob/hub/<all that the name stands for, hashed>/   see `downloads.sources`
 
 Called by `inspect_data`. A commit is downloaded once; a branch is looked up each time.
 """
@@ -34,7 +34,7 @@ def cached(field: str, spec: UriSource | DatasetSpec, *, on_detail: Callable[[st
         ) from None
     source = hub_source(field, spec, folder=cache)
     commit = commit_of(source, on_detail=on_detail)
-    named = "\0".join([source.kind, source.repository, commit, source.path])
+    named = "\0".join([source.kind, source.repository, commit, source.path, source.config or "", source.split or ""])
     source = replace(source, folder=cache / hashlib.sha256(named.encode()).hexdigest()[:32])
     download(source, commit, on_detail=on_detail)
     return source.local
