@@ -181,8 +181,8 @@ class DatasetSpec(Declared):
 
     name: Label = Field(description="For messages and counts.")
     uri: DataUri = Field(
-        description="JSONL, JSON (one array), Parquet or Arrow, by its ending, or a folder of such files: "
-        f"{DATA_URI_FORMS}. A whole dataset of a hub is read as its card, or the names of its files, say."
+        description="JSONL, JSON (one array), Parquet or Arrow, by its ending, or a folder of such files, in a claim at "
+        f"any depth: {DATA_URI_FORMS}. Of a whole dataset of a hub its card, or the names of its files, tell what is read."
     )
     revision: Revision | None = _REVISION
     config: Configuration | None = Field(
