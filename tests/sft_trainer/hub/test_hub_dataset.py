@@ -39,5 +39,5 @@ def test_ranks_that_ask_at_once_download_once_and_read_the_same(
 
 
 def test_what_is_of_no_hub_is_refused() -> None:
-    with pytest.raises(JobFailure, match="hub_dataset: 'chats.jsonl' is not of a hub; give its path to anno_path"):
+    with pytest.raises(JobFailure, match=r"hub_dataset: 'chats\.jsonl' is not of a hub; give its path to anno_path"):
         hub_dataset("chats.jsonl")
