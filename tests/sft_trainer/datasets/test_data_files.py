@@ -197,7 +197,7 @@ def test_splits_that_datasets_has_saved_side_by_side_are_not_mixed(tokenizer, pl
 def test_a_folder_without_data_is_refused(tokenizer, tmp_path) -> None:
     (tmp_path / "d/train").mkdir(parents=True)
     (tmp_path / "d/train/rows.csv").write_text("a,b")
-    with pytest.raises(JobFailure, match=r"no file in it ends in \.jsonl, .*; name a file or another folder"):
+    with pytest.raises(JobFailure, match=r"no file in it ends in \.jsonl, .*; name a file or folder"):
         prepared(tmp_path / "d", tokenizer)
 
 

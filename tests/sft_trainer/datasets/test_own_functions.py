@@ -68,9 +68,10 @@ class Fixed:
 @pytest.fixture(scope="module")
 def folder(make_tokenizer, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(
-        trl_template("llama3.jinja"), tokens=LLAMA3_TOKENS, vocab_size=260, bos_token="<|begin_of_text|>"
-    ).save_pretrained(folder)
+    special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    make_tokenizer(trl_template("llama3.jinja"), tokens=LLAMA3_TOKENS, vocab_size=260, **special).save_pretrained(
+        folder
+    )
     return str(folder)
 
 

@@ -46,7 +46,7 @@ def data_files(path: Path) -> list[Path]:
     found = sorted(file for file in below if is_read(file.relative_to(path)) and file.is_file())
     if not found:
         raise JobFailure(
-            Reason.INVALID_DATA, f"{path}: no file in it ends in {', '.join(_FORMS)}; name a file or another folder"
+            Reason.INVALID_DATA, f"{path}: no file in it ends in {', '.join(_FORMS)}; name a file or folder"
         )
     return found
 

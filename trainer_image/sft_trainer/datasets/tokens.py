@@ -108,11 +108,10 @@ class SampleTokenizer:
         starts = np.minimum(bounds[:, 0], np.concatenate(([0], bounds[:-1, 1])) if len(bounds) else [])
         ids, trained = list(encoding.ids), list(~special & (starts >= len(passage.prompt)))
         if ends:
-            before = [self._special("bos_token")] if ends.begin else []
-            after = [self._special("eos_token")] if ends.end else []
+            before, after = [self._begin] if ends.begin else [], [self._end] if ends.end else []
             flags = np.concatenate(([False] * len(before), trained, [True] * len(after)))
             return _tokens(line, [*before, *ids, *after], flags.astype(bool))
-        begin, end = self._tokenizer.bos_token_id, self._special("eos_token")
+        begin, end = self._tokenizer.bos_token_id, self._end
         if begin is not None and ids[:2] == [begin, begin]:  # the text brought its own
             ids, trained = ids[1:], trained[1:]
         if ids[-1:] == [end]:
@@ -121,15 +120,21 @@ class SampleTokenizer:
             ids, trained = [*ids, end], [*trained, True]
         return _tokens(line, ids, np.asarray(trained, dtype=bool))
 
-    def _special(self, name: str) -> int:
-        token = getattr(self._tokenizer, f"{name}_id")
+    @property
+    def _begin(self) -> int:
+        return self._special(self._tokenizer.bos_token_id, "bos_token to begin a text with")
+
+    @property
+    def _end(self) -> int:
+        return self._special(self._tokenizer.eos_token_id, "eos_token to end a text with")
+
+    def _special(self, token: int | None, what: str) -> int:
         if token is None:
             raise JobFailure(
                 Reason.INVALID_CONFIGURATION,
-                f"{self._tokenizer.name_or_path}: the tokenizer has no {name} to put at an end of a text; "
-                "name one in its tokenizer_config.json",
+                f"{self._tokenizer.name_or_path}: the tokenizer has no {what}; name one in its tokenizer_config.json",
             )
-        return int(token)
+        return token
 
 
 def _tokens(line: int, ids: list[int], trained: np.ndarray) -> Tokens:
