@@ -5,7 +5,8 @@ In: the paths in the repository, and its card, which lies in `source.files` alre
 
 The library knows all that a card may declare, and all names of files and folders by which the hub tells splits. It is
 shown the repository as a folder of empty files: so it asks no hub, needs no token and writes no cache, and what it
-names is downloaded and read as any other data is.
+names is downloaded and read as any other data is. (Where a card names a URL, the library looks there before that is
+refused.)
 """
 
 import logging
