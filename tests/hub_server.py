@@ -148,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"id": name, "sha": sha, "siblings": [{"rfilename": path} for path in files]})
         if what == "tree":
             folder = urllib.parse.unquote(inner or "")
-            return self._json(_listed(files, folder))
+            is_recursive = "recursive=true" in urllib.parse.urlsplit(self.path).query.lower()
+            return self._json(_listed(files, folder, is_recursive=is_recursive))
         wanted = urllib.parse.parse_qs(body.decode())["paths"]
         entries = [entry for path in wanted for entry in _listed(files, str(Path(path).parent).removeprefix("."))]
         return self._json([entry for entry in entries if entry["path"] in wanted])
@@ -240,21 +241,23 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _listed(files: dict[str, bytes], folder: str) -> list[dict[str, object]]:
-    """What lies directly in a folder."""
+def _listed(files: dict[str, bytes], folder: str, *, is_recursive: bool = False) -> list[dict[str, object]]:
+    """What lies in a folder: directly, or all of it."""
     entries: dict[str, dict[str, object]] = {}
     prefix = f"{folder}/" if folder else ""
     for path, content in files.items():
         if not path.startswith(prefix):
             continue
-        inner, *deeper = path.removeprefix(prefix).split("/")
-        if deeper:
+        folders = path.removeprefix(prefix).split("/")[:-1]
+        for depth in range(1, len(folders) + 1 if is_recursive else min(len(folders), 1) + 1):
+            inner = "/".join(folders[:depth])
             entries[inner] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": prefix + inner}
+        if folders and not is_recursive:
             continue
         entry = {"type": "file", "oid": _git_id(content), "size": len(content), "path": path}
         if len(content) >= LARGE_BYTES:
             entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-        entries[inner] = entry
+        entries[path.removeprefix(prefix)] = entry
     return list(entries.values())
 
 

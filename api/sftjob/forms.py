@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 URI_FORMS = "s3://<bucket>/<path>, pvc://<claim>/<path> or file:///<absolute path>"
 MODEL_URI_FORMS = f"hf://<owner>/<name>, {URI_FORMS}"
 SCRIPT_URI_FORMS = "pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>"
-DATA_URI_FORMS = f"hf://datasets/<owner>/<name>/<path>, s3://<bucket>/<path>, {SCRIPT_URI_FORMS}"
+DATA_URI_FORMS = f"hf://datasets/<owner>/<name>[/<path>], s3://<bucket>/<path>, {SCRIPT_URI_FORMS}"
 ARGUMENT_FORMS = "pvc://<claim>/<path> or configMap://<name>/<key>"
 
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
@@ -28,9 +28,12 @@ _REPOSITORY = f"{_PART_OF_REPOSITORY}/{_PART_OF_REPOSITORY}"
 PLACE = f"^{_PLACE}$"
 MODEL_PLACE = f"^({_PLACE}|hf://{_REPOSITORY})$"
 SCRIPT_PLACE = f"^({_FILE}|configMap://{_NAME}/{_KEY})$"
-DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY}|hf://datasets/{_REPOSITORY}{_PATH})$"
+DATA_PLACE = f"^({_PLACE}|configMap://{_NAME}/{_KEY}|hf://datasets/{_REPOSITORY}({_PATH})?)$"
+WHOLE_DATASET = f"^hf://datasets/{_REPOSITORY}$"
 ARGUMENT_PLACE = f"^(pvc://{_NAME}{_PATH}|configMap://{_NAME}/{_KEY})$"
 REVISION = "^[A-Za-z0-9_]([A-Za-z0-9_./-]*[A-Za-z0-9_])?$"
+CONFIGURATION = rf"^[^{_SPACE}/]+$"
+SPLIT = "^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*$"
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 OBJECT_NAME = f"^{_NAME}$"
 QUALIFIED_NAME = f"^({_NAME}/)?{_WORD}$"
@@ -47,6 +50,8 @@ REMEDIES = {
     SCRIPT_PLACE: f"use {SCRIPT_URI_FORMS}, without .. and spaces",
     DATA_PLACE: f"use {DATA_URI_FORMS}, without .. and spaces",
     REVISION: "use a branch, a tag or a commit: letters, digits, dots, dashes, underscores and slashes",
+    CONFIGURATION: "use the name of one that the dataset has, without spaces and slashes",
+    SPLIT: "use the name of one that the dataset has, as train; for a part of it set sampleRatio",
     LABEL: "use lower-case letters, digits and dashes, with a letter or digit at both ends",
     OBJECT_NAME: "use lower-case letters, digits, dashes and dots, with a letter or digit at both ends",
     QUALIFIED_NAME: _WORD_REMEDY,
@@ -67,6 +72,8 @@ ModelUri = Annotated[str, StringConstraints(max_length=512, pattern=MODEL_PLACE)
 DataUri = Annotated[str, StringConstraints(max_length=512, pattern=DATA_PLACE)]
 ScriptUri = Annotated[str, StringConstraints(max_length=512, pattern=SCRIPT_PLACE)]
 Revision = Annotated[str, StringConstraints(max_length=255, pattern=REVISION)]
+Configuration = Annotated[str, StringConstraints(max_length=255, pattern=CONFIGURATION)]
+Split = Annotated[str, StringConstraints(max_length=255, pattern=SPLIT)]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=LABEL)]
 
 # As Kubernetes has them: names of objects and labels, amounts.

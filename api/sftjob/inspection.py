@@ -11,7 +11,9 @@ class InspectionTask(Record):
     file: str
     """A path, or a dataset of a hub."""
     revision: str | None = None
-    """Of a hub's dataset."""
+    """Of a hub's dataset, as the next two."""
+    config: str | None = None
+    split: str | None = None
     model: str
     """A folder with a tokenizer, or a hub's repository."""
     format: RowFormat = "auto"
@@ -25,9 +27,11 @@ class InspectionTask(Record):
     @property
     def hub_dataset(self) -> DatasetSpec | None:
         """None for a path. Raises pydantic.ValidationError, as `hub_model` does."""
-        if not self.file.startswith(HUB) and self.revision is None:
+        if not self.file.startswith(HUB) and (self.revision, self.config, self.split) == (None, None, None):
             return None
-        return DatasetSpec(name="inspected", uri=self.file, revision=self.revision)
+        return DatasetSpec(
+            name="inspected", uri=self.file, revision=self.revision, config=self.config, split=self.split
+        )
 
     @property
     def hub_model(self) -> UriSource | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from sftjob.forms import ARGUMENT_FORMS, ARGUMENT_PLACE
+from sftjob.forms import ARGUMENT_FORMS, ARGUMENT_PLACE, WHOLE_DATASET
 from sftjob.names import HUB, RESERVED_VARIABLES, S3, SECRET_VARIABLES
 from sftjob.presets import PRESETS
 
@@ -73,6 +73,19 @@ REVISION_OF_A_HUB = Rule(
     "given, but {uri} is not of a hub; remove it, or use a URI that begins with " + HUB,
     {"uri": "self.uri"},
 )
+
+
+def _is_of_a_whole_dataset(field: str) -> Rule:
+    return Rule(
+        field,
+        f"!has(self.{field}) || self.uri.matches({text_in_cel(WHOLE_DATASET)})",
+        "given, but {uri} is not a whole dataset of a hub; remove it, or use hf://datasets/<owner>/<name>",
+        {"uri": "self.uri"},
+    )
+
+
+CONFIG_OF_A_WHOLE_DATASET = _is_of_a_whole_dataset("config")
+SPLIT_OF_A_WHOLE_DATASET = _is_of_a_whole_dataset("split")
 PRESET_IS_KNOWN = Rule(
     "preset",
     f"!has(self.preset) || self.preset in {list(PRESETS)}",

@@ -15,11 +15,14 @@ from sftjob.forms import (
     DATA_URI_FORMS,
     MODEL_URI_FORMS,
     SCRIPT_URI_FORMS,
+    WHOLE_DATASET,
+    Configuration,
     DataUri,
     Label,
     ModelUri,
     Revision,
     ScriptUri,
+    Split,
 )
 from sftjob.names import HUB
 from sftjob.options import (
@@ -32,12 +35,14 @@ from sftjob.options import (
 from sftjob.presets import PRESETS
 from sftjob.rules import (
     ARGUMENTS_HAVE_A_FORM,
+    CONFIG_OF_A_WHOLE_DATASET,
     DATASET_NAMES_DIFFER,
     EVALUATION_DATA_FROM_SOMEWHERE,
     MODEL_OR_PRESET,
     NOT_FRACTION_AND_DATASETS,
     PRESET_IS_KNOWN,
     REVISION_OF_A_HUB,
+    SPLIT_OF_A_WHOLE_DATASET,
     TOKENIZER_FROM_SOMEWHERE,
     overrides_fit_the_preset,
     overrides_need_a_preset,
@@ -172,14 +177,20 @@ class ModelSpec(Declared):
 class DatasetSpec(Declared):
     """Rows: chats or texts."""
 
-    model_config = rules(REVISION_OF_A_HUB)
+    model_config = rules(REVISION_OF_A_HUB, CONFIG_OF_A_WHOLE_DATASET, SPLIT_OF_A_WHOLE_DATASET)
 
     name: Label = Field(description="For messages and counts.")
     uri: DataUri = Field(
-        description="JSONL, JSON (one array), Parquet or Arrow, by its ending, or a folder of such files: "
-        f"{DATA_URI_FORMS}."
+        description="JSONL, JSON (one array), Parquet or Arrow, by its ending, or a folder of such files, in a claim "
+        f"at any depth: {DATA_URI_FORMS}. What is read of a whole dataset of a hub its card tells, or the files' names."
     )
     revision: Revision | None = _REVISION
+    config: Configuration | None = Field(
+        default=None, description="Of a whole dataset of a hub: one of its configurations. Absent: its default."
+    )
+    split: Split | None = Field(
+        default=None, description="Of a whole dataset of a hub: one of the configuration's splits. Absent: train."
+    )
     format: RowFormat = Field(
         default="auto",
         description="Of the rows: messages (OpenAI), sharegpt, prompt-completion, alpaca, or text. "
@@ -190,6 +201,15 @@ class DatasetSpec(Declared):
     )
 
     _check = model_validator(mode="after")(_revision_is_of_a_hub)
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        if re.fullmatch(WHOLE_DATASET, self.uri):
+            return self
+        broken = [self.config and CONFIG_OF_A_WHOLE_DATASET, self.split and SPLIT_OF_A_WHOLE_DATASET]
+        if problems := [rule.told(uri=self.uri) for rule in broken if rule]:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class EvaluationSpec(EvaluationOptions):

@@ -91,8 +91,18 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def spec_of(given: Mapping[str, str], *, data: list[str], output: str | None, base: dict[str, Any]) -> dict[str, Any]:
-    """`base` is a file's spec, or {}; `given` maps paths to values and wins. Nothing is checked yet."""
+def spec_of(
+    given: Mapping[str, str],
+    *,
+    data: list[str],
+    of_data: Mapping[str, str],
+    output: str | None,
+    base: dict[str, Any],
+) -> dict[str, Any]:
+    """`base` is a file's spec, or {}; `given` maps paths to values and wins, as `of_data` does of each of `data`.
+
+    Nothing is checked yet.
+    """
     spec = copy.deepcopy(base)
     lists = {flag.path for flag in flags() if flag.is_list}
     for path, value in given.items():
@@ -105,10 +115,10 @@ def spec_of(given: Mapping[str, str], *, data: list[str], output: str | None, ba
         else:
             section[name] = place(value) if path in _PLACES else value
     if data:
-        files = [
-            {"name": label(Path(file).stem, fallback=f"data-{n}"), "uri": place(file)} for n, file in enumerate(data)
+        _section(spec, "data")["datasets"] = [
+            {"name": label(Path(file).stem, fallback=f"data-{n}"), "uri": place(file), **of_data}
+            for n, file in enumerate(data)
         ]
-        _section(spec, "data")["datasets"] = files
     if output is not None:
         spec["output"] = [_first(spec.get("output")) | {"uri": place(output)}]
     return spec

@@ -41,6 +41,10 @@ commands = typer.Typer(
 data_commands = typer.Typer(no_args_is_help=True, help="Look at data before a job does.")
 commands.add_typer(data_commands, name="data")
 
+_OF_DATA = "Of whole hub datasets in --data"
+DataConfig = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_OF_DATA}: their configuration.")]
+DataSplit = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_OF_DATA}: their split.", show_default="train")]
+DataRevision = Annotated[str | None, typer.Option(help="Of hub datasets in --data: branch, tag or commit.")]
 ManifestFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A YAML file with one SFTJob.")]
 WorkDir = Annotated[Path | None, typer.Option(help="The run's own folder.", show_default="runs/<name>")]
 ClaimFolders = Annotated[
@@ -67,6 +71,9 @@ def train(
         list[str] | None,
         typer.Option(metavar="FILE", help="A file of chats, or its URI; give it again for another one."),
     ] = None,
+    data_config: DataConfig = None,
+    data_split: DataSplit = None,
+    data_revision: DataRevision = None,
     output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where the trained model goes.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's.", show_default="the file's, or of --output")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the job, its steps and its memory.")] = False,
@@ -75,13 +82,26 @@ def train(
     **given: str | None,
 ) -> None:
     """Train from flags, with or without a file: the same job as `sft run` runs, every field of which is a flag."""
+    of_data = {"config": data_config, "split": data_split, "revision": data_revision}
+    of_data = {field: value for field, value in of_data.items() if value is not None}
+    if of_data and not data:
+        raise Refusal(
+            f"--data-{next(iter(of_data))}: given without --data, whose datasets it is of; add it, or write the field "
+            "into the file"
+        )
     document = read_document(file) if file else {"apiVersion": API_VERSION, "kind": "SFTJob"}
     spec, metadata = ((document.get(key) or {}) if isinstance(document, dict) else None for key in ("spec", "metadata"))
     if isinstance(spec, dict) and isinstance(metadata, dict):
         values = {flag.path: value for flag in flags() if (value := given[flag.parameter]) is not None}
         own_name = metadata.get("name") or label(Path(output).name if output else "", fallback="train")
         document |= {
-            "spec": spec_of(values, data=data or [], output=output, base=spec),
+            "spec": spec_of(
+                values,
+                data=data or [],
+                of_data=of_data,
+                output=output,
+                base=spec,
+            ),
             "metadata": metadata | {"name": name or own_name},
         }
     manifest = parse_manifest(document)
@@ -130,13 +150,15 @@ def inspect_file(
         str,
         typer.Argument(
             metavar="FILE",
-            help="What a job's data has: a file of rows, a folder of them, or hf://datasets/<owner>/<name>/<path>.",
+            help="What a job's data has: a file of rows, a folder of them, or hf://datasets/<owner>/<name>[/<path>].",
         ),
     ],
     model: Annotated[
         str, typer.Option(metavar="FOLDER", help="The model that it is for, or its tokenizer; or hf://<owner>/<name>.")
     ],
     revision: Annotated[str | None, typer.Option(help="Of an hf:// dataset: branch, tag or commit.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a whole hf:// dataset: its configuration.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a whole hf:// dataset.", show_default="train")] = None,
     format_: Annotated[
         str, typer.Option("--format", metavar=" | ".join(get_args(RowFormat)), help="How its rows are written.")
     ] = "auto",
@@ -154,6 +176,8 @@ def inspect_file(
         task = InspectionTask(
             file=file,
             revision=revision,
+            config=config,
+            split=split,
             model=model,
             format=format_,
             bad_line_budget=bad_line_budget,

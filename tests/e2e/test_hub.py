@@ -10,11 +10,20 @@ from hub_server import HubServer, files_of
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
+from tests.sft_trainer.hub.parquet import parquet
 from tests.sft_trainer.model.tiny_models import save_random_model
 from tests.sft_trainer.train.small_run import TRAINED, VOCAB_SIZE, save_tokenizer
 
 MIB = 1 << 20
 TOKEN = "hf_of_the_user"
+CARD = b"""---
+configs:
+- config_name: short
+  data_files: [{split: train, path: short/train-*}]
+- config_name: long
+  data_files: long/*
+---
+"""
 
 
 @pytest.fixture
@@ -27,8 +36,13 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
     with HubServer() as hub:
         hub.model("tiny/llama").commit(files_of(folder) | {"pytorch_model.bin": b"not wanted"})
         hub.model("tiny/llama").token = TOKEN
-        rows = "".join(json.dumps({"messages": chat}) + "\n" for chat in TRAINED)
-        hub.dataset("tiny/chats").commit({"data/train.jsonl": rows.encode()})
+        hub.dataset("tiny/chats").commit(
+            {
+                "README.md": CARD,
+                "short/train-00000-of-00001.parquet": parquet([{"messages": chat} for chat in TRAINED]),
+                "long/0.jsonl": b"not asked for",
+            }
+        )
         yield hub
 
 
@@ -37,7 +51,7 @@ def run(tmp_path: Path, hub: HubServer) -> Iterator[LocalRun]:
     spec = {
         "model": {"loadFrom": {"uri": "hf://tiny/llama"}},
         "data": {
-            "datasets": [{"name": "chats", "uri": "hf://datasets/tiny/chats/data/train.jsonl"}],
+            "datasets": [{"name": "chats", "uri": "hf://datasets/tiny/chats", "config": "short"}],
             "packing": {"maxLength": 64},
         },
         "training": {"totalStep": 12},
@@ -61,7 +75,7 @@ def test_a_run_from_the_hub_downloads_once_and_goes_on_with_the_same_model_after
     weights = [one for one in hub.requests if one.path == "model.safetensors" and one.is_file]
     assert [one.range for one in weights] == [None, f"bytes={10 * MIB}-"]
     assert {one.authorization for one in weights} == {None}
-    assert "pytorch_model.bin" not in hub.files_asked()
+    assert not {"pytorch_model.bin", "long/0.jsonl"} & set(hub.files_asked())
 
     hub.model("tiny/llama").commit({"config.json": b"moved on"})
     hub.requests.clear()

@@ -79,13 +79,18 @@ def test_data_and_model_of_a_hub_are_downloaded_once_without_weights(tmp_path: P
         weights = {"model.safetensors": b"no need"}
         hub.model("tiny/llama").commit(files_of(save_tokenizer(tmp_path / "published")) | weights)
         hub.dataset("tiny/chats").commit({"data/train.jsonl": b'{"text": "first"}\n'}, ref="v1")
-        hub.dataset("tiny/chats").commit({"data/train.jsonl": b'{"text": "second"}\n'})
+        second = {"data/train.jsonl": b'{"text": "second"}\n', "data/test.jsonl": b'{"text": "third"}\n'}
+        hub.dataset("tiny/chats").commit(second)
         home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
         command = ("data", "inspect", "hf://datasets/tiny/chats/data/train.jsonl", "--model", "hf://tiny/llama")
         for revision, text in ((), "s⟦econd<"), (("--revision", "v1"), "f⟦irst<"), ((), "s⟦econd<"):
             said = sft(tmp_path, *command, *revision, **home)
             assert (said.returncode, said.stderr) == (0, "")
             assert text in said.stdout
+        parts = ("--config", "default", "--split", "test")
+        split = sft(tmp_path, *command[:2], "hf://datasets/tiny/chats", *command[3:], *parts, **home)
+        assert (split.returncode, split.stderr) == (0, "")
+        assert "t⟦hird<" in split.stdout
         asked = hub.files_asked()
         assert (asked.count("data/train.jsonl"), asked.count("tokenizer.json")) == (2, 1)
         assert "model.safetensors" not in asked
@@ -95,4 +100,9 @@ def test_data_and_model_of_a_hub_are_downloaded_once_without_weights(tmp_path: P
         assert missing.stderr.startswith("dataset.uri: hf://datasets/tiny/chat/x.jsonl is not found at http://127")
     wrong = sft(tmp_path, "data", "inspect", "hf://tiny/chats", "--model", "model")
     assert (wrong.returncode, wrong.stdout) == (64, "")
-    assert wrong.stderr.startswith("uri: 'hf://tiny/chats' has the wrong form; use hf://datasets/<owner>/<name>/<path>")
+    assert wrong.stderr.startswith(
+        "uri: 'hf://tiny/chats' has the wrong form; use hf://datasets/<owner>/<name>[/<path>]"
+    )
+    local = sft(tmp_path, "data", "inspect", "rows.jsonl", "--model", "model", "--split", "test")
+    assert local.returncode == 64
+    assert local.stderr.startswith("uri: 'rows.jsonl' has the wrong form")

@@ -49,6 +49,28 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
     assert not (user.folder / "runs").exists()
 
 
+def test_configuration_split_and_revision_are_of_all_that_data_names(user: User) -> None:
+    flags = ("--data-config", "main", "--data-split", "test", "--data-revision", "v1")
+    hub = ("--data", "hf://datasets/openai/gsm8k")
+    dry = user.sft("train", *FLAGS[2:], *hub, *flags, "--dry-run")
+    (dataset,) = parse_manifest(yaml.safe_load(dry.stdout)).spec.data.datasets
+    assert dataset.to_json_dict() == {
+        "name": "gsm8k",
+        "uri": "hf://datasets/openai/gsm8k",
+        "config": "main",
+        "split": "test",
+        "revision": "v1",
+        "format": "auto",
+        "sampleRatio": 1.0,
+    }
+    mixed = user.sft("train", *FLAGS, *hub, *flags[2:4], "--dry-run")
+    assert mixed.returncode == 64
+    assert "spec.data.datasets[0].split: given, but file:///" in mixed.stderr
+    alone = user.sft("train", "job.yaml", *flags[2:4], "--dry-run")
+    assert alone.returncode == 64
+    assert alone.stderr.startswith("--data-split: given without --data")
+
+
 def test_flags_win_over_the_file(user: User) -> None:
     user.file.write_text(user.file.read_text() + "  training: {totalStep: 5, seed: 7}\n")
     dry = user.sft("train", "job.yaml", "--seed", "8", "--dry-run")

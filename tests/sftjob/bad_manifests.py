@@ -37,6 +37,8 @@ GOOD: dict[str, Any] = {
                 {"name": "chats", "uri": "pvc://data/.hidden/chats.jsonl", "format": "sharegpt", "sampleRatio": 0.5},
                 {"name": "more", "uri": "configMap://chats/more.jsonl", "format": "text", "sampleRatio": 2.0},
                 {"name": "most", "uri": "s3://a.bucket/chats/", "format": "auto", "sampleRatio": 1.0},
+                {"name": "all", "uri": "hf://datasets/openai/gsm8k", "config": "main", "split": "train"}
+                | {"revision": "v1.0", "format": "text", "sampleRatio": 1.0},
             ],
             "packing": {"level": "none", "maxLength": 512},
             "overlong": "drop",
@@ -180,8 +182,8 @@ MODEL_PLACE = (
 )
 SCRIPT_PLACE = "use pvc://<claim>/<path>, configMap://<name>/<key> or file:///<absolute path>, without .. and spaces"
 DATA_PLACE = (
-    "use hf://datasets/<owner>/<name>/<path>, s3://<bucket>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> or "
-    "file:///<absolute path>, without .. and spaces"
+    "use hf://datasets/<owner>/<name>[/<path>], s3://<bucket>/<path>, pvc://<claim>/<path>, configMap://<name>/<key> "
+    "or file:///<absolute path>, without .. and spaces"
 )
 REVISION = "use a branch, a tag or a commit: letters, digits, dots, dashes, underscores and slashes"
 QUANTITY = "use a number, with a unit where one is meant, as 500m, 4, 16Gi"
@@ -209,12 +211,19 @@ def evaluation(**fields: Any) -> dict[str, Any]:
 
 def sources(model: str, data: str, **fields: Any) -> dict[str, dict[str, Any]]:
     """By path, for everything that is read: the sections in which it has these fields."""
-    datasets = dataset(uri=data, **fields)["data"]["datasets"]
     return {
         "spec.model.loadFrom": {"model": {"loadFrom": {"uri": model} | fields}},
         "spec.model.tokenizer": {"model": LOAD_FROM | {"tokenizer": {"uri": model} | fields}},
-        "spec.data.datasets[0]": {"data": {"datasets": datasets}},
-        "spec.data.evaluation.datasets[0]": evaluation(datasets=datasets),
+        **datasets(uri=data, **fields),
+    }
+
+
+def datasets(**fields: Any) -> dict[str, dict[str, Any]]:
+    """As `sources`, of data alone."""
+    data = dataset(**fields)["data"]
+    return {
+        "spec.data.datasets[0]": {"data": data},
+        "spec.data.evaluation.datasets[0]": evaluation(datasets=data["datasets"]),
     }
 
 
@@ -313,8 +322,35 @@ BAD = [
     ),
     Bad(
         "spec.data.datasets[0].uri",
-        f"'hf://datasets/me/chats' has the wrong form; {DATA_PLACE}",
-        dataset(uri="hf://datasets/me/chats"),
+        f"'hf://datasets/chats' has the wrong form; {DATA_PLACE}",
+        dataset(uri="hf://datasets/chats"),
+    ),
+    *(
+        Bad(
+            f"{path}.{field}",
+            f"given, but {uri} is not a whole dataset of a hub; remove it, or use hf://datasets/<owner>/<name>",
+            spec,
+        )
+        for field in ("config", "split")
+        for uri in ("pvc://a/b", "hf://datasets/me/chats/data")
+        for path, spec in datasets(uri=uri, **{field: "main"}).items()
+    ),
+    *(
+        Bad(
+            f"{path}.split",
+            "'train[:10%]' has the wrong form; use the name of one that the dataset has, as train; for a part of it "
+            "set sampleRatio",
+            spec,
+        )
+        for path, spec in datasets(uri="hf://datasets/me/chats", split="train[:10%]").items()
+    ),
+    *(
+        Bad(
+            f"{path}.config",
+            "'a/b' has the wrong form; use the name of one that the dataset has, without spaces and slashes",
+            spec,
+        )
+        for path, spec in datasets(uri="hf://datasets/me/chats", config="a/b").items()
     ),
     Bad(
         "spec.output[0].uri",

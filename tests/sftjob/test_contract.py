@@ -51,7 +51,7 @@ def test_every_problem_is_told_at_once_with_path_value_and_remedy() -> None:
         output=[],
     )
     uri = (
-        "use hf://datasets/<owner>/<name>/<path>, s3://<bucket>/<path>, pvc://<claim>/<path>, "
+        "use hf://datasets/<owner>/<name>[/<path>], s3://<bucket>/<path>, pvc://<claim>/<path>, "
         "configMap://<name>/<key> or file:///<absolute path>, without .. and spaces"
     )
     assert problems(document) == [

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from sft_trainer.datasets.read import scan
-from sft_trainer.datasets.tokenize import Part, Reading, tokenize_range
+from sft_trainer.datasets.tokenize import Part, Reading, by_format, tokenize_range
 from sft_trainer.datasets.tokens import SampleTokenizer
 from tests.sft_trainer.datasets.chats import CHATML_TOKENS, LLAMA3_TOKENS, trl_template, write_chats
 
@@ -107,7 +107,7 @@ def tokenize(tmp_path: Path) -> Callable[..., Tokenized]:
         path = write_chats(tmp_path / "chats.jsonl", list(chats))
         part = tokenize_range(
             scan(path, workers=1).shares[0],
-            tokenizer=SampleTokenizer(tokenizer, chat_template=chat_template),
+            tokens_of=by_format(SampleTokenizer(tokenizer, chat_template=chat_template), row_format),
             reading=Reading(row_format=row_format, max_length=max_length, overlong=overlong),
             folder=tmp_path,
             part=0,

@@ -166,10 +166,38 @@ def test_a_broken_file_is_bad_data_whatever_the_budget(name, content, said, budg
     assert failure.value.message.startswith(f"{tmp_path / name}: {said}")
 
 
-def test_a_folder_of_folders_tells_their_names(tokenizer, tmp_path) -> None:
-    for name in ("test", "train"):
-        (tmp_path / "d" / name).mkdir(parents=True)
-    with pytest.raises(JobFailure, match="its folders are test, train: name one of them"):
+def test_files_in_a_folders_folders_are_read_too_by_their_paths_but_nothing_hidden(tokenizer, plain, tmp_path) -> None:
+    folder = tmp_path / "folder"
+    for name in ("a/deep", "b", ".git/b"):
+        (folder / name).mkdir(parents=True)
+    write(folder / "a/deep/z.jsonl", ROWS[:12])
+    write(folder / "a/rows.parquet", ROWS[12:20])
+    write(folder / "b/rows.jsonl", [*ROWS[20:], BAD])
+    write(folder / ".git/b/rows.jsonl", [BAD] * 9)
+    for _ in range(2):
+        data = prepared(folder, tokenizer, budget=1)
+        assert tokens(data) == plain
+        assert data.receipt.first_bad_lines == [f"{folder}/b/rows.jsonl:23: {ROBOT}"]
+    (folder / "b").rename(folder / "c")
+    assert prepared(folder, tokenizer, budget=1).digest != data.digest
+
+
+def test_splits_that_datasets_has_saved_side_by_side_are_not_mixed(tokenizer, plain, tmp_path) -> None:
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(JobFailure) as failure:
+        prepared(tmp_path / "saved", tokenizer)
+    assert failure.value.message == (
+        f"{tmp_path}/saved: its folders are splits of a dataset, test, train; name one of them"
+    )
+    assert tokens(prepared(tmp_path / "saved/train", tokenizer)) == plain
+
+
+def test_a_folder_without_data_is_refused(tokenizer, tmp_path) -> None:
+    (tmp_path / "d/train").mkdir(parents=True)
+    (tmp_path / "d/train/rows.csv").write_text("a,b")
+    with pytest.raises(JobFailure, match=r"no file in it ends in \.jsonl, .*; name a file or folder"):
         prepared(tmp_path / "d", tokenizer)
 
 

@@ -12,11 +12,9 @@ from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.build import _follow, _started
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig, OpenaiTokenizeFunctionConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
-from sft_trainer.datasets.render import load_tokenizer
 from sft_trainer.datasets.rows import Span
 from sft_trainer.datasets.tokenize import Part, Reading
-from sft_trainer.datasets.tokens import SampleTokenizer
-from sft_trainer.datasets.worker import Task, run_task
+from sft_trainer.datasets.worker import Task, run_task, tokens_of
 from sftjob.failure import JobFailure, Reason
 from sftjob.receipt import DataReceipt
 from tests.sft_trainer.datasets.chats import LLAMA3_TOKENS, pair, trl_template, write_chats
@@ -292,9 +290,8 @@ def test_several_processes_give_what_one_gives(prepared, tmp_path, monkeypatch) 
 
 def test_a_bad_line_of_any_range_is_reported_under_its_own_number(prepared, tmp_path, monkeypatch) -> None:
     def one_after_the_other(tasks: list[Task], *, on_rows) -> list[Part]:
-        tokenizer = SampleTokenizer(load_tokenizer(tasks[0].tokenizer_path), chat_template=None)
         assert len(tasks) == 3
-        return [run_task(task, tokenizer=tokenizer, on_rows=on_rows) for task in tasks]
+        return [run_task(task, tokens_of=tokens_of(task), on_rows=on_rows) for task in tasks]
 
     monkeypatch.setattr(open_tokens, "_BYTES_A_WORKER", 1000)
     monkeypatch.setattr(build, "_in_processes", one_after_the_other)

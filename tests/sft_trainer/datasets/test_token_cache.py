@@ -11,6 +11,7 @@ from sft_trainer.datasets.cache import CacheKey, cache_folder, open_cache, open_
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
 from sft_trainer.datasets.rows import BadRow
 from sft_trainer.datasets.tokenize import Part
+from sft_trainer.datasets.tokens import TextEnds
 
 BAD = BadRow(file="d.jsonl", place=":5", problem="text: is a number; write a string")
 KEY = CacheKey(content="f", tokenizer={"tokenizer.json": "t"}, row_format="messages", max_length=8, overlong="drop")
@@ -72,10 +73,16 @@ def test_parts_become_one_folder_that_opens_without_being_built_again(tmp_path) 
         {"row_format": "text"},
         {"max_length": 9},
         {"overlong": "error"},
+        {"ends": TextEnds(begin=False, end=True)},
+        {"function": "Answers:1"},
     ],
 )
 def test_each_input_changes_the_folder(change) -> None:
     assert cache_folder(Path("c"), KEY) != cache_folder(Path("c"), KEY.model_copy(update=change))
+
+
+def test_a_key_without_newer_fields_is_the_one_that_older_caches_and_checkpoints_have() -> None:
+    assert cache_folder(Path("c"), KEY) == Path("c/tokens-b6c612fe992a5e4ecd17ad21130e411a")
 
 
 def test_the_tokenizers_fingerprint_changes_with_its_files_and_not_with_weights(tmp_path) -> None:

@@ -110,16 +110,23 @@ def test_the_python_api_leaves_the_merged_model_and_the_adapter(base: Path, tmp_
         "optim_cfg": options.optim_cfg,
         "lr_cfg": options.lr_cfg,
         "lora_cfg": LoRAConfig(rank=4, rslora=True),
-        "total_step": 2,
+        "total_step": 4,
+        "checkpoint_interval": 1,
+        "checkpoint_maxkeep": -1,
         "work_dir": tmp_path / "work",
     }
+    with pytest.raises(
+        JobFailure, match="checkpoint_maxkeep: 0 keeps no spare checkpoint; use 2 or more, or -1 to keep"
+    ):
+        Trainer(**arguments | {"checkpoint_maxkeep": 0})
     with pytest.raises(JobFailure, match="lora_cfg: given without load_from, so there is no trained model to adapt"):
         Trainer(**arguments)
     folder = Trainer(**arguments, load_from=base).fit()
+    # No checkpoint is deleted.
     assert {path.name for path in folder.parent.iterdir()} == {
         "hf",
         "adapter",
-        "step-2",
+        *(f"step-{step}" for step in range(1, 5)),
         "attempts",
         "latest",
         "tensorboard",

@@ -1,7 +1,8 @@
 """Tokenises one dataset into the parts of a cache, in this process or in several.
 
-In: the dataset's scan, the tokenizer, how its rows are read, a folder. Out: the parts, in the order of the rows. Called
-by `open_tokens` when the cache does not hold the dataset yet. Of bad rows beyond the budget one JobFailure tells.
+In: the dataset's scan, the tokenizer or a function of a user's own, how its rows are read, a folder. Out: the parts, in
+the order of the rows. Called by `open_tokens` when the cache does not hold the dataset yet. Of bad rows beyond the
+budget one JobFailure tells.
 """
 
 import os
@@ -14,10 +15,8 @@ from pathlib import Path
 
 from sft_trainer.datasets.bad_rows import BadRows, bad_rows_of
 from sft_trainer.datasets.read import Scan
-from sft_trainer.datasets.render import load_tokenizer
-from sft_trainer.datasets.tokenize import Part, Reading
-from sft_trainer.datasets.tokens import SampleTokenizer
-from sft_trainer.datasets.worker import Report, Task, run_task
+from sft_trainer.datasets.tokenize import Part, Reading, TokensOf
+from sft_trainer.datasets.worker import Report, Task, run_task, tokens_of
 from sftjob.failure import JobFailure, Reason
 
 
@@ -27,12 +26,14 @@ def build_parts(
     *,
     tokenizer_path: str,
     chat_template: str | None,
+    own: TokensOf | None,
     reading: Reading,
     before: BadRows,
     folder: Path,
     on_rows: Callable[[int], None],
 ) -> list[Part]:
-    """One process a share of the scan; `before` are the bad rows of datasets before this one.
+    """One process a share of the scan; with `own`, which is known here alone, there must be one share. `before` are the
+    bad rows of datasets before this one.
 
     Raises JobFailure for too many bad rows, or a tokenizer or template that won't do.
     """
@@ -48,10 +49,11 @@ def build_parts(
         for part, spans in enumerate(scan.shares)
     ]
     if len(tasks) == 1:
-        tokenizer = SampleTokenizer(load_tokenizer(tokenizer_path), chat_template=chat_template)
-        parts = [run_task(tasks[0], tokenizer=tokenizer, on_rows=on_rows)]
+        parts = [run_task(tasks[0], tokens_of=own or tokens_of(tasks[0]), on_rows=on_rows)]
     else:
+        assert own is None
         parts = _in_processes(tasks, on_rows=on_rows)
+    parts = [part.model_copy(update={"told": [row.within(path) for row in part.told]}) for part in parts]
     told = [row for part in parts for row in part.told]
     bad = before + bad_rows_of(path, sum(part.bad_rows for part in parts), told)
     bad.check(reading.budget, is_all=not any(part.is_given_up for part in parts))

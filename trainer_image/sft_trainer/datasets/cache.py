@@ -22,6 +22,7 @@ import numpy as np
 from sft_trainer.datasets.made_once import FolderMeta, made_once, read_meta, sizes, write_meta
 from sft_trainer.datasets.rows import BadRow
 from sft_trainer.datasets.tokenize import Part
+from sft_trainer.datasets.tokens import TextEnds
 from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record, digest
 from sftjob.receipt import MOST_TOLD
@@ -45,9 +46,15 @@ class CacheKey(Record):
     """The one that was found, or named."""
     max_length: int
     overlong: str
+    ends: TextEnds | None = None
+    """Special tokens around texts, where they are not the tokenizer's own."""
+    function: str | None = None
+    """A user's own, by name and hash."""
 
     def digest(self) -> str:
-        return digest(self.model_dump(mode="json"))
+        """Without what is newer than some caches, and than checkpoints that know them, where it changes nothing."""
+        newer = {name for name in ("ends", "function") if getattr(self, name) is None}
+        return digest(self.model_dump(mode="json", exclude=newer))
 
 
 class CacheMeta(FolderMeta):

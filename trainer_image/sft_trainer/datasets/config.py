@@ -4,9 +4,9 @@ Written by users in their script, or by the launcher from a job's `spec.data`; r
 """
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Protocol, Self, runtime_checkable
 
-from pydantic import Field, model_validator
+from pydantic import Field, InstanceOf, model_validator
 
 from sftjob.base import Declared
 from sftjob.options import BadLineBudget, EvaluationOptions, Overlong, PackLevel, RowFormat
@@ -18,7 +18,7 @@ class DatasetConfig(Declared):
     name: str = Field(min_length=1, max_length=63, description="For messages and counts.")
     anno_path: Path = Field(
         description="JSONL, JSON (one array), Parquet or Arrow, by its ending; JSONL where that is unknown. A folder: "
-        "all files in it with such an ending, by name."
+        "all files in it and in its folders with such an ending, by their paths."
     )
     format: RowFormat = Field(default="auto", description="Of its rows; auto: what the first one has.")
     cache_dir: Path | None = Field(default=None, description="Folder of its tokenised form. Absent: the run's own.")
@@ -38,11 +38,50 @@ class OpenaiTokenizeFunctionConfig(Declared):
     )
 
 
+class PretrainTokenizeFunctionConfig(Declared):
+    """How a text, the `text` of its row, becomes tokens, all of which are trained."""
+
+    add_eos_token: bool = Field(default=True, description="The tokenizer's eos_token behind each text.")
+    add_bos_token: bool = Field(default=False, description="Its bos_token before each text.")
+    max_length: int | None = OpenaiTokenizeFunctionConfig.model_fields["max_length"]
+
+
+@runtime_checkable
+class TokenizeFunctionConfig(Protocol):
+    """How rows become tokens by a function of a user's own, which gets them as they stand in the file."""
+
+    def build(self, tokenizer: Any) -> Any:
+        """A `CachableTokenizeFunction`, or whatever can be called as one."""
+
+
 class DatasetEntry(Declared):
     """An item of `dataset_config_list`; users write it as a dict."""
 
     dataset: DatasetConfig
-    tokenize_fn: OpenaiTokenizeFunctionConfig = OpenaiTokenizeFunctionConfig()
+    tokenize_fn: OpenaiTokenizeFunctionConfig | PretrainTokenizeFunctionConfig | InstanceOf[TokenizeFunctionConfig] = (
+        OpenaiTokenizeFunctionConfig()
+    )
+
+    @model_validator(mode="after")
+    def _format(self) -> Self:
+        given, tokenize_fn = self.dataset.format, self.tokenize_fn
+        if isinstance(tokenize_fn, PretrainTokenizeFunctionConfig) and given not in ("auto", "text"):
+            raise ValueError(f"dataset.format: {given!r}, where tokenize_fn is of texts; remove it")
+        if self.has_own_function and given != "auto":
+            raise ValueError(f"dataset.format: {given!r}, but a tokenize_fn of one's own reads rows itself; remove it")
+        return self
+
+    @property
+    def has_own_function(self) -> bool:
+        return not isinstance(self.tokenize_fn, OpenaiTokenizeFunctionConfig | PretrainTokenizeFunctionConfig)
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.tokenize_fn.chat_template if isinstance(self.tokenize_fn, OpenaiTokenizeFunctionConfig) else None
+
+    @property
+    def max_length(self) -> int | None:
+        return None if self.has_own_function else self.tokenize_fn.max_length
 
 
 class EvaluationConfig(EvaluationOptions):
@@ -69,8 +108,13 @@ class DataloaderConfig(Declared):
     overlong: Overlong = Field(default="truncate", description="What happens to a sample that is too long.")
     bad_line_budget: BadLineBudget = 0
     evaluation: EvaluationConfig | None = None
-    num_workers: int = Field(default=1, ge=1, le=256, description="Processes that tokenise a large file side by side.")
+    num_workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Processes that tokenise a large file side by side; a tokenize_fn of one's own runs in this one.",
+    )
 
     def max_length(self, entry: DatasetEntry) -> int:
         """Tokens that a sample of this dataset may have."""
-        return min(entry.tokenize_fn.max_length or self.pack_max_length, self.pack_max_length)
+        return min(entry.max_length or self.pack_max_length, self.pack_max_length)

@@ -1,11 +1,13 @@
 """Which files a dataset's path stands for, and how each is written.
 
 In: the path of a file, or of a folder of files. Out: the files, in the order in which their rows count; the form of
-each, by its name's ending and, for `.json`, its first character. Called by `open_tokens` and `read`.
+each, by its name's ending and, for `.json`, its first character. Called by `open_tokens` and `read`; downloads ask it
+what will be read of a folder.
 """
 
 import io
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
 from typing import Literal
 
 import pyarrow as pa
@@ -21,27 +23,38 @@ _FORMS: dict[str, Form] = {
     ".arrow": "arrow",
 }
 _COMPRESSED = (".gz", ".zst")
-_DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+_SPLITS = "dataset_dict.json"
+_DESCRIPTIONS = (_SPLITS, "dataset_info.json", "dataset_infos.json", "state.json")
 """What the library `datasets` writes beside its tables."""
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file itself, or of a folder all files of a known ending by their names, without those of folders in it.
+    """The file itself, or all files of a folder and of those in it that `is_read`, by their paths in it.
 
-    Raises JobFailure for a folder that has none.
+    Links to folders are not followed. Raises JobFailure for a folder that has none, or that holds several splits.
     """
     if not path.is_dir():
         return [path]
-    found = sorted(
-        file
-        for file in path.iterdir()
-        if _ending(file) in _FORMS and file.name not in _DESCRIPTIONS and file.name[0] != "." and file.is_file()
-    )
+    below = [Path(folder, name) for folder, _, names in os.walk(path, onerror=_raise) for name in names]
+    for file in below:
+        if file.name == _SPLITS:
+            splits = sorted(each.name for each in file.parent.iterdir() if each.is_dir() and each.name[0] != ".")
+            raise JobFailure(
+                Reason.INVALID_DATA,
+                f"{file.parent}: its folders are splits of a dataset, {', '.join(splits)}; name one of them",
+            )
+    found = sorted(file for file in below if is_read(file.relative_to(path)) and file.is_file())
     if not found:
-        folders = sorted(each.name for each in path.iterdir() if each.is_dir() and each.name[0] != ".")[:5]
-        others = f"; its folders are {', '.join(folders)}: name one of them" if folders else "; name a file or folder"
-        raise JobFailure(Reason.INVALID_DATA, f"{path}: no file in it ends in {', '.join(_FORMS)}{others}")
+        raise JobFailure(
+            Reason.INVALID_DATA, f"{path}: no file in it ends in {', '.join(_FORMS)}; name a file or folder"
+        )
     return found
+
+
+def is_read(path: PurePath) -> bool:
+    """Whether a file counts that lies there in a dataset's folder: by its ending. What is hidden does not."""
+    is_hidden = any(part.startswith(".") for part in path.parts)
+    return _ending(path) in _FORMS and path.name not in _DESCRIPTIONS and not is_hidden
 
 
 def form_of(path: Path) -> Form:
@@ -56,7 +69,7 @@ def form_of(path: Path) -> Form:
     return "jsonl"
 
 
-def is_compressed(path: Path) -> bool:
+def is_compressed(path: PurePath) -> bool:
     return path.suffix.lower() in _COMPRESSED
 
 
@@ -68,5 +81,10 @@ def opened(path: Path) -> io.BufferedReader:
     return path.open("rb")
 
 
-def _ending(path: Path) -> str:
-    return Path(path.stem if is_compressed(path) else path.name).suffix.lower()
+def _ending(path: PurePath) -> str:
+    return PurePath(path.stem if is_compressed(path) else path.name).suffix.lower()
+
+
+def _raise(error: OSError) -> None:
+    """`os.walk` would leave out a folder that it may not read."""
+    raise error

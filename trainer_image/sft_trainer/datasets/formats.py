@@ -17,6 +17,8 @@ from typing import Any
 from sft_trainer.datasets.messages import Messages, message_list, tools_of
 from sft_trainer.datasets.values import Refused, kind_of, object_of, objects_of, string_of
 
+OWN = "own"
+"""In place of a format, where a user's own function reads the rows."""
 _MARKS = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
@@ -106,7 +108,7 @@ def sample_of(row: Any, row_format: str) -> Chat | Passage:
 
 def field_of(row_format: str) -> str:
     """Where its rows have what is trained."""
-    return _MARKS[row_format][-1]
+    return "(line)" if row_format == OWN else _MARKS[row_format][-1]
 
 
 def _fields(row_format: str) -> str:

@@ -1,7 +1,7 @@
 """A folder that several processes want at once: one makes it, the others wait for it.
 
 Called by the two caches, of tokens and of packs, on every rank, before any process group exists. The folder's
-`meta.json` is written last and has every file's size: what it describes is whole.
+`meta.json` is written last and has every file's size: what it describes is whole. Downloads have such a file too.
 """
 
 import fcntl
@@ -72,7 +72,7 @@ def _made_once(
     if (found := opened()) is not None:
         return found
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(folder.name + ".lock"), on_wait):
+    with locked(folder.with_name(folder.name + ".lock"), on_wait):
         if (found := opened()) is not None:
             return found
         # Whatever stands here is torn: its writer no longer holds the lock.
@@ -91,7 +91,7 @@ def _made_once(
 
 
 @contextmanager
-def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Exclusive among processes and threads; the kernel releases it when its holder dies."""
     with path.open("w") as file:
         while True:

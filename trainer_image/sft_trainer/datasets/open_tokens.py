@@ -10,14 +10,17 @@ from pathlib import Path
 from sft_trainer.datasets.bad_rows import BadRows, bad_rows_of
 from sft_trainer.datasets.build import build_parts
 from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
-from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
+from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry, PretrainTokenizeFunctionConfig
 from sft_trainer.datasets.files import data_files
-from sft_trainer.datasets.formats import known_format
+from sft_trainer.datasets.formats import OWN, known_format
 from sft_trainer.datasets.known_files import Known, KnownFiles
+from sft_trainer.datasets.own import identity, tokens_by
 from sft_trainer.datasets.read import first_rows, scan
+from sft_trainer.datasets.render import load_tokenizer
 from sft_trainer.datasets.rows import Fault
 from sft_trainer.datasets.template import chat_template_named
 from sft_trainer.datasets.tokenize import Part, Reading
+from sft_trainer.datasets.tokens import TextEnds
 from sft_trainer.datasets.values import Refused
 from sftjob.failure import JobFailure, Reason
 
@@ -42,18 +45,21 @@ def open_tokens(
 
     Raises JobFailure, for more bad rows than the budget has with file, line and field.
     """
-    path, template = entry.dataset.anno_path, entry.tokenize_fn.chat_template
+    path, template = entry.dataset.anno_path, entry.chat_template
+    function = entry.tokenize_fn.build(load_tokenizer(tokenizer_path)) if entry.has_own_function else None
     folder = entry.dataset.cache_dir or cache_dir
     files = data_files(path)
-    workers = _workers(files, config.num_workers)
+    workers = 1 if function else _workers(files, config.num_workers)
     known_files = KnownFiles(files, folder=folder)
     known = known_files.recall()
     found = None if known else scan(path, workers=workers)
-    row_format = entry.dataset.format
-    if row_format == "auto":
+    row_format, ends = _named_format(entry), _ends(entry)
+    is_found = row_format == "auto"
+    if is_found:
         row_format = (known.row_format if known else None) or _row_format(path)
     reading = Reading(
         row_format=row_format,
+        ends=ends,
         max_length=config.max_length(entry),
         overlong=config.overlong,
         budget=config.bad_line_budget,
@@ -65,6 +71,8 @@ def open_tokens(
         row_format=reading.row_format,
         max_length=reading.max_length,
         overlong=reading.overlong,
+        ends=ends,
+        function=identity(function) if function else None,
     )
     prefix = f"{entry.dataset.name}: " if len(config.dataset_config_list) > 1 else ""
     tell = _at_most_every(_SECONDS_BETWEEN_DETAILS, on_detail)
@@ -77,6 +85,7 @@ def open_tokens(
             scanned,
             tokenizer_path=tokenizer_path,
             chat_template=template,
+            own=tokens_by(function) if function else None,
             reading=reading,
             before=before,
             folder=temporary,
@@ -86,7 +95,7 @@ def open_tokens(
     cache = open_or_build(
         folder, key, build=build, on_wait=lambda: tell(f"{prefix}another process tokenises {path.name}")
     )
-    if entry.dataset.format == "auto":
+    if is_found:
         known_files.remember(Known(sha256=key.content, row_format=row_format))
     elif known is None:
         known_files.remember(Known(sha256=key.content))
@@ -97,6 +106,20 @@ def open_tokens(
 
 def bad_rows_of_cache(entry: DatasetEntry, cache: TokenCache) -> BadRows:
     return bad_rows_of(entry.dataset.anno_path, cache.meta.bad_rows, cache.meta.told)
+
+
+def _named_format(entry: DatasetEntry) -> str:
+    """`auto` where the rows are to tell."""
+    if entry.has_own_function:
+        return OWN
+    return "text" if isinstance(entry.tokenize_fn, PretrainTokenizeFunctionConfig) else entry.dataset.format
+
+
+def _ends(entry: DatasetEntry) -> TextEnds | None:
+    tokenize_fn = entry.tokenize_fn
+    if not isinstance(tokenize_fn, PretrainTokenizeFunctionConfig):
+        return None
+    return TextEnds(begin=tokenize_fn.add_bos_token, end=tokenize_fn.add_eos_token)
 
 
 def _row_format(path: Path) -> str:

@@ -45,7 +45,7 @@ def scan(path: Path, *, workers: int) -> Scan:
         with _told(file):
             share = max(1, round(workers * file.stat().st_size / max(1, total)))
             form, (sha256, rows, found) = form_of(file), _scan_file(file, ranges=share)
-        digests.append((form, sha256) if file == path else (form, sha256, file.name))
+        digests.append((form, sha256) if file == path else (form, sha256, file.relative_to(path).as_posix()))
         counts.append(rows)
         spans += found
     if not spans:

@@ -1,11 +1,15 @@
-"""What reading gives: a row, or what is wrong with one; and the part of a file that one process reads.
+"""What reading gives: a row, or what is wrong with one; the part of a file that one process reads; a row's tokens.
 
-`read` and the readers of each form make them, `tokenize` takes them.
+`read` and the readers of each form make rows, `tokens` and `own` make tokens of them, `tokenize` writes these.
+
+T tokens of a sample.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sft_trainer.datasets.files import Form
 from sftjob.base import Record
@@ -24,6 +28,14 @@ class Fault:
     line: int
     problem: str
     """`<field>: <what>; <remedy>`"""
+
+
+class Tokens(NamedTuple):
+    line: int
+    ids: np.ndarray
+    """[T] uint32"""
+    trained: np.ndarray
+    """[T] bool"""
 
 
 class Span(Record):
@@ -48,12 +60,16 @@ class BadRow(Record):
     """A row that is not trained on, as the cache remembers it."""
 
     file: str
-    """Its name."""
+    """Its path; in a cache the one in the dataset's folder."""
     place: str
     """Behind the file's path."""
     problem: str
     """`<field>: <what>; <remedy>`"""
 
-    def told(self, path: Path) -> str:
+    def within(self, path: Path) -> "BadRow":
         """`path` is the dataset's: a file, or the folder of its files."""
+        return self.model_copy(update={"file": Path(self.file).relative_to(path).as_posix()})
+
+    def told(self, path: Path) -> str:
+        """`path` is the dataset's, which may have moved since."""
         return f"{path / self.file if path.is_dir() else path}{self.place}: {self.problem}"

@@ -1,7 +1,8 @@
 """Turns rows into tokens and a flag for each: trained or not.
 
-In: spans of files, the format of their rows, and a `SampleTokenizer`. Out: their tokens in files of a folder, and a
-`Part` with its counts and the bad rows. `build` calls it in its own process, or through `worker` in several.
+In: spans of files, and what makes tokens of rows: a `SampleTokenizer` with their format, or a function of a user's own.
+Out: the tokens in files of a folder, and a `Part` with its counts and the bad rows. `build` calls it in its own
+process, or through `worker` in several.
 """
 
 import itertools
@@ -12,8 +13,8 @@ import numpy as np
 
 from sft_trainer.datasets.formats import field_of, sample_of
 from sft_trainer.datasets.read import read_rows
-from sft_trainer.datasets.rows import BadRow, Fault, Row, Span
-from sft_trainer.datasets.tokens import Sample, SampleTokenizer, Tokens
+from sft_trainer.datasets.rows import BadRow, Fault, Row, Span, Tokens
+from sft_trainer.datasets.tokens import Sample, SampleTokenizer, TextEnds
 from sft_trainer.datasets.values import Refused
 from sftjob.base import Record
 from sftjob.options import Overlong
@@ -23,11 +24,16 @@ _HOPELESS = 10_000
 """Bad rows beyond the budget after which a part is given up: no one corrects so many by hand."""
 _ROWS_AT_ONCE = 64
 
+TokensOf = Callable[[list[Row | Fault]], Iterator[Tokens | Fault]]
+"""Of a few rows, in their order."""
+
 
 class Reading(Record):
     """Of one dataset."""
 
     row_format: str
+    ends: TextEnds | None = None
+    """Of passages."""
     max_length: int
     overlong: Overlong
     budget: int = 0
@@ -55,7 +61,7 @@ class Part(Record):
 def tokenize_range(
     spans: list[Span],
     *,
-    tokenizer: SampleTokenizer,
+    tokens_of: TokensOf,
     reading: Reading,
     folder: Path,
     part: int,
@@ -71,13 +77,13 @@ def tokenize_range(
         (folder / f"trained-{part}.bin").open("wb") as flags_file,
     ):
         for span, batch in _in_batches(spans):
-            for row in tokenizer.tokens([_sample(row, reading.row_format) for row in batch]):
+            for row in tokens_of(batch):
                 sample = row if isinstance(row, Fault) else _fitted(row, reading)
                 if isinstance(sample, Fault):
                     bad_rows += 1
                     if len(told) < MOST_TOLD:
                         place = span.place(sample.line)
-                        told.append(BadRow(file=span.path.name, place=place, problem=sample.problem))
+                        told.append(BadRow(file=str(span.path), place=place, problem=sample.problem))
                 elif sample is not None:
                     ids, trained, cut = sample
                     tokens_file.write(ids.tobytes())
@@ -103,6 +109,10 @@ def tokenize_range(
         told=told,
         is_given_up=is_given_up,
     )
+
+
+def by_format(tokenizer: SampleTokenizer, row_format: str) -> TokensOf:
+    return lambda rows: tokenizer.tokens([_sample(row, row_format) for row in rows])
 
 
 def _in_batches(spans: list[Span]) -> Iterator[tuple[Span, list[Row | Fault]]]:

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from sft_trainer.datasets.formats import Chat, Passage
 from sft_trainer.datasets.mask import Turn, Unmaskable, find_turns, trained_by_offsets, trained_by_tags
 from sft_trainer.datasets.render import Renderer, TemplateRefused
-from sft_trainer.datasets.rows import Fault
+from sft_trainer.datasets.rows import Fault, Tokens
 from sft_trainer.datasets.values import Refused
+from sftjob.base import Record
 from sftjob.failure import JobFailure, Reason
 
 
@@ -26,12 +27,11 @@ class Sample(NamedTuple):
     content: Chat | Passage
 
 
-class Tokens(NamedTuple):
-    line: int
-    ids: np.ndarray
-    """[T] uint32"""
-    trained: np.ndarray
-    """[T] bool"""
+class TextEnds(Record):
+    """Special tokens around a passage, in place of those that the tokenizer puts around any text."""
+
+    begin: bool
+    end: bool
 
 
 class _Rendered(NamedTuple):
@@ -40,9 +40,12 @@ class _Rendered(NamedTuple):
 
 
 class SampleTokenizer:
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None, ends: TextEnds | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
+        self._ends = ends
 
     @cached_property
     def _renderer(self) -> Renderer:
@@ -92,18 +95,23 @@ class SampleTokenizer:
             return _fault(sample, str(error))
 
     def _of_passage(self, line: int, passage: Passage) -> Tokens:
-        """With the special tokens that the tokenizer puts around any text, and one end-of-text token behind it.
+        """With the special tokens that the tokenizer puts around any text, and one end-of-text token behind it; or with
+        those that `ends` says.
 
         A token across the boundary of prompt and completion is not trained, as in a chat.
         """
-        end = self._end_of_text
-        encoding = self._tokenizer(passage.prompt + passage.completion, verbose=False).encodings[0]
+        text, ends = passage.prompt + passage.completion, self._ends
+        encoding = self._tokenizer(text, add_special_tokens=ends is None, verbose=False).encodings[0]
         bounds = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         special = np.asarray(encoding.special_tokens_mask, dtype=bool)
         # As in `trained_by_offsets`: a token begins where the one before ended, spaces that offsets leave out included.
         starts = np.minimum(bounds[:, 0], np.concatenate(([0], bounds[:-1, 1])) if len(bounds) else [])
         ids, trained = list(encoding.ids), list(~special & (starts >= len(passage.prompt)))
-        begin = self._tokenizer.bos_token_id
+        if ends:
+            before, after = [self._begin] if ends.begin else [], [self._end] if ends.end else []
+            flags = np.concatenate(([False] * len(before), trained, [True] * len(after)))
+            return _tokens(line, [*before, *ids, *after], flags.astype(bool))
+        begin, end = self._tokenizer.bos_token_id, self._end
         if begin is not None and ids[:2] == [begin, begin]:  # the text brought its own
             ids, trained = ids[1:], trained[1:]
         if ids[-1:] == [end]:
@@ -112,16 +120,21 @@ class SampleTokenizer:
             ids, trained = [*ids, end], [*trained, True]
         return _tokens(line, ids, np.asarray(trained, dtype=bool))
 
-    @cached_property
-    def _end_of_text(self) -> int:
-        end = self._tokenizer.eos_token_id
-        if end is None:
+    @property
+    def _begin(self) -> int:
+        return self._special(self._tokenizer.bos_token_id, "bos_token to begin a text with")
+
+    @property
+    def _end(self) -> int:
+        return self._special(self._tokenizer.eos_token_id, "eos_token to end a text with")
+
+    def _special(self, token: int | None, what: str) -> int:
+        if token is None:
             raise JobFailure(
                 Reason.INVALID_CONFIGURATION,
-                f"{self._tokenizer.name_or_path}: the tokenizer has no eos_token to end a text with; "
-                "name one in its tokenizer_config.json",
+                f"{self._tokenizer.name_or_path}: the tokenizer has no {what}; name one in its tokenizer_config.json",
             )
-        return int(end)
+        return token
 
 
 def _tokens(line: int, ids: list[int], trained: np.ndarray) -> Tokens:

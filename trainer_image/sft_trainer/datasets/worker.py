@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sft_trainer.datasets.render import load_tokenizer
 from sft_trainer.datasets.rows import Span
-from sft_trainer.datasets.tokenize import Part, Reading, tokenize_range
+from sft_trainer.datasets.tokenize import Part, Reading, TokensOf, by_format, tokenize_range
 from sft_trainer.datasets.tokens import SampleTokenizer
 from sftjob.base import Record
 from sftjob.failure import JobFailure, Reason
@@ -34,10 +34,17 @@ class Report(Record):
     failure: tuple[Reason, str] | None = None
 
 
-def run_task(task: Task, *, tokenizer: SampleTokenizer, on_rows: Callable[[int], None]) -> Part:
+def tokens_of(task: Task) -> TokensOf:
+    """Loads the tokenizer. Raises JobFailure."""
+    tokenizer = load_tokenizer(task.tokenizer_path)
+    sample_tokenizer = SampleTokenizer(tokenizer, chat_template=task.chat_template, ends=task.reading.ends)
+    return by_format(sample_tokenizer, task.reading.row_format)
+
+
+def run_task(task: Task, *, tokens_of: TokensOf, on_rows: Callable[[int], None]) -> Part:
     return tokenize_range(
         task.spans,
-        tokenizer=tokenizer,
+        tokens_of=tokens_of,
         reading=task.reading,
         folder=task.folder,
         part=task.part,
@@ -52,8 +59,8 @@ def main() -> None:
     task = Task.from_json(line)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        tokenizer = SampleTokenizer(load_tokenizer(task.tokenizer_path), chat_template=task.chat_template)
-        _report(Report(part=run_task(task, tokenizer=tokenizer, on_rows=lambda rows: _report(Report(rows=rows)))))
+        part = run_task(task, tokens_of=tokens_of(task), on_rows=lambda rows: _report(Report(rows=rows)))
+        _report(Report(part=part))
     except JobFailure as failure:
         _report(Report(failure=(failure.reason, failure.message)))
 

@@ -51,6 +51,10 @@ class HubSource(_Source):
     """`<owner>/<name>`"""
     path: str
     """Of a file or folder in the repository; empty is the whole."""
+    config: str | None = None
+    """Of a whole dataset, as the next; None is its default."""
+    split: str | None = None
+    """None is train."""
 
     @property
     def of(self) -> Revision:
@@ -58,7 +62,7 @@ class HubSource(_Source):
 
     @property
     def local(self) -> str:
-        """What it is for the Trainer: a model's folder, or a dataset's file or folder."""
+        """What it is for the Trainer: a model's folder, or a dataset's file, or the folder of its files alone."""
         return str(self.files / self.path)
 
     @property
@@ -90,7 +94,7 @@ Source = HubSource | BucketSource
 
 def sources_of(plan: LaunchPlan) -> list[Source]:
     """Each once, in the order in which they are downloaded."""
-    found: dict[tuple[str, str], Source] = {}
+    found: dict[_Identity, Source] = {}
     for name, (field, spec) in _named(plan).items():
         folder = Path(plan.storage) / names.CACHE / names.DOWNLOADS / name
         if spec.uri.startswith(names.HUB):
@@ -111,12 +115,18 @@ def local_path(plan: LaunchPlan, spec: UriSource | DatasetSpec) -> str:
     return source.local if source else plan.path(spec.uri)
 
 
-def _identity(spec: UriSource | DatasetSpec) -> tuple[str, str]:
-    return spec.uri, spec.revision or _MAIN
+_Identity = tuple[str, str, str | None, str | None]
 
 
-def _source_identity(source: Source) -> tuple[str, str]:
-    return source.uri, source.revision if isinstance(source, HubSource) else _MAIN
+def _identity(spec: UriSource | DatasetSpec) -> _Identity:
+    parts = (spec.config, spec.split) if isinstance(spec, DatasetSpec) else (None, None)
+    return spec.uri, spec.revision or _MAIN, *parts
+
+
+def _source_identity(source: Source) -> _Identity:
+    if isinstance(source, HubSource):
+        return source.uri, source.revision, source.config, source.split
+    return source.uri, _MAIN, None, None
 
 
 def _named(plan: LaunchPlan) -> dict[str, tuple[str, UriSource | DatasetSpec]]:
@@ -136,6 +146,7 @@ def _named(plan: LaunchPlan) -> dict[str, tuple[str, UriSource | DatasetSpec]]:
 def hub_source(field: str, spec: UriSource | DatasetSpec, *, folder: Path) -> HubSource:
     """One that begins with hf://. With its weights where `field` is the model that a job trains."""
     is_data = spec.uri.startswith(_DATASETS)
+    config, split = (spec.config, spec.split) if isinstance(spec, DatasetSpec) else (None, None)
     owner, name, *path = spec.uri.removeprefix(_DATASETS if is_data else names.HUB).rstrip("/").split("/")
     return HubSource(
         field=field,
@@ -144,6 +155,8 @@ def hub_source(field: str, spec: UriSource | DatasetSpec, *, folder: Path) -> Hu
         kind="dataset" if is_data else "model",
         repository=f"{owner}/{name}",
         path="/".join(path),
+        config=config,
+        split=split,
         takes_weights=_takes_weights(field),
         folder=folder,
     )

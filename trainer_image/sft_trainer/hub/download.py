@@ -20,6 +20,7 @@ from sft_trainer.downloads.sources import HubSource
 from sft_trainer.downloads.transfer import Transfer, is_whole, size_of
 from sft_trainer.downloads.wanted import TEMPLATES, data_files, small_files, weight_files
 from sft_trainer.hub.refusals import REFUSALS, is_passing, refusal
+from sft_trainer.hub.splits import CARD, files_of_split
 from sftjob.failure import JobFailure, Reason
 
 _REQUEST_SECONDS = 30.0
@@ -60,7 +61,9 @@ class _HubTransfer(Transfer[HubSource, RepoFile]):
         self._headers = build_hf_headers() | {"Accept-Encoding": "identity"}
 
     def _take(self) -> Sequence[RepoFile]:
-        return self._data() if self._source.kind == "dataset" else self._model()
+        if self._source.kind == "model":
+            return self._model()
+        return self._data() if self._source.path else self._split()
 
     def _model(self) -> list[RepoFile]:
         found = self._listed("")
@@ -91,12 +94,23 @@ class _HubTransfer(Transfer[HubSource, RepoFile]):
         self._fetch(files)
         return files
 
-    def _listed(self, folder: str) -> list[RepoFile | RepoFolder]:
-        """What lies directly in a folder of the repository."""
+    def _split(self) -> list[RepoFile]:
+        found = self._listed("", recursive=True)
+        listing = {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+        self._fetch([listing[path] for path in CARD if path in listing])
+        files = [listing[path] for path in files_of_split(self._source, list(listing))]
+        self._fetch(files)
+        return files
+
+    def _listed(self, folder: str, *, recursive: bool = False) -> list[RepoFile | RepoFolder]:
+        """What lies in a folder of the repository: directly, or all of it."""
         repository, kind = self._source.repository, self._source.kind
 
         def ask() -> list[RepoFile | RepoFolder]:
-            return list(_api().list_repo_tree(repository, folder or None, revision=self._commit, repo_type=kind))
+            tree = _api().list_repo_tree(
+                repository, folder or None, recursive=recursive, revision=self._commit, repo_type=kind
+            )
+            return list(tree)
 
         return asked(ask, patience=_patience(self._on_detail))
 

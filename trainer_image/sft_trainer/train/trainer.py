@@ -1,6 +1,7 @@
 """`Trainer(...).fit()`: the Python API, in the shape of XTuner V1's, for a script of the user's own under torchrun."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,7 +82,8 @@ class Trainer:
             global_batch_size: packs a step over all ranks; None is one a rank.
             total_epoch, total_step: at most one of them; neither is one epoch.
             checkpoint_interval: in steps; -1 saves at the end only, or as the job says.
-            checkpoint_maxkeep: older checkpoints are deleted; at least 2. None is 2, or what the job says.
+            checkpoint_maxkeep: older checkpoints are deleted; at least 2, or -1 to keep all. None is 2, or what the
+                job says.
             async_checkpoint: train on while a copy of the state, in host memory, is written. None is no, or what the
                 job says.
             report_to: where curves go besides metrics.jsonl: tensorboard, wandb, trackio.
@@ -104,8 +106,10 @@ class Trainer:
             problems.append(
                 f"checkpoint_interval: {checkpoint_interval} is not a number of steps; use 1 or more, or -1"
             )
-        if checkpoint_maxkeep is not None and checkpoint_maxkeep < 2:
-            problems.append(f"checkpoint_maxkeep: {checkpoint_maxkeep} keeps no spare checkpoint; use 2 or more")
+        if checkpoint_maxkeep is not None and checkpoint_maxkeep != -1 and checkpoint_maxkeep < 2:
+            problems.append(
+                f"checkpoint_maxkeep: {checkpoint_maxkeep} keeps no spare checkpoint; use 2 or more, or -1 to keep all"
+            )
         if problems:
             raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))
         self._options = RunOptions(
@@ -126,7 +130,7 @@ class Trainer:
         )
         self._work_dir = Path(work_dir)
         self._interval = None if checkpoint_interval == -1 else checkpoint_interval
-        self._keep_last = checkpoint_maxkeep
+        self._keep_last = sys.maxsize if checkpoint_maxkeep == -1 else checkpoint_maxkeep
         self._save_mode: SaveMode | None = None
         if async_checkpoint is not None:
             self._save_mode = "async" if async_checkpoint else "sync"
