@@ -85,8 +85,8 @@ def _account(history: dict[int, _Step], *, last: int, head: LedgerHead, content:
     for first, end, times in content.samples:
         expected.update({(sample, 0): times for sample in range(first, end + 1)})
     trained: dict[int, Counter[Piece]] = {}
-    for step in history.values():
-        for _, line in step.lines:
+    for told in history.values():
+        for _, line in told.lines:
             for pack in line.packs:
                 begins = pack.begins or [0] * len(pack.samples)
                 trained.setdefault(pack.epoch, Counter()).update(zip(pack.samples, begins, strict=True))

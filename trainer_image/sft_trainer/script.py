@@ -19,7 +19,7 @@ def script_stage(scratch: Path, path: str, arguments: list[str]) -> int:
     """The exit code that Python itself would end with; of a JobFailure, that of its reason."""
     code = _run(scratch, path, arguments)
     # As Python does at its end, which `child` leaves out: see there.
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     return code
 

@@ -165,7 +165,7 @@ def _prompts(prompt: str) -> list[str]:
 
 def _end_of_turn(ids: list[int], starts: np.ndarray, added_ids: frozenset[int], *, text: str, behind: int) -> int:
     """Index behind the end-of-turn token, which must follow the content with at most white space between."""
-    place = _WHITE_SPACE.match(text, behind).end()  # type: ignore[union-attr]
+    place = _WHITE_SPACE.match(text, behind).end()
     for token in range(int(np.searchsorted(starts, behind)), len(ids)):
         if ids[token] in added_ids and starts[token] <= place:
             return token + 1

@@ -61,7 +61,9 @@ def _opened(folder: Path, digest: str) -> StoredPacks | None:
     if meta is None or (meta.format, meta.digest) != (FORMAT, digest):
         return None
     pieces, offsets, packs = (np.load(folder / name, mmap_mode="r") for name in _FILES)
-    return StoredPacks(Packs(*pieces, offsets), *packs, meta.counts)
+    members, begins, lengths = pieces
+    tokens, trained, attention = packs
+    return StoredPacks(Packs(members, begins, lengths, offsets), tokens, trained, attention, meta.counts)
 
 
 def _write(folder: Path, digest: str, stored: StoredPacks) -> None:

@@ -54,7 +54,7 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
     write_progress(placement.scratch, first)
     server = serve_progress(placement.scratch, address=placement.serve_address)
     host, port = server.server_address[:2]
-    (placement.scratch / "address").write_text(f"{host}:{port}")
+    (placement.scratch / "address").write_text(f"{host!s}:{port}")
     entered = False
     artifacts: list[Artifact] = []
     try:

@@ -54,7 +54,7 @@ def load(model: PreTrainedModel, folder: str, *, device: torch.device, drops_lay
 
 def tensor_shapes(files: list[Path]) -> dict[str, list[int]]:
     """Of every tensor, from the headers. Raises JobFailure(MODEL_UNREADABLE) where a file is cut short."""
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:

@@ -21,7 +21,7 @@ class Bf16MomentsAdamW(torch.optim.AdamW):
     """The state of each parameter must be there before the first step, with its moments in bf16."""
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # without closure: nobody here has one
+    def step(self) -> None:  # without closure: nobody here has one
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
