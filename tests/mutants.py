@@ -14,7 +14,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIFECYCLE = ROOT / "operator" / "sft_operator" / "lifecycle"
-TESTS = ("test_decide.py", "test_deadlines.py", "test_retry_by_hand.py", "test_figures.py", "test_preflight.py")
+TESTS = (
+    "test_decide.py",
+    "test_deadlines.py",
+    "test_queued.py",
+    "test_retry_by_hand.py",
+    "test_figures.py",
+    "test_preflight.py",
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,18 @@ MUTANTS = (
         "decide.py",
         "attempts.next_at is not None and attempts.next_at > now",
         "False",
+    ),
+    Mutant(
+        "what is held back from its birth waits",
+        "decide.py",
+        "was_let_go = status.attempts.running_since is not None",
+        "was_let_go = True",
+    ),
+    Mutant(
+        "what its queue takes back has ended",
+        "decide.py",
+        "was_let_go = status.attempts.running_since is not None",
+        "was_let_go = False",
     ),
     Mutant("a deadline ends an attempt", "decide.py", "deadline.seconds_left <= 0", "deadline.seconds_left < -3600"),
     Mutant(

@@ -51,6 +51,21 @@ class Lists:
         return self.list_workloads()
 
 
+def a_backend(lists: Lists) -> tuple[PyTorchJobBackend, Cache]:
+    cache = Cache()
+    poller = ProgressPoller(lists, None)  # type: ignore[arg-type]
+    defaults = TrainerDefaults(image="trainer:1")
+    return PyTorchJobBackend(lists, cache, poller, defaults=defaults), cache  # type: ignore[arg-type]
+
+
+def held_by(queue: str | None) -> dict[str, Any]:
+    """A PyTorchJob that is suspended, and the queue that its label names."""
+    held = pytorch_job(1)
+    held["spec"]["runPolicy"]["suspend"] = True
+    held["metadata"]["labels"] |= {"kueue.x-k8s.io/queue-name": queue} if queue else {}
+    return held
+
+
 KINDS = [
     (WORKLOAD, lambda api: QueueNews(api).of, "no quota", ""),
     (WARNING, lambda api: Warnings(api).about, [WARNING], []),
@@ -123,20 +138,52 @@ def test_the_warnings_of_a_namespace_are_forgotten_when_nobody_asks_any_more(mon
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize(("queue", "trouble"), [(None, None), ("team-a", Obstacle.QUEUE_SILENT)])
-def test_an_attempt_that_nobody_takes_up_is_trouble_of_its_queue_where_it_has_one(
-    queue: str | None, trouble: Obstacle | None
+@pytest.mark.parametrize(
+    ("queue", "reason", "begin"),
+    [
+        (
+            "team-a",
+            Obstacle.QUEUE_SILENT,
+            "nobody takes up the attempt's PyTorchJob for the queue team-a; look whether Kueue runs ",
+        ),
+        (
+            None,
+            Obstacle.QUEUE_MISSING,
+            "spec.queue: something suspends PyTorchJobs that name no queue; create the job anew with spec.queue.name,",
+        ),
+    ],
+)
+@pytest.mark.parametrize("of_job", ["team-a", None])
+def test_an_attempt_that_nobody_will_let_run_is_told_by_the_queue_that_it_has(
+    queue: str | None, reason: Obstacle, begin: str, of_job: str | None
 ) -> None:
+    """Kueue may have given it a queue that its job does not name."""
+
     async def scene() -> None:
-        lists, cache = Lists(), Cache()
-        poller = ProgressPoller(lists, None)  # type: ignore[arg-type]
-        defaults = TrainerDefaults(image="trainer:1")
-        backend = PyTorchJobBackend(lists, cache, poller, defaults=defaults)  # type: ignore[arg-type]
-        held = pytorch_job(1)
-        held["spec"]["runPolicy"]["suspend"] = True
-        cache.put_pytorch_job(held)
-        found = await backend.observe(a_job(queue=queue, status=in_attempt(1, Phase.STARTING)))
+        backend, cache = a_backend(Lists())
+        cache.put_pytorch_job(held_by(queue))
+        found = await backend.observe(a_job(queue=of_job, status=in_attempt(1, Phase.QUEUED)))
         assert found.attempts[0].is_suspended
-        assert (found.trouble and found.trouble.reason) == trouble
+        assert found.trouble is not None
+        assert found.trouble.reason == reason
+        assert found.trouble.message.startswith(begin)
+
+    asyncio.run(scene())
+
+
+def test_an_attempt_without_a_queue_waits_in_vain_whatever_kueue_says_of_it() -> None:
+    """Where it manages all jobs it makes a Workload of it, of a LocalQueue without a name."""
+
+    async def scene() -> None:
+        backend, cache = a_backend(Lists(WORKLOAD))
+        cache.put_pytorch_job(held_by(None))
+        found = await backend.observe(a_job(status=in_attempt(1, Phase.QUEUED)))
+        assert found.trouble is not None
+        assert found.trouble.reason == Obstacle.QUEUE_MISSING
+
+        backend, cache = a_backend(Lists(WORKLOAD))
+        cache.put_pytorch_job(held_by("default"))
+        found = await backend.observe(a_job(status=in_attempt(1, Phase.QUEUED)))
+        assert (found.trouble, found.queue_message) == (None, "no quota")
 
     asyncio.run(scene())

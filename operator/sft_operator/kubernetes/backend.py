@@ -171,12 +171,15 @@ class PyTorchJobBackend:
         """None where nobody keeps the attempt in a queue."""
         if current is None or not current.is_suspended:
             return None
-        held = next(one for one in self._cache.pytorch_jobs(job.metadata.uid) if attempt_of(one) == current.number)
         try:
-            return await self._queue_news.of(held)
+            return await self._queue_news.of(self._pytorch_job(job.metadata.uid, current))
         except (ApiException, ClientError, TimeoutError) as error:
             log.warning("queues can't be read: %s", error)
             return ""
+
+    def _pytorch_job(self, uid: str, attempt: AttemptObservation) -> Object:
+        """Of an attempt that was seen to be suspended: that is told by its PyTorchJob."""
+        return next(found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == attempt.number)
 
     async def _trouble(
         self,
@@ -201,7 +204,7 @@ class PyTorchJobBackend:
         if began is None or now - began < STUCK_AFTER:
             return None
         if current.is_suspended:
-            return trouble.of_queue(job) if job.spec.queue and word_of_queue is None else None
+            return trouble.of_queue(self._pytorch_job(uid, current), word_of_queue)
         told = self._by_events.get(uid)
         if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
             about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]

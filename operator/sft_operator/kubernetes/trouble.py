@@ -11,6 +11,7 @@ from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.mounts import claim_of, config_maps
 from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults
 from sft_operator.lifecycle.observation import Trouble
+from sftjob import names
 from sftjob.failure import Obstacle
 from sftjob.job import SFTJob
 
@@ -56,13 +57,22 @@ def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Tro
     )
 
 
-def of_queue(job: SFTJob) -> Trouble:
-    """An attempt that is held back and that no queue has taken up."""
-    queue = job.spec.queue
-    assert queue is not None, "else it would be ended"
+def of_queue(held: Object, word: str | None) -> Trouble | None:
+    """From a PyTorchJob that is held back, and what its queue says of it. Kueue may have given it another queue than
+    its job names, and holds it back for ever where it has none."""
+    queue = held["metadata"]["labels"].get(names.QUEUE_LABEL)
+    if queue is None:
+        return Trouble(
+            Obstacle.QUEUE_MISSING,
+            "spec.queue: something suspends PyTorchJobs that name no queue; create the job anew with spec.queue.name, "
+            "or have them left alone in this namespace (of Kueue: manageJobsWithoutQueueName and "
+            "managedJobsNamespaceSelector)" + (f": {word}" if word else ""),
+        )
+    if word is not None:
+        return None
     return Trouble(
         Obstacle.QUEUE_SILENT,
-        f"spec.queue.name: {queue.name}: nobody takes up the attempt's PyTorchJob; look whether Kueue runs "
+        f"nobody takes up the attempt's PyTorchJob for the queue {queue}; look whether Kueue runs "
         "(kubectl get pods --namespace kueue-system) and has kubeflow.org/pytorchjob among its integrations",
     )
 

@@ -74,7 +74,7 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
         if _has_ended(job, status, attempt):
             status, failure = _record_end(job, status, observation, now)
         elif attempt is not None:
-            taken = _is_taken_back(job, status, attempt)
+            taken = _is_taken_back(status, attempt)
             status = status if taken else _with_life(status, attempt, now)
             deadline = nearest_deadline(job, status, attempt, observation, now=now)
             if taken and (_never_ran(status, attempt) or not attempt.has_failed):
@@ -173,13 +173,14 @@ def _record_end(
     return status.model_copy(update={"phase": Phase.RESTARTING, "attempts": attempts}), None
 
 
-def _is_taken_back(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation) -> bool:
-    """It was let run, or no queue had to let it, and somebody has suspended it. Its pods are gone or about to be.
+def _is_taken_back(status: SFTJobStatus, attempt: AttemptObservation) -> bool:
+    """It was let run, and somebody has suspended it. Its pods are gone or about to be.
 
     Whoever did that would go on with new pods under the same number, which the fence in storage keeps from training.
     """
     is_ending = status.attempts.ending is not None or status.phase is Phase.SUSPENDING
-    was_let_go = job.spec.queue is None or status.attempts.running_since is not None
+    # The job's own queue says nothing: a cluster may give one to what names none, or hold it back without one.
+    was_let_go = status.attempts.running_since is not None
     # A pod that only waits may be that of an attempt whose queue lets it go just now.
     lost_pods = attempt.is_deleting or any(node.state in (NodeState.RUNNING, NodeState.ENDED) for node in attempt.nodes)
     return attempt.is_suspended and (was_let_go or lost_pods) and not is_ending
