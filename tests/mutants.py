@@ -39,9 +39,16 @@ MUTANTS = (
     Mutant(
         "nothing is created while another attempt lives",
         "decide.py",
-        "leftover = next((attempt for attempt in observation.attempts if _is_left",
-        "leftover = next((attempt for attempt in () if _is_left",
+        "other = next((attempt for attempt in observation.live() if",
+        "other = next((attempt for attempt in () if",
     ),
+    Mutant(
+        "what has ended is in nobody's way",
+        "decide.py",
+        "decision if decision.action or leftover is None",
+        "decision if leftover is None",
+    ),
+    Mutant("what is deleted already is not asked for again", "decide.py", " and not attempt.is_deleting and ", " and "),
     Mutant(
         "an attempt has ended only when every node has",
         "observation.py",

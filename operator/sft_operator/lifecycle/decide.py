@@ -238,20 +238,25 @@ def _ending(status: SFTJobStatus, record: AttemptRecord, now: datetime) -> SFTJo
 
 
 def _next_step(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
-    """What the recorded state calls for. One attempt at a time: nothing is created while another one lives."""
+    """What the recorded state calls for. One attempt at a time: nothing is created while another one lives.
+
+    What has ended is in nobody's way: its objects may stay for as long as the node that they are on is lost.
+    """
     current = None if status.attempts.current_has_ended else status.attempts.current
     decision = None if current is None else _of_current(job, status, observation.attempt(current))
     if decision is not None and isinstance(decision.action, DeleteAttempt):
         return decision
-    leftover = next((attempt for attempt in observation.attempts if _is_leftover(attempt, status, current)), None)
-    if leftover is not None:
-        return _deleting(decision.status if decision else status, leftover)
-    return decision or _between_attempts(job, status, now)
+    other = next((attempt for attempt in observation.live() if attempt.number != current), None)
+    if other is not None:
+        return _deleting(decision.status if decision else status, other)
+    decision = decision or _between_attempts(job, status, now)
+    leftover = next((attempt for attempt in observation.attempts if _is_leftover(attempt, status)), None)
+    return decision if decision.action or leftover is None else _deleting(decision.status, leftover)
 
 
-def _is_leftover(attempt: AttemptObservation, status: SFTJobStatus, current: int | None) -> bool:
+def _is_leftover(attempt: AttemptObservation, status: SFTJobStatus) -> bool:
     """Of the newest attempt all is kept once it has ended, for whoever wants to read its logs."""
-    return attempt.number != current and (attempt.is_live or attempt.number != status.attempts.current)
+    return not attempt.is_live and not attempt.is_deleting and attempt.number != status.attempts.current
 
 
 def _of_current(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | None) -> Decision:
