@@ -210,3 +210,17 @@ def test_the_queue_s_own_words_are_those_of_the_condition_that_holds_it_back() -
     assert reason_of(workload(("QuotaReserved", "True", "quota"), ("Admitted", "False", "checks"))) == "checks"
     assert reason_of(workload(("QuotaReserved", "True", "quota"), ("Admitted", "True", "admitted"))) == ""
     assert reason_of({}) == ""
+
+
+def test_a_workload_that_has_its_quota_says_which_checks_it_waits_for() -> None:
+    """Before it was admitted once, Kueue gives it no condition that tells so."""
+
+    def workload(*states: tuple[str, str, str], quota: bool = True) -> dict[str, object]:
+        checks = [{"name": name, "state": state, "message": message} for name, state, message in states]
+        conditions = [{"type": "QuotaReserved", "status": "True", "message": "quota"}] if quota else []
+        return {"status": {"conditions": conditions, "admissionChecks": checks}}
+
+    ready, budget = ("site", "Ready", "fits"), ("budget", "Pending", "asks the owner")
+    assert reason_of(workload(ready, budget, ("nodes", "Pending", ""))) == "budget: asks the owner; nodes: Pending"
+    assert reason_of(workload(ready)) == ""
+    assert reason_of(workload(budget, quota=False)) == ""

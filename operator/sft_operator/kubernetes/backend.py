@@ -55,7 +55,7 @@ class PyTorchJobBackend:
         uid, now, recorded = job.metadata.uid, utc_now(), job.status.attempts
         self._cache.forget_gone_pods(uid, before_attempt=recorded.current + recorded.current_has_ended)
         attempts = self._attempts(job, now)
-        if observe.seems_lost(job, attempts):
+        if observe.seems_lost(job, attempts) or observe.seems_taken_back(job, attempts):
             await self._look_for_children(job)
             attempts = self._attempts(job, now)
         current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
@@ -171,11 +171,8 @@ class PyTorchJobBackend:
         """None where nobody keeps the attempt in a queue."""
         if current is None or not current.is_suspended:
             return None
-        try:
-            return await self._queue_news.of(self._pytorch_job(job.metadata.uid, current))
-        except (ApiException, ClientError, TimeoutError) as error:
-            log.warning("queues can't be read: %s", error)
-            return ""
+        waits = job.status.phase is Phase.QUEUED or job.status.attempts.ending is not None
+        return await self._queue_news.of(self._pytorch_job(job.metadata.uid, current), is_news=not waits)
 
     def _pytorch_job(self, uid: str, attempt: AttemptObservation) -> Object:
         """Of an attempt that was seen to be suspended: that is told by its PyTorchJob."""

@@ -19,6 +19,7 @@ RECENT = timedelta(minutes=5)
 """Events stay an hour; what goes on wrong is told again within minutes."""
 
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+_WEBHOOK = re.compile(r'failed calling webhook "([^"]+)".*?https://([a-z0-9-]+)\.([a-z0-9-]+)\.svc')
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 _NO_CONFIG_MAP = re.compile(r'configmap "([^"]+)" not found')
 _NO_SECRET = re.compile(r'secret "([^"]+)" not found')
@@ -93,7 +94,14 @@ def pytorch_jobs_missing() -> Trouble:
 
 
 def refused(message: str) -> Trouble:
-    return Trouble(Obstacle.ATTEMPT_REFUSED, f"the API server refused the attempt's PyTorchJob: {message}")
+    webhook, remedy = _WEBHOOK.search(message), ""
+    if webhook is not None:
+        name, service, namespace = webhook.groups()
+        remedy = (
+            f" because the webhook {name} does not answer; look whether its service {service} has pods that run "
+            f"(kubectl get pods --namespace {namespace}), and the job starts by itself"
+        )
+    return Trouble(Obstacle.ATTEMPT_REFUSED, f"the API server refused the attempt's PyTorchJob{remedy}: {message}")
 
 
 def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:
