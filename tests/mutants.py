@@ -14,7 +14,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIFECYCLE = ROOT / "operator" / "sft_operator" / "lifecycle"
-TESTS = ("test_decide.py", "test_deadlines.py", "test_retry_by_hand.py", "test_figures.py", "test_preflight.py")
+TESTS = (
+    "test_decide.py",
+    "test_deadlines.py",
+    "test_queued.py",
+    "test_retry_by_hand.py",
+    "test_figures.py",
+    "test_preflight.py",
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,16 @@ MUTANTS = (
     Mutant(
         "nothing is created while another attempt lives",
         "decide.py",
-        "leftover = next((attempt for attempt in observation.attempts if _is_left",
-        "leftover = next((attempt for attempt in () if _is_left",
+        "other = next((attempt for attempt in observation.live() if",
+        "other = next((attempt for attempt in () if",
     ),
+    Mutant(
+        "what has ended is in nobody's way",
+        "decide.py",
+        "decision if decision.action or leftover is None",
+        "decision if leftover is None",
+    ),
+    Mutant("what is deleted already is not asked for again", "decide.py", " and not attempt.is_deleting and ", " and "),
     Mutant(
         "an attempt has ended only when every node has",
         "observation.py",
@@ -79,6 +93,18 @@ MUTANTS = (
         "decide.py",
         "attempts.next_at is not None and attempts.next_at > now",
         "False",
+    ),
+    Mutant(
+        "what is held back from its birth waits",
+        "decide.py",
+        "was_let_go = status.attempts.running_since is not None",
+        "was_let_go = True",
+    ),
+    Mutant(
+        "what its queue takes back has ended",
+        "decide.py",
+        "was_let_go = status.attempts.running_since is not None",
+        "was_let_go = False",
     ),
     Mutant("a deadline ends an attempt", "decide.py", "deadline.seconds_left <= 0", "deadline.seconds_left < -3600"),
     Mutant(

@@ -75,6 +75,7 @@ class Obstacle(StrEnum):
     NAME_CONFLICT = "NameConflict"
     CONTROLLER_SILENT = "ControllerSilent"
     QUEUE_SILENT = "QueueSilent"
+    QUEUE_MISSING = "QueueMissing"
     PYTORCH_JOBS_MISSING = "PyTorchJobsMissing"
     INVALID_SPEC = "InvalidSpec"
 

@@ -143,8 +143,12 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "Nobody takes up the attempt's PyTorchJob.", "look whether Kubeflow's training-operator runs"
     ),
     Obstacle.QUEUE_SILENT: Explanation(
-        "Nobody takes up the attempt for the queue of `spec.queue.name`.",
+        "Nobody takes up the attempt for its queue.",
         "look whether Kueue runs, and has `kubeflow.org/pytorchjob` among its integrations",
+    ),
+    Obstacle.QUEUE_MISSING: Explanation(
+        "The cluster holds the attempt back as if for a queue, and it has none.",
+        "create the job anew with `spec.queue.name`, or have the PyTorchJobs of its namespace left alone",
     ),
     Obstacle.PYTORCH_JOBS_MISSING: Explanation(
         "The cluster has no PyTorchJobs.", "install Kubeflow's training-operator, v1.9 or later"

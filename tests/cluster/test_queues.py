@@ -105,6 +105,25 @@ def test_the_second_of_two_jobs_waits_with_the_queue_s_own_words_and_runs_after_
         assert [record["reason"] for record in status["attempts"]["history"]] == ["Succeeded"]
 
 
+def test_a_job_that_names_no_queue_waits_in_the_one_called_default(own: Room) -> None:
+    """Kueue gives it to whatever names none, and suspends it."""
+    default = {"apiVersion": QUEUES, "kind": "LocalQueue", "metadata": {"name": "default"}}
+    own.apply(default | {"spec": {"clusterQueue": own.namespace}})
+    own.until(lambda: own.get("localqueue", "default").get("status", {}).get("conditions"))
+    own.apply(queued_job(own, "first"))
+    own.until_phase("Running", name="first")
+    unaware = queued_job(own, "unaware")
+    del unaware["spec"]["queue"]
+    own.apply(unaware)
+    own.until_phase("Queued", name="unaware")
+    assert "insufficient unused quota for cpu" in own.until(lambda: word_of_queue(own, "unaware"))
+    assert own.condition("Stalled", "unaware") == {}
+
+    own.until_phase("Succeeded", name="first")
+    status = own.until_phase("Succeeded", name="unaware")
+    assert [record["reason"] for record in status["attempts"]["history"]] == ["Succeeded"]
+
+
 def test_a_job_that_has_to_make_room_saves_waits_and_goes_on_where_it_was(own: Room) -> None:
     own.apply(queued_job(own, "patient"))
     own.until_phase("Running", name="patient")

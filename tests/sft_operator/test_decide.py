@@ -325,6 +325,19 @@ def test_nothing_is_created_while_an_attempt_that_is_not_current_lives() -> None
     assert decide(a_job(status=in_attempt(2, Phase.STARTING)), observing(zombie), now=NOW).action == DeleteAttempt(1)
 
 
+def test_what_is_left_of_an_attempt_that_has_ended_keeps_the_next_one_from_nothing() -> None:
+    """Its pod may stay for as long as its node is lost, and the next attempt's first creation may fail."""
+    ended, dying = seen(1, None), seen(1, None, is_deleting=True)
+    for left in (ended, dying):
+        announced = decide(a_job(status=after(1)), observing(left), now=NOW)
+        assert summary(announced) == (Phase.STARTING, 2, CreateAttempt(2), None)
+        again = decide(a_job(status=announced.status), observing(left), now=at(1))
+        assert summary(again) == (Phase.STARTING, 2, CreateAttempt(2), None)
+    waits = a_job(status=announced.status)
+    assert summary(decide(waits, observing(ended, seen(2, PENDING)), now=at(2)))[2:] == (DeleteAttempt(1), 1.0)
+    assert summary(decide(waits, observing(dying, seen(2, PENDING)), now=at(2)))[2:] == (None, None)
+
+
 def test_a_suspension_saves_stops_and_costs_nothing() -> None:
     job = a_job(status=in_attempt(1), suspend=True)
     assert summary(decide(job, observing(seen(1, RUNNING)), now=NOW)) == (Phase.SUSPENDING, 1, DeleteAttempt(1), 1.0)

@@ -38,6 +38,12 @@ class World:
         self.deleting: set[int] = set()
         self.suspended: set[int] = set()
         """By their queue."""
+        self.never_let_go: set[int] = set()
+        """Of these, those that were suspended from their birth on."""
+        self.holds_all = False
+        """Also what names no queue."""
+        self.held: set[int] = set()
+        """Objects that stay: their node is lost."""
         self.preflights: set[int] = set()
         self.may_train = job.spec.run_policy.preflight == "never"
         """Or a pre-flight has prepared since the last retry by hand, or a checkpoint was saved."""
@@ -114,8 +120,9 @@ class World:
         assert not [n for n in self.live() if n != number], "two attempts at once"
         assert self.job.status.phase in (Phase.QUEUED, Phase.STARTING, Phase.RUNNING)
         self._may_crash()
-        if number not in self.attempts and job.spec.queue is not None:
+        if number not in self.attempts and (job.spec.queue is not None or self.holds_all):
             self.suspended.add(number)
+            self.never_let_go.add(number)
         if plan.prepare_only:
             assert job.spec.run_policy.preflight != "never"
             assert number in self.preflights or stored.saved_step is None
@@ -135,12 +142,19 @@ class World:
     async def delete(self, job: SFTJob, attempt: int) -> None:
         assert job.status == self.job.status, "acted on a status that is not stored"
         self._may_crash()
-        if attempt in self.live():
+        assert attempt not in self.never_let_go or not self.waits(attempt), "what waits in its queue is given up"
+        assert attempt in self.live() or attempt != self.job.status.attempts.current, "its logs are gone"
+        if attempt in self.live() or attempt in self.held:
             self.deleting.add(attempt)
         else:
-            assert attempt != self.job.status.attempts.current, "the logs of the newest attempt are gone"
             del self.attempts[attempt]
         self._may_crash()
+
+    def waits(self, number: int) -> bool:
+        """Nothing has become of it since it was created, and nobody wants it to end."""
+        is_unwanted = self.job.spec.run_policy.suspend or self.job.status.phase is Phase.SUSPENDING
+        has_begun = any(node not in (NodeState.MISSING, NodeState.PENDING) for node in self.attempts[number])
+        return not is_unwanted and not has_begun and number not in self.deleting
 
     def launchers(self, number: int) -> int:
         return 1 if number in self.preflights else self.job.spec.compute.nodes
@@ -198,6 +212,7 @@ class LifeOfAJob(RuleBasedStateMachine):
         retries=st.sampled_from([0, 1, 9]),
         disruption_retries=st.sampled_from([0, 1, 9]),
         queue=st.sampled_from([None, "team-a"]),
+        holds_all=st.booleans(),
         preflight=st.sampled_from(["auto", "always", "never"]),
         limits=st.fixed_dictionaries(
             {
@@ -213,12 +228,14 @@ class LifeOfAJob(RuleBasedStateMachine):
         retries: int,
         disruption_retries: int,
         queue: str | None,
+        holds_all: bool,
         preflight: str,
         limits: dict[str, int | None],
     ) -> None:
         given = {name: limit for name, limit in limits.items() if limit is not None}
         policy = {"retries": retries, "disruptionRetries": disruption_retries, "preflight": preflight} | given
         self.world = World(a_job(nodes=nodes, queue=queue, gpus=2, **policy))
+        self.world.holds_all = holds_all
 
     def one_pass(self) -> float | None:
         return drive(
@@ -356,7 +373,9 @@ class LifeOfAJob(RuleBasedStateMachine):
     @precondition(lambda self: self.world.suspended & {*self.world.live()})
     @rule(data=st.data())
     def a_queue_lets_an_attempt_run(self, data: st.DataObject) -> None:
-        self.world.suspended.discard(data.draw(st.sampled_from(sorted(self.world.suspended & {*self.world.live()}))))
+        number = data.draw(st.sampled_from(sorted(self.world.suspended & {*self.world.live()})))
+        self.world.suspended.discard(number)
+        self.world.never_let_go.discard(number)
 
     @precondition(lambda self: self.world.live())
     @rule(data=st.data(), was_seen=st.booleans())
@@ -395,12 +414,20 @@ class LifeOfAJob(RuleBasedStateMachine):
         self.settled_pass()
         self.world.now += timedelta(seconds=300)
 
+    @precondition(lambda self: self.world.live())
+    @rule(data=st.data())
+    def the_nodes_of_an_attempt_are_lost(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(self.world.live()))
+        self.world.attempts[number] = [None] * self.world.launchers(number)
+        self.world.held.add(number)
+
     @precondition(lambda self: self.world.attempts)
     @rule(data=st.data())
     def an_attempt_vanishes(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.world.attempts)))
         del self.world.attempts[number]
         self.world.deleting.discard(number)
+        self.world.held.discard(number)
 
     @precondition(lambda self: self.world.job.status.attempts.current > 1)
     @rule(data=st.data())

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from cluster_objects import pod, pytorch_job
-from jobs import a_job, in_attempt
+from jobs import NOW, a_job, in_attempt
 from kubernetes.aio.client import ApiException
 
 from sft_operator.kubernetes import queued, warnings
@@ -17,6 +18,8 @@ from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults
 from sft_operator.kubernetes.queued import QueueNews
 from sft_operator.kubernetes.warnings import Warnings
+from sft_operator.lifecycle.backend import JobKey
+from sft_operator.lifecycle.decide import DeleteAttempt, decide
 from sftjob.base import utc_now
 from sftjob.failure import Obstacle
 from sftjob.status import Phase
@@ -52,19 +55,41 @@ class Lists:
         return self.list_workloads()
 
 
+def a_backend(lists: Lists) -> tuple[PyTorchJobBackend, Cache]:
+    cache = Cache()
+    poller = ProgressPoller(lists, None)  # type: ignore[arg-type]
+    defaults = TrainerDefaults(image="trainer:1")
+    return PyTorchJobBackend(lists, cache, poller, defaults=defaults), cache  # type: ignore[arg-type]
+
+
+def held_by(queue: str | None) -> dict[str, Any]:
+    """A PyTorchJob that is suspended, and the queue that its label names."""
+    held = pytorch_job(1)
+    held["spec"]["runPolicy"]["suspend"] = True
+    held["metadata"]["labels"] |= {"kueue.x-k8s.io/queue-name": queue} if queue else {}
+    return held
+
+
 KINDS = [
-    (WORKLOAD, lambda api: QueueNews(api).of, "no quota", ""),
-    (WARNING, lambda api: Warnings(api).about, [WARNING], []),
+    (WORKLOAD, lambda api: partial(QueueNews(api).of, is_news=False), "no quota", "", False),
+    (WARNING, lambda api: Warnings(api).about, [WARNING], [], True),
 ]
 
 
-@pytest.mark.parametrize(("item", "looker", "told", "nothing"), KINDS, ids=["workloads", "warnings"])
+@pytest.mark.parametrize(("item", "looker", "told", "nothing", "raises"), KINDS, ids=["workloads", "warnings"])
 def test_a_list_that_fails_is_asked_for_once_and_not_once_for_each_who_waits(
-    item: dict[str, Any], looker: Callable[[Any], Any], told: Any, nothing: Any, monkeypatch: pytest.MonkeyPatch
+    item: dict[str, Any],
+    looker: Callable[[Any], Any],
+    told: Any,
+    nothing: Any,
+    raises: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """`raises`: to the one that asked. The word of a queue stands in a status, and must not come and go there."""
+
     def wait(seconds: float) -> None:
         monkeypatch.setattr(queued, "LIST_AGAIN_SECONDS", seconds)
-        monkeypatch.setattr(queued, "MISSING_AGAIN_SECONDS", seconds)
+        monkeypatch.setattr(queued, "NEWS_AGAIN_SECONDS", seconds)
         monkeypatch.setattr(warnings, "LIST_AGAIN_SECONDS", seconds)
 
     async def scene() -> None:
@@ -77,7 +102,7 @@ def test_a_list_that_fails_is_asked_for_once_and_not_once_for_each_who_waits(
         wait(LONG)
         lists.answers = False
         first, *others = await looks()
-        assert isinstance(first, ApiException)
+        assert isinstance(first, ApiException) if raises else first == nothing
         assert (others, lists.asked) == ([nothing] * 19, 1)
         assert (await looks(), lists.asked) == ([nothing] * 20, 1)
 
@@ -85,8 +110,8 @@ def test_a_list_that_fails_is_asked_for_once_and_not_once_for_each_who_waits(
         lists.answers = True
         assert await look(pytorch_job(1)) == told
         lists.answers = False
-        with pytest.raises(ApiException):
-            await look(pytorch_job(1))
+        (answer,) = await asyncio.gather(look(pytorch_job(1)), return_exceptions=True)
+        assert isinstance(answer, ApiException) if raises else answer == told
         assert lists.asked == 3
 
         # One tries again and gets no answer for long: nobody waits for it.
@@ -124,24 +149,104 @@ def test_the_warnings_of_a_namespace_are_forgotten_when_nobody_asks_any_more(mon
     asyncio.run(scene())
 
 
-def a_backend(lists: Lists, cache: Cache) -> PyTorchJobBackend:
-    poller = ProgressPoller(lists, None)  # type: ignore[arg-type]
-    return PyTorchJobBackend(lists, cache, poller, defaults=TrainerDefaults(image="trainer:1"))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("queue", "trouble"), [(None, None), ("team-a", Obstacle.QUEUE_SILENT)])
-def test_an_attempt_that_nobody_takes_up_is_trouble_of_its_queue_where_it_has_one(
-    queue: str | None, trouble: Obstacle | None
+def test_an_empty_word_of_a_queue_is_asked_for_seldom_and_soon_where_it_is_news(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Behind the first of a strict queue Kueue says nothing, for as long as that takes."""
+    monkeypatch.setattr(queued, "LIST_AGAIN_SECONDS", LONG)
+    monkeypatch.setattr(queued, "NEWS_AGAIN_SECONDS", 0.0)
+
     async def scene() -> None:
-        cache = Cache()
-        backend = a_backend(Lists(), cache)
-        held = pytorch_job(1)
-        held["spec"]["runPolicy"]["suspend"] = True
-        cache.put_pytorch_job(held)
-        found = await backend.observe(a_job(queue=queue, status=in_attempt(1, Phase.STARTING)))
+        lists = Lists(WORKLOAD | {"status": {}})
+        news = QueueNews(lists)  # type: ignore[arg-type]
+        for is_news, asked in ((False, 1), (False, 1), (True, 2), (False, 2)):
+            assert await news.of(pytorch_job(1), is_news=is_news) == ""
+            assert lists.asked == asked
+
+    asyncio.run(scene())
+
+
+class Live(Lists):
+    """With a PyTorchJob that a live look finds."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        super().__init__(WORKLOAD)
+        self.found = found
+
+    async def get_pytorch_job(self, namespace: str, name: str) -> dict[str, Any]:
+        assert (namespace, name) == ("default", "tiny-4a49acf8-a1")
+        return self.found
+
+    async def list_pods_of(self, key: JobKey, uid: str) -> list[dict[str, Any]]:
+        assert (key, uid) == (JobKey("default", "tiny"), "uid-1")
+        return []
+
+
+@pytest.mark.parametrize("is_let_go", [True, False])
+def test_an_attempt_whose_pod_runs_has_been_taken_back_only_if_a_live_look_says_so(is_let_go: bool) -> None:
+    """Each kind has a watch of its own: that of the PyTorchJob may be behind that of its pod."""
+
+    async def scene() -> None:
+        live = pytorch_job(1) if is_let_go else held_by("team-a")
+        live["metadata"]["resourceVersion"] = "2"
+        backend, cache = a_backend(Live(live))
+        cache.put_pytorch_job(held_by("team-a"))
+        cache.put_pod(pod(1))
+        job = a_job(queue="team-a", status=in_attempt(1, Phase.QUEUED))
+        decision = decide(job, await backend.observe(job), now=NOW)
+        assert decision.action == (None if is_let_go else DeleteAttempt(1))
+        assert (decision.status.attempts.ending is None) == is_let_go
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("queue", "reason", "begin"),
+    [
+        (
+            "team-a",
+            Obstacle.QUEUE_SILENT,
+            "nobody takes up the attempt's PyTorchJob for the queue team-a; look whether Kueue runs ",
+        ),
+        (
+            None,
+            Obstacle.QUEUE_MISSING,
+            "spec.queue: something suspends PyTorchJobs that name no queue; create the job anew with spec.queue.name,",
+        ),
+    ],
+)
+@pytest.mark.parametrize("of_job", ["team-a", None])
+def test_an_attempt_that_nobody_will_let_run_is_told_by_the_queue_that_it_has(
+    queue: str | None, reason: Obstacle, begin: str, of_job: str | None
+) -> None:
+    """Kueue may have given it a queue that its job does not name."""
+
+    async def scene() -> None:
+        backend, cache = a_backend(Lists())
+        cache.put_pytorch_job(held_by(queue))
+        found = await backend.observe(a_job(queue=of_job, status=in_attempt(1, Phase.QUEUED)))
         assert found.attempts[0].is_suspended
-        assert (found.trouble and found.trouble.reason) == trouble
+        assert found.trouble is not None
+        assert found.trouble.reason == reason
+        assert found.trouble.message.startswith(begin)
+
+    asyncio.run(scene())
+
+
+def test_an_attempt_without_a_queue_waits_in_vain_whatever_kueue_says_of_it() -> None:
+    """Where it manages all jobs it makes a Workload of it, of a LocalQueue without a name."""
+
+    async def scene() -> None:
+        backend, cache = a_backend(Lists(WORKLOAD))
+        cache.put_pytorch_job(held_by(None))
+        found = await backend.observe(a_job(status=in_attempt(1, Phase.QUEUED)))
+        assert found.trouble is not None
+        assert found.trouble.reason == Obstacle.QUEUE_MISSING
+
+        backend, cache = a_backend(Lists(WORKLOAD))
+        cache.put_pytorch_job(held_by("default"))
+        found = await backend.observe(a_job(status=in_attempt(1, Phase.QUEUED)))
+        assert (found.trouble, found.queue_message) == (None, "no quota")
 
     asyncio.run(scene())
 
@@ -155,8 +260,7 @@ def test_a_pod_that_was_refused_is_trouble_until_it_is_there(
     pods: list[dict[str, Any]], trouble: Obstacle | None
 ) -> None:
     async def scene() -> None:
-        cache = Cache()
-        backend = a_backend(Lists(WARNING | {"lastTimestamp": utc_now().isoformat()}), cache)
+        backend, cache = a_backend(Lists(WARNING | {"lastTimestamp": utc_now().isoformat()}))
         taken_up = pytorch_job(1) | {"status": {"conditions": [{"type": "Created", "status": "True"}]}}
         cache.put_pytorch_job(taken_up)
         for one in pods:

@@ -92,13 +92,24 @@ def test_what_was_saved_by_pods_that_the_queue_ended_is_known() -> None:
 
 
 def test_an_attempt_without_a_queue_that_somebody_suspends_is_ended_and_begun_anew() -> None:
-    job = a_job(status=in_attempt(1, Phase.STARTING))
+    job = a_job(status=in_attempt(1, running_since=at(-60)))
     assert summary(decide(job, observing(seen(1, PENDING, is_suspended=True)), now=NOW)) == (
-        Phase.STARTING,
+        Phase.RUNNING,
         1,
         DeleteAttempt(1),
         1.0,
     )
+
+
+def test_an_attempt_that_is_held_back_from_its_birth_waits_though_its_job_names_no_queue() -> None:
+    """A LocalQueue named `default` takes up what names none; Kueue may also hold back whatever names none."""
+    job = a_job(status=in_attempt(1, Phase.STARTING), startDeadlineSeconds=10)
+    waits = decide(job, observed(job, held(1), words=WORDS), now=at(3600))
+    assert summary(waits) == (Phase.QUEUED, 1, None, None)
+    assert doing(waits) == ("True", "Queued", WORDS)
+    job = a_job(status=waits.status)
+    let_go = decide(job, observed(job, pytorch_job(1), pods=(pod(1),)), now=at(7200))
+    assert summary(let_go)[:3] == (Phase.RUNNING, 1, None)
 
 
 @pytest.mark.parametrize("queue", ["team-a", None])
@@ -199,3 +210,17 @@ def test_the_queue_s_own_words_are_those_of_the_condition_that_holds_it_back() -
     assert reason_of(workload(("QuotaReserved", "True", "quota"), ("Admitted", "False", "checks"))) == "checks"
     assert reason_of(workload(("QuotaReserved", "True", "quota"), ("Admitted", "True", "admitted"))) == ""
     assert reason_of({}) == ""
+
+
+def test_a_workload_that_has_its_quota_says_which_checks_it_waits_for() -> None:
+    """Before it was admitted once, Kueue gives it no condition that tells so."""
+
+    def workload(*states: tuple[str, str, str], quota: bool = True) -> dict[str, object]:
+        checks = [{"name": name, "state": state, "message": message} for name, state, message in states]
+        conditions = [{"type": "QuotaReserved", "status": "True", "message": "quota"}] if quota else []
+        return {"status": {"conditions": conditions, "admissionChecks": checks}}
+
+    ready, budget = ("site", "Ready", "fits"), ("budget", "Pending", "asks the owner")
+    assert reason_of(workload(ready, budget, ("nodes", "Pending", ""))) == "budget: asks the owner; nodes: Pending"
+    assert reason_of(workload(ready)) == ""
+    assert reason_of(workload(budget, quota=False)) == ""

@@ -7,7 +7,9 @@ import pytest
 from cluster_objects import pod
 
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults
-from sft_operator.kubernetes.trouble import of_events, of_pods
+from sft_operator.kubernetes.trouble import of_events, of_pods, refused
+from sft_operator.lifecycle.observation import Trouble
+from sftjob.failure import Obstacle
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.spec import SFTJobSpec
 
@@ -163,6 +165,22 @@ def test_a_config_map_that_is_missing_is_told_with_every_field_of_a_script_that_
         "spec.script.uri, spec.script.args[1]: create the ConfigMap few with the keys train.py, few.jsonl in namespace "
         "team, and the job starts by itself: "
     )
+
+
+def test_a_webhook_that_does_not_answer_is_told_with_the_service_to_look_at() -> None:
+    message = (
+        'Internal error occurred: failed calling webhook "mpytorchjob.kb.io": failed to call webhook: Post '
+        '"https://kueue-webhook-service.kueue-system.svc:443/mutate-kubeflow-org-v1-pytorchjob?timeout=10s": '
+        'no endpoints available for service "kueue-webhook-service"'
+    )
+    assert refused(message) == Trouble(
+        Obstacle.ATTEMPT_REFUSED,
+        "the API server refused the attempt's PyTorchJob because the webhook mpytorchjob.kb.io does not answer; look "
+        "whether its service kueue-webhook-service has pods that run (kubectl get pods --namespace kueue-system), and "
+        f"the job starts by itself: {message}",
+    )
+    told = refused("spec.x: Invalid value")
+    assert told.message == "the API server refused the attempt's PyTorchJob: spec.x: Invalid value"
 
 
 def test_pods_that_only_take_their_time_are_no_trouble() -> None:

@@ -82,7 +82,12 @@ GOOD: dict[str, Any] = {
                 "moments": "bf16",
             },
             "lrSchedule": {"lrType": "linear", "lrMin": 0.0, "warmupRatio": 2.0},
-            "fsdp": {"reshardAfterForward": False, "torchCompile": False, "recomputeRatio": 0.5},
+            "fsdp": {
+                "reshardAfterForward": False,
+                "torchCompile": False,
+                "recomputeRatio": 0.5,
+                "recomputeSelectively": True,
+            },
             "loss": {"mode": "eager", "chunkSize": 8},
             "precision": "fp32",
             "seed": 4294967295,

@@ -55,7 +55,7 @@ class PyTorchJobBackend:
         uid, now, recorded = job.metadata.uid, utc_now(), job.status.attempts
         self._cache.forget_gone_pods(uid, before_attempt=recorded.current + recorded.current_has_ended)
         attempts = self._attempts(job, now)
-        if observe.seems_lost(job, attempts):
+        if observe.seems_lost(job, attempts) or observe.seems_taken_back(job, attempts):
             await self._look_for_children(job)
             attempts = self._attempts(job, now)
         current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
@@ -171,12 +171,12 @@ class PyTorchJobBackend:
         """None where nobody keeps the attempt in a queue."""
         if current is None or not current.is_suspended:
             return None
-        held = next(one for one in self._cache.pytorch_jobs(job.metadata.uid) if attempt_of(one) == current.number)
-        try:
-            return await self._queue_news.of(held)
-        except (ApiException, ClientError, TimeoutError) as error:
-            log.warning("queues can't be read: %s", error)
-            return ""
+        waits = job.status.phase is Phase.QUEUED or job.status.attempts.ending is not None
+        return await self._queue_news.of(self._pytorch_job(job.metadata.uid, current), is_news=not waits)
+
+    def _pytorch_job(self, uid: str, attempt: AttemptObservation) -> Object:
+        """Of an attempt that was seen to be suspended: that is told by its PyTorchJob."""
+        return next(found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == attempt.number)
 
     async def _trouble(
         self,
@@ -201,7 +201,7 @@ class PyTorchJobBackend:
         if began is None or now - began < STUCK_AFTER:
             return None
         if current.is_suspended:
-            return trouble.of_queue(job) if job.spec.queue and word_of_queue is None else None
+            return trouble.of_queue(self._pytorch_job(uid, current), word_of_queue)
         told = self._by_events.get(uid)
         if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
             about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]

@@ -55,6 +55,16 @@ def seems_lost(job: SFTJob, attempts: Iterable[AttemptObservation]) -> bool:
     return not current.is_live and any(node.pod is None for node in current.nodes)
 
 
+def seems_taken_back(job: SFTJob, attempts: Iterable[AttemptObservation]) -> bool:
+    """Whether the current attempt would be ended for being suspended though its pods have run: it may have been let
+    go, and its pods were heard of before it."""
+    recorded = job.status.attempts
+    if recorded.current_has_ended or recorded.ending is not None:
+        return False
+    current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
+    return current is not None and current.is_suspended and any(n.state is not NodeState.PENDING for n in current.nodes)
+
+
 def rank_of(pod: Object) -> int:
     """-1 where the label isn't the controller's."""
     label = pod["metadata"]["labels"].get(RANK_LABEL, "")

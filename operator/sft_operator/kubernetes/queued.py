@@ -3,11 +3,18 @@
 All are listed at once and seldom, as long as anybody asks: a thousand jobs that wait cost what one does.
 """
 
+import logging
+
+from aiohttp import ClientError
+from kubernetes.aio.client import ApiException
+
 from sft_operator.kubernetes.api import ClusterApi, Object
 from sft_operator.kubernetes.seldom import Seldom
 
+log = logging.getLogger(__name__)
+
 LIST_AGAIN_SECONDS = 8.0
-MISSING_AGAIN_SECONDS = 2.0
+NEWS_AGAIN_SECONDS = 2.0
 
 _OWNER_UID_LABEL = "kueue.x-k8s.io/job-uid"
 
@@ -17,12 +24,17 @@ class QueueNews:
         self._api = api
         self._told: Seldom[dict[str, str]] = Seldom(self._list, before={})
 
-    async def of(self, pytorch_job: Object) -> str | None:
-        """None where Kueue has not taken it up; empty where it has nothing to say, or can't be asked."""
+    async def of(self, pytorch_job: Object, *, is_news: bool) -> str | None:
+        """None where Kueue has not taken it up; empty where it has nothing to say, or could never be asked.
+
+        `is_news`: it was held back or taken away just now, and the word that is known may be of before.
+        """
         uid, told = pytorch_job["metadata"]["uid"], self._told
-        # A word that is missing may have come since: of what was held back or taken away just now.
-        is_settled = told.has_failed or bool(told.answer.get(uid))
-        await told.renew(patience=LIST_AGAIN_SECONDS if is_settled else MISSING_AGAIN_SECONDS)
+        is_settled = told.has_failed or (uid in told.answer and not is_news)
+        try:
+            await told.renew(patience=LIST_AGAIN_SECONDS if is_settled else NEWS_AGAIN_SECONDS)
+        except (ApiException, ClientError, TimeoutError) as error:
+            log.warning("queues can't be read: %s", error)
         return told.answer.get(uid, "" if told.has_failed else None)
 
     async def _list(self) -> dict[str, str]:
@@ -35,8 +47,14 @@ class QueueNews:
 
 def reason_of(workload: Object) -> str:
     """Why it does not run. That it was evicted counts until it is admitted again."""
-    conditions = {condition["type"]: condition for condition in workload.get("status", {}).get("conditions", [])}
-    for type_, status in (("Evicted", "True"), ("QuotaReserved", "False"), ("Admitted", "False")):
+    told = workload.get("status", {})
+    conditions = {condition["type"]: condition for condition in told.get("conditions", [])}
+    for type_, status in (("Evicted", "True"), ("QuotaReserved", "False")):
         if type_ in conditions and conditions[type_]["status"] == status:
             return str(conditions[type_].get("message", ""))
-    return ""
+    # With its quota reserved it waits for checks, and has no condition that says so before it was admitted once.
+    open_checks = [check for check in told.get("admissionChecks", []) if check["state"] != "Ready"]
+    if "QuotaReserved" in conditions and open_checks:
+        return "; ".join(f"{check['name']}: {check['message'] or check['state']}" for check in open_checks)
+    admitted = conditions.get("Admitted", {})
+    return str(admitted.get("message", "")) if admitted.get("status") == "False" else ""

@@ -11,6 +11,7 @@ from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.mounts import claim_of, config_maps
 from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults
 from sft_operator.lifecycle.observation import Trouble
+from sftjob import names
 from sftjob.failure import Obstacle
 from sftjob.job import SFTJob
 
@@ -20,6 +21,7 @@ POD_TRIED_AGAIN = timedelta(minutes=20)
 """But for a pod that is refused: training-operator's pauses between two tries double up to 1,000 s."""
 
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+_WEBHOOK = re.compile(r'failed calling webhook "([^"]+)".*?https://([a-z0-9-]+)\.([a-z0-9-]+)\.svc')
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 _NO_CONFIG_MAP = re.compile(r'configmap "([^"]+)" not found')
 _NO_SECRET = re.compile(r'secret "([^"]+)" not found')
@@ -60,13 +62,22 @@ def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Tro
     )
 
 
-def of_queue(job: SFTJob) -> Trouble:
-    """An attempt that is held back and that no queue has taken up."""
-    queue = job.spec.queue
-    assert queue is not None, "else it would be ended"
+def of_queue(held: Object, word: str | None) -> Trouble | None:
+    """From a PyTorchJob that is held back, and what its queue says of it. Kueue may have given it another queue than
+    its job names, and holds it back for ever where it has none."""
+    queue = held["metadata"]["labels"].get(names.QUEUE_LABEL)
+    if queue is None:
+        return Trouble(
+            Obstacle.QUEUE_MISSING,
+            "spec.queue: something suspends PyTorchJobs that name no queue; create the job anew with spec.queue.name, "
+            "or have them left alone in this namespace (of Kueue: manageJobsWithoutQueueName and "
+            "managedJobsNamespaceSelector)" + (f": {word}" if word else ""),
+        )
+    if word is not None:
+        return None
     return Trouble(
         Obstacle.QUEUE_SILENT,
-        f"spec.queue.name: {queue.name}: nobody takes up the attempt's PyTorchJob; look whether Kueue runs "
+        f"nobody takes up the attempt's PyTorchJob for the queue {queue}; look whether Kueue runs "
         "(kubectl get pods --namespace kueue-system) and has kubeflow.org/pytorchjob among its integrations",
     )
 
@@ -87,7 +98,14 @@ def pytorch_jobs_missing() -> Trouble:
 
 
 def refused(message: str) -> Trouble:
-    return Trouble(Obstacle.ATTEMPT_REFUSED, f"the API server refused the attempt's PyTorchJob: {message}")
+    webhook, remedy = _WEBHOOK.search(message), ""
+    if webhook is not None:
+        name, service, namespace = webhook.groups()
+        remedy = (
+            f" because the webhook {name} does not answer; look whether its service {service} has pods that run "
+            f"(kubectl get pods --namespace {namespace}), and the job starts by itself"
+        )
+    return Trouble(Obstacle.ATTEMPT_REFUSED, f"the API server refused the attempt's PyTorchJob{remedy}: {message}")
 
 
 def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:

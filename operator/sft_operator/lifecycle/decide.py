@@ -74,7 +74,7 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
         if _has_ended(job, status, attempt):
             status, failure = _record_end(job, status, observation, now)
         elif attempt is not None:
-            taken = _is_taken_back(job, status, attempt)
+            taken = _is_taken_back(status, attempt)
             status = status if taken else _with_life(status, attempt, now)
             deadline = nearest_deadline(job, status, attempt, observation, now=now)
             if taken and (_never_ran(status, attempt) or not attempt.has_failed):
@@ -173,13 +173,14 @@ def _record_end(
     return status.model_copy(update={"phase": Phase.RESTARTING, "attempts": attempts}), None
 
 
-def _is_taken_back(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation) -> bool:
-    """It was let run, or no queue had to let it, and somebody has suspended it. Its pods are gone or about to be.
+def _is_taken_back(status: SFTJobStatus, attempt: AttemptObservation) -> bool:
+    """It was let run, and somebody has suspended it. Its pods are gone or about to be.
 
     Whoever did that would go on with new pods under the same number, which the fence in storage keeps from training.
     """
     is_ending = status.attempts.ending is not None or status.phase is Phase.SUSPENDING
-    was_let_go = job.spec.queue is None or status.attempts.running_since is not None
+    # The job's own queue says nothing: a cluster may give one to what names none, or hold it back without one.
+    was_let_go = status.attempts.running_since is not None
     # A pod that only waits may be that of an attempt whose queue lets it go just now.
     lost_pods = attempt.is_deleting or any(node.state in (NodeState.RUNNING, NodeState.ENDED) for node in attempt.nodes)
     return attempt.is_suspended and (was_let_go or lost_pods) and not is_ending
@@ -237,20 +238,25 @@ def _ending(status: SFTJobStatus, record: AttemptRecord, now: datetime) -> SFTJo
 
 
 def _next_step(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
-    """What the recorded state calls for. One attempt at a time: nothing is created while another one lives."""
+    """What the recorded state calls for. One attempt at a time: nothing is created while another one lives.
+
+    What has ended is in nobody's way: its objects may stay for as long as the node that they are on is lost.
+    """
     current = None if status.attempts.current_has_ended else status.attempts.current
     decision = None if current is None else _of_current(job, status, observation.attempt(current))
     if decision is not None and isinstance(decision.action, DeleteAttempt):
         return decision
-    leftover = next((attempt for attempt in observation.attempts if _is_leftover(attempt, status, current)), None)
-    if leftover is not None:
-        return _deleting(decision.status if decision else status, leftover)
-    return decision or _between_attempts(job, status, now)
+    other = next((attempt for attempt in observation.live() if attempt.number != current), None)
+    if other is not None:
+        return _deleting(decision.status if decision else status, other)
+    decision = decision or _between_attempts(job, status, now)
+    leftover = next((attempt for attempt in observation.attempts if _is_leftover(attempt, status)), None)
+    return decision if decision.action or leftover is None else _deleting(decision.status, leftover)
 
 
-def _is_leftover(attempt: AttemptObservation, status: SFTJobStatus, current: int | None) -> bool:
+def _is_leftover(attempt: AttemptObservation, status: SFTJobStatus) -> bool:
     """Of the newest attempt all is kept once it has ended, for whoever wants to read its logs."""
-    return attempt.number != current and (attempt.is_live or attempt.number != status.attempts.current)
+    return not attempt.is_live and not attempt.is_deleting and attempt.number != status.attempts.current
 
 
 def _of_current(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | None) -> Decision:
