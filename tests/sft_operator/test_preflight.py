@@ -185,9 +185,10 @@ def test_an_operator_that_dies_after_the_record_of_a_pre_flight_asks_for_the_sam
     job = a_job(nodes=2, gpus=4, status=announced)
     again = decide(job, observing(seen(1, an_outcome(Reason.PREPARED))), now=at(5))
     assert (again.status.attempts.current, again.status.attempts.kind) == (2, AttemptKind.TRAINING)
-    # What is left of the pre-flight goes first.
-    assert again.action == DeleteAttempt(1)
-    assert decide(job, observing(), now=at(6)).action == CreateAttempt(2)
+    assert again.action == CreateAttempt(2)
+    # What is left of the pre-flight is in nobody's way, and goes once that is done.
+    both = observing(seen(1, an_outcome(Reason.PREPARED)), seen(2, PENDING, PENDING))
+    assert decide(job, both, now=at(6)).action == DeleteAttempt(1)
 
 
 def test_a_pre_flight_of_a_queue_waits_in_it_like_any_attempt() -> None:
