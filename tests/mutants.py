@@ -20,7 +20,7 @@ TESTS = (
     "test_queued.py",
     "test_retry_by_hand.py",
     "test_figures.py",
-    "test_preflight.py",
+    "test_preflight_decisions.py",
 )
 
 
