@@ -32,7 +32,7 @@ _DESCRIPTIONS = (_SPLITS, "dataset_info.json", "dataset_infos.json", "state.json
 def data_files(path: Path) -> list[Path]:
     """The file itself, or all files of a folder and of those in it that `is_read`, by their paths in it.
 
-    Links to folders are not followed. Raises JobFailure for a folder that has none, or for one whose folders are splits.
+    Links to folders are not followed. Raises JobFailure for a folder without any, or whose folders are splits.
     """
     if not path.is_dir():
         return [path]
