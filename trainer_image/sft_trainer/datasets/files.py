@@ -22,6 +22,8 @@ _FORMS: dict[str, Form] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+ENDINGS = ", ".join(_FORMS)
+"""That are read of a folder, for messages."""
 _COMPRESSED = (".gz", ".zst")
 _SPLITS = "dataset_dict.json"
 _HELD_OUT = {"test", "validation", "valid", "val", "dev", "eval"}
@@ -47,9 +49,7 @@ def data_files(path: Path) -> list[Path]:
         below += [Path(folder, name) for name in names]
     found = sorted(file for file in below if is_read(file.relative_to(path)) and file.is_file())
     if not found:
-        raise JobFailure(
-            Reason.INVALID_DATA, f"{path}: no file in it ends in {', '.join(_FORMS)}; name a file or folder"
-        )
+        raise JobFailure(Reason.INVALID_DATA, f"{path}: no file in it ends in {ENDINGS}; name a file or folder")
     return found
 
 
