@@ -116,7 +116,7 @@ def test_a_job_that_names_no_queue_waits_in_the_one_called_default(own: Room) ->
     del unaware["spec"]["queue"]
     own.apply(unaware)
     own.until_phase("Queued", name="unaware")
-    assert "insufficient unused quota for cpu" in own.until(lambda: word_of_queue(own, "unaware"))
+    own.until(lambda: "insufficient unused quota for cpu" in word_of_queue(own, "unaware"))
     assert own.condition("Stalled", "unaware") == {}
 
     own.until_phase("Succeeded", name="first")

@@ -194,6 +194,18 @@ def test_splits_that_datasets_has_saved_side_by_side_are_not_mixed(tokenizer, pl
     assert tokens(prepared(tmp_path / "saved/train", tokenizer)) == plain
 
 
+def test_a_folder_for_training_beside_one_that_is_held_out_is_not_mixed_with_it(tokenizer, plain, tmp_path) -> None:
+    for name in ("train", "validation", "docs"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write(tmp_path / "data" / name / "rows.jsonl", ROWS)
+    with pytest.raises(JobFailure) as failure:
+        prepared(tmp_path / "data", tokenizer)
+    assert failure.value.message == (
+        f"{tmp_path}/data: its folders are splits of a dataset, docs, train, validation; name one of them"
+    )
+    assert tokens(prepared(tmp_path / "data/train", tokenizer)) == plain
+
+
 def test_a_folder_without_data_is_refused(tokenizer, tmp_path) -> None:
     (tmp_path / "d/train").mkdir(parents=True)
     (tmp_path / "d/train/rows.csv").write_text("a,b")

@@ -169,6 +169,20 @@ def test_recomputed_and_compiled_layers_give_the_same_numbers(tmp_path: Path) ->
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_layers_that_are_recomputed_selectively_give_the_same_bits(tmp_path: Path) -> None:
+    # Wide enough that packed products are kept.
+    source = tiny.save_random_model(tmp_path, "qwen3_tied", hidden_size=144, intermediate_size=192)
+    results = []
+    for selectively in (False, True):
+        model = tiny.built(source, lora_cfg=QLORA, fsdp_cfg=FSDPConfig(recompute_selectively=selectively))
+        move_b(model)
+        results.append(_step(model))
+    (loss, gradients), (recomputed_loss, recomputed) = results
+    assert torch.equal(recomputed_loss, loss)
+    for name, gradient in gradients.items():
+        assert torch.equal(recomputed[name], gradient), name
+
+
 def _estimate(model: torch.nn.Module, **options: Any) -> int:
     return estimate_memory(
         model,

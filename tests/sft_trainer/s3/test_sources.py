@@ -68,6 +68,8 @@ def test_data_is_an_object_or_those_directly_in_a_folder(s3: S3Server, node: Cal
     s3.put("data/parts/2.jsonl", b"[]\n")
     s3.put("data/parts/old/3.jsonl", b"old")
     s3.put("data/parts/.hidden", b"hidden")
+    s3.put("data/parts/_SUCCESS", b"of the program that wrote them")
+    s3.put("data/parts/photos.tar", b"is not read")
     one = node(
         data=[
             {"name": "file", "uri": "s3://bucket/data/train.jsonl"},

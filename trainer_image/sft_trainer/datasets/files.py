@@ -22,8 +22,11 @@ _FORMS: dict[str, Form] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+ENDINGS = ", ".join(_FORMS)
+"""That are read of a folder, for messages."""
 _COMPRESSED = (".gz", ".zst")
 _SPLITS = "dataset_dict.json"
+_HELD_OUT = {"test", "validation", "valid", "val", "dev", "eval"}
 _DESCRIPTIONS = (_SPLITS, "dataset_info.json", "dataset_infos.json", "state.json")
 """What the library `datasets` writes beside its tables."""
 
@@ -31,23 +34,22 @@ _DESCRIPTIONS = (_SPLITS, "dataset_info.json", "dataset_infos.json", "state.json
 def data_files(path: Path) -> list[Path]:
     """The file itself, or all files of a folder and of those in it that `is_read`, by their paths in it.
 
-    Links to folders are not followed. Raises JobFailure for a folder that has none, or that holds several splits.
+    Links to folders are not followed. Raises JobFailure for a folder without any, or whose folders are splits.
     """
     if not path.is_dir():
         return [path]
-    below = [Path(folder, name) for folder, _, names in os.walk(path, onerror=_raise) for name in names]
-    for file in below:
-        if file.name == _SPLITS:
-            splits = sorted(each.name for each in file.parent.iterdir() if each.is_dir() and each.name[0] != ".")
+    below = []
+    for folder, folders, names in os.walk(path, onerror=_raise):
+        # To train on all of them would be to train on what is held out.
+        if _SPLITS in names or ("train" in folders and not _HELD_OUT.isdisjoint(folders)):
+            splits = ", ".join(sorted(each for each in folders if each[0] != "."))
             raise JobFailure(
-                Reason.INVALID_DATA,
-                f"{file.parent}: its folders are splits of a dataset, {', '.join(splits)}; name one of them",
+                Reason.INVALID_DATA, f"{folder}: its folders are splits of a dataset, {splits}; name one of them"
             )
+        below += [Path(folder, name) for name in names]
     found = sorted(file for file in below if is_read(file.relative_to(path)) and file.is_file())
     if not found:
-        raise JobFailure(
-            Reason.INVALID_DATA, f"{path}: no file in it ends in {', '.join(_FORMS)}; name a file or folder"
-        )
+        raise JobFailure(Reason.INVALID_DATA, f"{path}: no file in it ends in {ENDINGS}; name a file or folder")
     return found
 
 

@@ -7,9 +7,10 @@ loader reads, once. Of a dataset: the file, or the files that lie directly in th
 import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TypeVar
 
+from sft_trainer.datasets.files import ENDINGS, is_read
 from sft_trainer.downloads.sources import Source
 from sft_trainer.downloads.transfer import RemoteFile
 from sftjob.failure import JobFailure, Reason
@@ -58,13 +59,14 @@ def weight_files(source: Source, listing: Mapping[str, F]) -> list[F]:
     return [listing[name] for name in named]
 
 
-def data_files(found: Sequence[F], *, folders: Sequence[str], field: str, place: str) -> list[F]:
-    """Of what lies at the dataset's path, without `folders`. Raises JobFailure where that is no file, and no folder
-    with any."""
-    files = [entry for entry in found if not Path(entry.path).name.startswith(".")]
+def data_files(found: Sequence[F], *, is_folder: bool, folders: Sequence[str], field: str, place: str) -> list[F]:
+    """Of what lies at the dataset's path, without `folders`: the file itself, or what will be read of a folder. Raises
+    JobFailure where there is none."""
+    files = [entry for entry in found if not is_folder or is_read(PurePosixPath(PurePosixPath(entry.path).name))]
     if files:
         return files
+    which = f" that ends in {ENDINGS}" if found else ""
     remedy = (
         f"name one of its folders {', '.join(folders[:_LISTED])}" if folders else "name a file, or a folder of files"
     )
-    raise JobFailure(Reason.INVALID_DATA, f"{field}.uri: there is no file at {place}; {remedy}")
+    raise JobFailure(Reason.INVALID_DATA, f"{field}.uri: there is no file at {place}{which}; {remedy}")

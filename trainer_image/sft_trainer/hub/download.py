@@ -87,6 +87,7 @@ class _HubTransfer(Transfer[HubSource, RepoFile]):
         found = self._listed(path) if is_folder else found
         files = data_files(
             [entry for entry in found if isinstance(entry, RepoFile)],
+            is_folder=is_folder,
             folders=[entry.path for entry in found if isinstance(entry, RepoFolder)],
             field=self._source.field,
             place=f"{path} of {repository} at {self._source.revision}",

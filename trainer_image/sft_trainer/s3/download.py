@@ -37,7 +37,8 @@ def pin(source: BucketSource, *, on_detail: Callable[[str], None]) -> list[Pinne
     else:
         direct = [one for one in found if "/" not in one.path]
         folders = sorted({one.path.partition("/")[0] for one in found if "/" in one.path})
-        taken = data_files(direct, folders=folders, field=source.field, place=source.uri)
+        is_folder = found[0].path != ""
+        taken = data_files(direct, is_folder=is_folder, folders=folders, field=source.field, place=source.uri)
     return [PinnedObject(path=one.path, bytes=one.size, etag=one.etag) for one in taken]
 
 
