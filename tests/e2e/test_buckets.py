@@ -135,6 +135,7 @@ def test_an_attempt_that_is_superseded_in_a_save_leaves_and_changes_nothing(run:
     assert added == {f"{storage}/step-2/.metadata"}
 
 
+@pytest.mark.full
 def test_a_stop_while_the_model_is_uploaded_ends_the_attempt_and_the_next_one_publishes(
     run: BucketRun, s3: S3Server
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_script_s_lora_leaves_each_output_in_its_format_and_dtype_and_its_own_
     assert [name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, theirs[name])] == []
 
 
+@pytest.mark.full
 def test_a_script_s_lora_without_an_output_leaves_model_and_adapter_beside_its_checkpoints(
     script_run: LocalRun, smollm2: Path, chats: Path
 ) -> None:
