@@ -117,6 +117,7 @@ def test_a_killed_run_goes_on_from_the_bucket_to_the_same_model_though_its_own_c
     assert b'"step":3' in s3.get(f"{checkpoints}/attempts/1/ledger-0.jsonl")
 
 
+@pytest.mark.full
 def test_an_attempt_that_is_superseded_in_a_save_leaves_and_changes_nothing(run: BucketRun, s3: S3Server) -> None:
     held = s3.hold("PUT", r"step-2/\.metadata")
     run.start()

@@ -115,6 +115,7 @@ def small_base(folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.full
 def test_a_script_s_lora_leaves_each_output_in_its_format_and_dtype_and_its_own_word_on_saves_is_told(
     script_run: LocalRun, smollm2: Path, chats: Path
 ) -> None:
