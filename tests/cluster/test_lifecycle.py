@@ -80,6 +80,7 @@ def test_an_up_that_is_killed_half_way_leaves_nothing_after_down(moment: str, wi
     assert_nothing_is_left(without_cluster)
 
 
+@pytest.mark.full
 def test_an_up_after_one_that_was_killed_starts_anew(without_cluster: Machine) -> None:
     command = [sys.executable, "-u", "-m", "cluster", *UP]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as up:

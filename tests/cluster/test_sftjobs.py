@@ -216,6 +216,7 @@ def test_a_script_from_a_config_map_goes_on_after_a_pod_is_deleted_and_ends_bit_
     assert_bit_equal(own.run(), undisturbed)
 
 
+@pytest.mark.full
 def test_an_operator_killed_around_a_creation_and_in_mid_run_makes_one_attempt(
     own: Room, undisturbed: LocalRun
 ) -> None:

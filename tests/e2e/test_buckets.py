@@ -117,6 +117,7 @@ def test_a_killed_run_goes_on_from_the_bucket_to_the_same_model_though_its_own_c
     assert b'"step":3' in s3.get(f"{checkpoints}/attempts/1/ledger-0.jsonl")
 
 
+@pytest.mark.full
 def test_an_attempt_that_is_superseded_in_a_save_leaves_and_changes_nothing(run: BucketRun, s3: S3Server) -> None:
     held = s3.hold("PUT", r"step-2/\.metadata")
     run.start()
@@ -135,6 +136,7 @@ def test_an_attempt_that_is_superseded_in_a_save_leaves_and_changes_nothing(run:
     assert added == {f"{storage}/step-2/.metadata"}
 
 
+@pytest.mark.full
 def test_a_stop_while_the_model_is_uploaded_ends_the_attempt_and_the_next_one_publishes(
     run: BucketRun, s3: S3Server
 ) -> None:

@@ -69,7 +69,7 @@ def launched(run: LocalRun) -> LocalRun:
     return run
 
 
-@pytest.mark.parametrize("moment", ["between steps", "inside a save"])
+@pytest.mark.parametrize("moment", [pytest.param("between steps", marks=pytest.mark.full), "inside a save"])
 def test_a_second_launcher_of_an_attempt_and_an_older_one_leave_and_change_nothing(
     launched: LocalRun, undisturbed: LocalRun, moment: str
 ) -> None:

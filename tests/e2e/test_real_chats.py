@@ -50,6 +50,7 @@ def test_an_epoch_on_64_chats_lowers_the_loss_on_unseen_ones_by_0_3_nats(
     assert {name: found for name, found in info.items() if found} == {}
 
 
+@pytest.mark.full
 def test_with_a_learning_rate_of_zero_weights_and_loss_stay(
     tmp_path: Path, smollm2: Path, rows: list[dict[str, Any]]
 ) -> None:

@@ -115,6 +115,7 @@ def small_base(folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.full
 def test_a_script_s_lora_leaves_each_output_in_its_format_and_dtype_and_its_own_word_on_saves_is_told(
     script_run: LocalRun, smollm2: Path, chats: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_script_s_lora_leaves_each_output_in_its_format_and_dtype_and_its_own_
     assert [name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, theirs[name])] == []
 
 
+@pytest.mark.full
 def test_a_script_s_lora_without_an_output_leaves_model_and_adapter_beside_its_checkpoints(
     script_run: LocalRun, smollm2: Path, chats: Path
 ) -> None:

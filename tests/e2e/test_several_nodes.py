@@ -52,6 +52,7 @@ def test_a_killed_rank_of_another_node_is_named_and_the_run_ends_bit_equal(
     assert_bit_equal(run, undisturbed_nodes)
 
 
+@pytest.mark.full
 def test_ctrl_c_saves_one_step_of_both_nodes_and_the_same_command_goes_on(
     run: LocalRun, undisturbed_nodes: LocalRun
 ) -> None:
@@ -68,6 +69,7 @@ def test_ctrl_c_saves_one_step_of_both_nodes_and_the_same_command_goes_on(
     assert_bit_equal(run, undisturbed_nodes)
 
 
+@pytest.mark.full
 def test_of_two_nodes_that_stand_still_the_one_with_the_rank_that_never_comes_back_is_named(
     run: LocalRun, undisturbed_nodes: LocalRun
 ) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from sft_trainer.train.optimizer import build_optimizer
@@ -51,6 +52,7 @@ def test_a_model_that_a_job_would_refuse_is_told_and_the_job_is_printed_all_the_
     )
 
 
+@pytest.mark.full
 def test_of_a_model_on_a_hub_the_configuration_is_asked_for_and_no_weights(tmp_path: Path) -> None:
     published = Path(tiny.save_random_model(tmp_path / "published", "llama", vocab_size=4001, hidden_size=256))
     home = {"HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -120,6 +120,7 @@ def test_the_next_best_is_exported_where_the_best_does_not_verify(tmp_path: Path
     assert (run.manifest(6).exported_step, state.final_digest) == (4, run.manifest(6).digest())
 
 
+@pytest.mark.full
 def test_with_lora_adapter_and_merged_model_are_those_of_the_best_step(tmp_path: Path, losses) -> None:
     losses(1.0, 2.0, 3.0)
     run = SmallRun(tmp_path / "run", BEST, interval=2, load_from=save_base(tmp_path / "base"), lora=LoRAConfig(rank=2))
