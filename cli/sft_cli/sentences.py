@@ -102,7 +102,7 @@ def exported_in_words(step: int | None, *, last_step: int | None) -> str:
 def end_of_attempt(record: AttemptRecord) -> str:
     """One line: when, why, who, and what is saved."""
     if record.reason is Reason.PREPARED:
-        return f"attempt {record.number} found storage, model and data ready"
+        return f"attempt {record.number} {record.message}"
     step = f" after step {record.last_step}" if record.last_step else ""
     saved = f" (step {record.saved_step} is saved)" if record.saved_step else ""
     explained = _first_line(record.message) or _culprit(record)

@@ -41,7 +41,13 @@ def test_a_pre_flight_is_told_as_what_it_is() -> None:
     assert told(SFTJobStatus(), preparing) == [
         ("Normal", "AttemptStarted", "attempt 1 (pre-flight on one worker, without accelerators) started")
     ]
-    record = AttemptRecord(number=1, kind=AttemptKind.PREFLIGHT, reason=Reason.PREPARED, ended_at=NOW)
+    record = AttemptRecord(
+        number=1,
+        kind=AttemptKind.PREFLIGHT,
+        reason=Reason.PREPARED,
+        message="found storage, model and data ready",
+        ended_at=NOW,
+    )
     after = SFTJobStatus(phase=Phase.STARTING, attempts=AttemptsStatus(current=2, prepared=1, history=[record]))
     assert told(preparing, after) == [
         ("Normal", "Prepared", "attempt 1 found storage, model and data ready"),

@@ -29,7 +29,7 @@ def _told(before: SFTJobStatus, after: SFTJobStatus) -> Iterator[tuple[str, str,
         if record.number in recorded or record.reason is Reason.SUCCEEDED:
             continue
         if record.reason is Reason.PREPARED:
-            yield "Normal", record.reason.value, f"attempt {record.number} found storage, model and data ready"
+            yield "Normal", record.reason.value, f"attempt {record.number} {record.message}"
         else:
             yield "Warning", record.reason.value, _end(record)
     if after.attempts.current > before.attempts.current:

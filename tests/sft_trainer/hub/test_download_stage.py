@@ -41,12 +41,6 @@ NEEDED = {
 
 
 @pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture
 def node(tmp_path: Path, hub: HubServer) -> Iterator[Callable[..., Node]]:
     model = {"loadFrom": {"uri": "hf://tiny/llama"}}
     with nodes_of(tmp_path, model=model, environment={"HF_ENDPOINT": hub.url}) as make:

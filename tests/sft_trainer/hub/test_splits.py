@@ -59,12 +59,6 @@ MODEL = {"preset": "Qwen3Dense0P6B", "tokenizer": {"uri": "file:///m"}}
 
 
 @pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture
 def node(tmp_path: Path, hub: HubServer) -> Iterator[Callable[..., Node]]:
     with nodes_of(tmp_path, model=MODEL, environment={"HF_ENDPOINT": hub.url}) as make:
         yield make

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_trainer.launcher.script import script_command, script_environment
+from sft_trainer.launcher.script import refuse_unusable_script, script_command, script_environment
 from sft_trainer.report import Report, read_reports
 from sftjob.failure import JobFailure, Reason
 from sftjob.plan import JobReference, LaunchPlan, Mount
@@ -161,6 +161,7 @@ def test_ranks_are_told_where_the_launcher_is_and_where_a_model_goes(tmp_path: P
 def command(script: Path, *arguments: str) -> list[str]:
     plan = a_plan(script, *arguments)
     assert plan.spec.script is not None
+    refuse_unusable_script(plan, plan.spec.script)
     return script_command(plan, plan.spec.script)
 
 

@@ -23,7 +23,7 @@ from sft_trainer.launcher.kubeflow import KubeflowEndpoint
 from sft_trainer.launcher.placement import Placement, wait_for_name
 from sft_trainer.launcher.publish import finished_before, publish_outputs
 from sft_trainer.launcher.resources import available_cpus, compiler_environment, rank_environment
-from sft_trainer.launcher.script import script_command, script_environment
+from sft_trainer.launcher.script import refuse_unusable_script, script_command, script_environment
 from sft_trainer.launcher.serve import serve_progress
 from sft_trainer.launcher.watch import RankWatch
 from sft_trainer.progress import read_progress, write_progress, write_stage
@@ -155,7 +155,7 @@ def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Caus
     """None: all is ready for the ranks, and they are to run. A Trainer in a script prepares its own."""
     RankTask(plan=plan).write(placement.scratch)
     if plan.spec.script:
-        script_command(plan, plan.spec.script)
+        refuse_unusable_script(plan, plan.spec.script)
     for name, stage in _stages_before_ranks(plan).items():
         write_stage(placement.scratch, stage)
         code = children.run("sft_trainer.child", [name, str(os.getpid()), str(placement.scratch)], environment={})
@@ -168,7 +168,7 @@ def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Caus
             return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
     if children.stopping:
         return Cause(Reason.PREEMPTED, "stopped before training")
-    return Cause(Reason.PREPARED, "") if plan.prepare_only else None
+    return Cause(Reason.PREPARED, "found storage, model and data ready") if plan.prepare_only else None
 
 
 def _stages_before_ranks(plan: LaunchPlan) -> dict[str, Stage]:

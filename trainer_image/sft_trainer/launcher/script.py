@@ -9,11 +9,8 @@ from sftjob.plan import LaunchPlan
 from sftjob.sources import ScriptSpec
 
 
-def script_command(plan: LaunchPlan, script: ScriptSpec) -> list[str]:
-    """The file's path and its arguments, those that are places as paths.
-
-    Raises JobFailure where the file can't be read, or is no Python of the version that the ranks run.
-    """
+def refuse_unusable_script(plan: LaunchPlan, script: ScriptSpec) -> None:
+    """Raises JobFailure where the file can't be read, or is no Python of the version that the ranks run."""
     path = plan.path(script.uri)
     try:
         # Only compiled: what it does is the ranks' to find out.
@@ -25,8 +22,12 @@ def script_command(plan: LaunchPlan, script: ScriptSpec) -> list[str]:
         raise _refusal(f"{path}{line}: SyntaxError: {error.msg}; correct it") from None
     except ValueError as error:  # null bytes
         raise _refusal(f"{path}: {error}; name a Python file") from None
+
+
+def script_command(plan: LaunchPlan, script: ScriptSpec) -> list[str]:
+    """The file's path and its arguments, those that are places as paths."""
     places = script.places.values()
-    return [path, *(plan.path(one) if one in places else one for one in script.args)]
+    return [plan.path(script.uri), *(plan.path(one) if one in places else one for one in script.args)]
 
 
 def script_environment(plan: LaunchPlan, scratch: Path) -> dict[str, str]:

@@ -4,6 +4,9 @@
 asks for merged weights and for what peft stores.
 """
 
+# mypy: disable-error-code="attr-defined"
+# Peft adds to its classes what their types do not have.
+
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,6 +6,9 @@ reads them (`quantisers`), and `lora` asks for matrices as they are computed wit
 rank holds all of it. bitsandbytes is imported with the first such module: other jobs' processes need not wait for it.
 """
 
+# mypy: disable-error-code="attr-defined"
+# Its tensors carry attributes of bitsandbytes.
+
 import math
 from collections.abc import Callable
 

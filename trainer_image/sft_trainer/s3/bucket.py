@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 import obstore
@@ -68,7 +69,10 @@ class Place:
         self.uri = uri.rstrip("/")
         self.bucket, _, self.prefix = self.uri.removeprefix(S3).partition("/")
         self._store = _store(self.bucket, request_seconds=_REQUEST_SECONDS)
-        self._up = _store(self.bucket, request_seconds=_UPLOAD_SECONDS)
+
+    @cached_property
+    def _up(self) -> S3Store:
+        return _store(self.bucket, request_seconds=_UPLOAD_SECONDS)
 
     def read(self, key: str) -> bytes | None:
         """None where there is no such object."""

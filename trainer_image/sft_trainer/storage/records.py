@@ -114,6 +114,7 @@ class BucketRecords:
     def create(self, key: str, text: str) -> bool:
         with bucket_told(FIELD, self._place):
             is_ours = self._place.create(key, text.encode())
+            # A store that does not know the condition takes this too.
             if is_ours and self._place.create(key, b"refuse this"):
                 raise JobFailure(
                     Reason.INVALID_CONFIGURATION,

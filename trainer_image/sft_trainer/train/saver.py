@@ -128,6 +128,6 @@ class CheckpointSaver:
                 keep_last=self._keep_last,
                 sync_ledger=self._sync_ledger,
             )
-        except Exception as failure:  # raised again by `finish`, in the thread that can end the run
+        except Exception as failure:  # raised again by `settle`, in the thread that can end the run
             self._failure = failure
         self._seconds = time.perf_counter() - began
