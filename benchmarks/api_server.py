@@ -71,17 +71,21 @@ class ApiServer:
         """From now on."""
         version = (await self.call("GET", f"{path}?limit=1"))["metadata"]["resourceVersion"]
         watch = Watch()
-        running = asyncio.create_task(self._follow(f"{path}?watch=1&resourceVersion={version}", watch))
-        try:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(self._follow(path, version, watch))
             yield watch
-        finally:
             running.cancel()
 
-    async def _follow(self, path: str, watch: "Watch") -> None:
-        async with self._session.get(path) as response:
-            async for line in response.content:
-                event = json.loads(line)
-                watch.take(event["type"], event["object"], time.monotonic())
+    async def _follow(self, path: str, version: str, watch: "Watch") -> None:
+        """The API server ends a watch when it likes: soon after a definition is new, for one."""
+        while True:
+            async with self._session.get(f"{path}?watch=1&resourceVersion={version}") as response:
+                async for line in response.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise Refused(f"watch {path}: {event['object']['message']}")
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    watch.take(event["type"], event["object"], time.monotonic())
 
 
 class Watch:

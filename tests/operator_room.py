@@ -31,16 +31,19 @@ for folder in pathlib.Path("/proc").glob("[0-9]*"):
 class Operator:
     """`python -m sft_operator` as a process of this machine, with the proxy's kubeconfig."""
 
-    def __init__(self, proxy: ApiProxy, namespace: str, log: Path) -> None:
+    def __init__(self, proxy: ApiProxy, namespace: str, log: Path, sources: Path | None) -> None:
         self.log = log
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.address = f"127.0.0.1:{listener.getsockname()[1]}"
         options = ["--trainer-image", Cluster.image, "--namespace", namespace, "--lease-namespace", namespace]
         options += ["--serve", self.address]
+        env = os.environ | {"KUBECONFIG": str(proxy.kubeconfig)}
+        if sources is not None:
+            env["PYTHONPATH"] = f"{sources / 'api'}:{sources / 'operator'}"
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "sft_operator", *options],
-                env=os.environ | {"KUBECONFIG": str(proxy.kubeconfig)},
+                env=env,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -73,8 +76,9 @@ class Room:
         self._folder = folder
         self.operators: list[Operator] = []
 
-    def start_operator(self) -> Operator:
-        operator = Operator(self.proxy, self.namespace, self._folder / "operator.log")
+    def start_operator(self, *, sources: Path | None = None) -> Operator:
+        """This one, or the one of another version's sources."""
+        operator = Operator(self.proxy, self.namespace, self._folder / "operator.log", sources)
         self.operators.append(operator)
         return operator
 

@@ -116,6 +116,7 @@ def test_only_the_run_policy_may_change(api: Cluster) -> None:
         assert refusal(api, LEAST | {"spec": LEAST["spec"] | {section: changed}}) == [said]
     policy = {
         "suspend": True,
+        "preflight": "always",
         "retries": 7,
         "disruptionRetries": 8,
         "startDeadlineSeconds": 60,

@@ -32,7 +32,11 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module", autouse=True)
 def definition(cluster: Cluster) -> None:
-    cluster.kubectl("apply", "--server-side", f"--filename={ROOT / 'crds' / 'sftjobs.sftjob.dev.yaml'}")
+    define(cluster, ROOT)
+
+
+def define(cluster: Cluster, sources: Path) -> None:
+    cluster.kubectl("apply", "--server-side", f"--filename={sources / 'crds' / 'sftjobs.sftjob.dev.yaml'}")
 
 
 @pytest.fixture
@@ -240,6 +244,37 @@ def test_an_operator_killed_around_a_creation_and_in_mid_run_makes_one_attempt(
     assert reasons(status) == ["Succeeded"]
     forwarded = [c for c in own.proxy.writes if c.path.endswith("/pytorchjobs") and c.forwarded and c.status == 201]
     assert len(forwarded) == 1
+    assert_bit_equal(own.run(), undisturbed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("old", ["f8f3a62", "3ef866a"])
+def test_a_newer_definition_and_operator_take_a_running_job_over_as_it_is(
+    own: Room, undisturbed: LocalRun, tmp_path: Path, old: str
+) -> None:
+    """From versions before and after deadlines, queues, scripts and the parts of a recovery became known."""
+    sources = tmp_path / "old"
+    archive = ["git", "archive", f"--output={sources}.tar", old]
+    found = subprocess.run(archive, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode != 0:
+        pytest.skip(f"needs the project's history: {found.stderr.strip()}")
+    shutil.unpack_archive(f"{sources}.tar", sources, filter="data")
+    try:
+        define(own.cluster, sources)
+        operator = own.start_operator(sources=sources)
+        own.apply(small_job())
+        own.until_step(3)
+        own.until(lambda: own.status()["phase"] == "Running")
+        pods = {pod["metadata"]["uid"] for pod in own.items("pods")}
+        operator.kill()
+    finally:
+        define(own.cluster, ROOT)
+    own.start_operator()
+    status = own.until_phase("Succeeded")
+    assert reasons(status) == ["Succeeded"]
+    assert {pod["metadata"]["uid"] for pod in own.items("pods")} == pods
+    assert status["artifacts"][0]["uri"] == "pvc://results/model"
+    assert status["usage"]["gpuSeconds"] == 0
     assert_bit_equal(own.run(), undisturbed)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -434,6 +435,7 @@ class LifeOfAJob(RuleBasedStateMachine):
     def an_older_attempt_is_seen_alive(self, data: st.DataObject) -> None:
         number = data.draw(st.integers(1, self.world.job.status.attempts.current - 1))
         self.world.attempts[number] = [NodeState.RUNNING] * self.world.launchers(number)
+        self.world.never_let_go.discard(number)
 
     @rule(attempt=st.integers(1, 6), step=st.integers(0, 50), saved=st.none() | st.integers(1, 50))
     def a_report_arrives(self, attempt: int, step: int, saved: int | None) -> None:
@@ -496,5 +498,11 @@ class LifeOfAJob(RuleBasedStateMachine):
         assert self.world.is_deleted or not self.world.live()
 
 
-LifeOfAJob.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+class OtherLives(LifeOfAJob):
+    """Others at each run: at full size only, for what they find is no fault of the change that a short run is to test."""
+
+
+LifeOfAJob.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
 TestLifeOfAJob = LifeOfAJob.TestCase
+OtherLives.TestCase.settings = settings(max_examples=1000, stateful_step_count=40, deadline=None)
+TestOtherLives = pytest.mark.full(OtherLives.TestCase)
