@@ -499,7 +499,7 @@ class LifeOfAJob(RuleBasedStateMachine):
 
 
 class OtherLives(LifeOfAJob):
-    """Others at each run: at full size only, for what they find is no fault of the change that a short run is to test."""
+    """Others at each run: at full size only, for what they find need not be the fault of the newest change."""
 
 
 LifeOfAJob.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
