@@ -60,7 +60,7 @@ def play(rights: Rights, scene: Callable[[Operator], Awaitable[None]]) -> None:
 
 
 def jobs_of(operator: Operator) -> list[JobKey]:
-    return [key for key, _ in operator.cache.unfinished_jobs()]
+    return list(operator.cache.unfinished_jobs())
 
 
 async def page(operator: Operator, path: str) -> tuple[int, str]:

@@ -5,7 +5,7 @@ known is dropped, so that whoever tells it, the newest wins.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from sft_operator.kubernetes import packed
@@ -33,10 +33,10 @@ class Cache:
     def job(self, key: JobKey) -> Object | None:
         return self._jobs[key].unpacked() if key in self._jobs else None
 
-    def unfinished_jobs(self) -> Iterator[tuple[JobKey, Object]]:
-        for key, job in list(self._jobs.items()):
-            if job.phase not in (Phase.SUCCEEDED, Phase.FAILED):
-                yield key, job.unpacked()
+    def unfinished_jobs(self) -> dict[JobKey, str | None]:
+        """Their phases; None before the first is written."""
+        phases = {key: job.phase for key, job in self._jobs.items()}
+        return {key: phase for key, phase in phases.items() if phase not in (Phase.SUCCEEDED, Phase.FAILED)}
 
     def job_uids(self) -> set[str]:
         return {job.uid for job in self._jobs.values()}
