@@ -38,6 +38,8 @@ ATTEMPT_LABEL = f"{GROUP}/attempt"
 PLAN_ANNOTATION = f"{GROUP}/plan-digest"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 """Kueue's own, on a PyTorchJob: whose queue lets it run."""
+TRIED_AGAIN_ANNOTATION = f"{GROUP}/tried-again"
+"""When its controller was last asked to create pods that had been refused."""
 RETRY_ANNOTATION = f"{GROUP}/retry"
 """On a job that has failed: any new value lets it go on."""
 

@@ -106,6 +106,8 @@ class AttemptRecord(Record):
     """The last finished optimiser step."""
     saved_step: int | None = None
     """The newest checkpoint that it left behind."""
+    lost_steps: int | None = None
+    """Optimiser steps that it finished and that are in no checkpoint: the next attempt takes them again."""
     skipped_checkpoints: list[str] = []
     """Newer checkpoints that did not verify when it resumed, each with what was wrong."""
     log_tail: str = ""
@@ -206,11 +208,11 @@ class SFTJobStatus(Record):
     usage: Usage | None = None
     """Absent where no GPUs are asked for."""
     retry_handled: str | None = None
-    """The value of the annotation `sftjob.dev/retry` that was acted on last, its first 64 characters."""
+    """The value of the annotation `sftjob.dev/retry` that was acted on last; of one over 64 characters, its digest."""
     columns: Columns = Columns()
 
     @property
     def saved_step(self) -> int | None:
-        """Of the newest checkpoint, of the running attempt or of one that has ended; None before the first."""
+        """Of the newest checkpoint; None before the first. The newest report knows best: an older one may be gone."""
         live = self.progress.saved_step if self.progress else None
-        return max((step for step in (live, self.attempts.saved_step) if step is not None), default=None)
+        return live if live is not None else self.attempts.saved_step

@@ -408,6 +408,51 @@ def test_what_keeps_a_job_from_starting_is_told_with_what_to_change(
     starting.kubectl("delete", "sftjob", name)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("kind", "spec", "parts_of_message"),
+    [
+        ("ResourceQuota", {"hard": {"pods": "0"}}, ("is used up; raise it", "exceeded quota: limit")),
+        (
+            "ResourceQuota",
+            {"hard": {"limits.cpu": "4"}},
+            ("name it in spec.compute.resources", "must specify limits.cpu"),
+        ),
+        (
+            "LimitRange",
+            {"limits": [{"type": "Container", "min": {"cpu": "3"}}]},
+            ("change spec.compute.resources to what it allows", "minimum cpu usage per Container is 3"),
+        ),
+    ],
+    ids=["used up", "unspecified", "limits"],
+)
+def test_what_the_namespace_refuses_is_told_and_the_job_starts_by_itself_once_it_may(
+    own: Room, kind: str, spec: dict[str, Any], parts_of_message: tuple[str, str]
+) -> None:
+    own.start_operator()
+    own.apply({"apiVersion": "v1", "kind": kind, "metadata": {"name": "limit"}, "spec": spec})
+    # Of a quota it is known only once it was counted that nothing uses it.
+    own.until(lambda: kind == "LimitRange" or "used" in own.get("resourcequota", "limit").get("status", {}))
+    manifest = small_job()
+    if kind == "LimitRange":
+        manifest["spec"]["compute"]["resources"] = {"requests": {"cpu": "10m"}, "limits": {"cpu": "2"}}
+    own.apply(manifest)
+    began = time.monotonic()
+    stalled = own.until(lambda: own.condition("Stalled"))
+    print(f"{kind} told after {time.monotonic() - began:.0f} s")
+    assert stalled["reason"] == "PodRefused"
+    for part in parts_of_message:
+        assert part in stalled["message"]
+    # Meanwhile the controller's own pauses grow.
+    time.sleep(60)
+    own.kubectl("delete", kind, "limit")
+    mended = time.monotonic()
+    own.until(lambda: own.status()["phase"] == "Running")
+    print(f"runs {time.monotonic() - mended:.0f} s after it was mended")
+    assert own.condition("Stalled") == {}
+    assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
+
+
 def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
     (own.claim_folder("inputs") / "chats.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
     own.start_operator()

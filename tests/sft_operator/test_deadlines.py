@@ -152,6 +152,7 @@ def test_an_attempt_that_shows_nothing_new_is_a_hang_and_uses_a_retry() -> None:
             resumed_from=10,
             last_step=24,
             saved_step=20,
+            lost_steps=4,
             started_at=at(-60),
             ended_at=at(5),
         )

@@ -272,6 +272,26 @@ def test_three_attempts_without_a_newer_checkpoint_end_the_job() -> None:
     assert failed(decision)[0] == "InvalidData"
 
 
+@pytest.mark.parametrize(
+    ("resumed_from", "saved_step", "without_progress", "kept"),
+    [
+        (None, 2, 0, 2),
+        (600, 700, 0, 700),
+        (600, 800, 0, 800),
+        (600, 600, 2, 600),
+        (None, 800, 2, 800),
+        (800, None, 2, 800),
+    ],
+)
+def test_where_checkpoints_are_gone_progress_is_what_was_saved_beyond_the_start(
+    resumed_from: int | None, saved_step: int | None, without_progress: int, kept: int
+) -> None:
+    job = a_job(status=in_attempt(2, saved_step=800, without_progress=1))
+    outcome = an_outcome(Reason.RANK_KILLED, attempt=2, resumed_from=resumed_from, saved_step=saved_step)
+    attempts = decide(job, observing(seen(2, outcome)), now=NOW).status.attempts
+    assert (attempts.without_progress, attempts.saved_step) == (without_progress, kept)
+
+
 def test_a_script_that_never_showed_a_checkpoint_is_ended_by_its_budgets_alone() -> None:
     """What it keeps itself nobody sees; with our Trainer in it, it is judged as any job."""
     ended = observing(seen(3, an_outcome(Reason.PREEMPTED, attempt=3)))
@@ -296,6 +316,7 @@ def test_a_lost_launchers_last_report_counts_as_its_progress() -> None:
         resumed_from=10,
         last_step=24,
         saved_step=20,
+        lost_steps=4,
         started_at=at(-60),
         ended_at=NOW,
     )

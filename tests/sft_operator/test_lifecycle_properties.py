@@ -75,6 +75,10 @@ class World:
         assert job.status.attempts.current >= self.job.status.attempts.current
         if job.status.phase.is_final and not self.job.status.phase.is_final:
             self.finished_at = self.now
+            assert job.status.phase is Phase.FAILED or self.has_proven(job.status.attempts.current)
+        told, tells = self.job.status.progress, job.status.progress
+        if told is not None and tells is not None and told.attempt == tells.attempt:
+            assert tells.step >= told.step, "a step back within an attempt"
         self.replace(job)
         if job.status.phase is Phase.RUNNING:
             self.seen_running.add(job.status.attempts.current)
@@ -150,6 +154,12 @@ class World:
         else:
             del self.attempts[attempt]
         self._may_crash()
+
+    def has_proven(self, number: int) -> bool:
+        """Each of its launchers ended with success, and the first names the final checkpoint."""
+        outcomes = [node for node in self.attempts[number] if isinstance(node, Outcome)]
+        are_all = len(outcomes) == len(self.attempts[number]) == self.job.spec.compute.nodes
+        return are_all and {one.reason for one in outcomes} == {Reason.SUCCEEDED} and bool(outcomes[0].final_digest)
 
     def waits(self, number: int) -> bool:
         """Nothing has become of it since it was created, and nobody wants it to end."""
@@ -476,11 +486,6 @@ class LifeOfAJob(RuleBasedStateMachine):
         if status.usage is not None:
             gpus = 2 * self.world.job.spec.compute.nodes
             assert 0 <= status.usage.lost_gpu_seconds <= status.usage.gpu_seconds <= gpus * passed
-
-    @invariant()
-    def a_success_was_proven(self) -> None:
-        if self.world.job.status.phase is Phase.SUCCEEDED:
-            assert self.world.job.status.attempts.history[0].reason is Reason.SUCCEEDED
 
     def teardown(self) -> None:
         """Left to itself, with every attempt dying, it comes to an end."""

@@ -22,7 +22,7 @@ from sftjob.job import SFTJob, parse_manifest
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan
 from sftjob.problems import Problem, SpecError, problems_of
-from sftjob.progress import Progress, Stage
+from sftjob.progress import Progress, Resolved, Stage
 from sftjob.receipt import DataReceipt, DatasetReceipt
 from tests.sftjob.odd_jobs import odd_job
 
@@ -52,7 +52,7 @@ def stored(document: dict[str, Any], number: int) -> SFTJob | None:
 def an_odd_outcome(chance: random.Random, attempt: int, rank: int) -> Outcome | None:
     if chance.random() < 0.1:
         return None
-    reason = chance.choice([*Reason, Reason("FromTheFuture")])
+    reason = chance.choice([*Reason, Reason("FromTheFuture"), Reason("R" * 3500)])
     return Outcome.from_json(
         Outcome(
             attempt=attempt,
@@ -76,13 +76,14 @@ def an_odd_report(chance: random.Random, attempt: int) -> Progress:
     rows = ["r" * 200] * chance.choice((0, 20))
     return Progress(
         attempt=attempt + chance.choice((-1, 0, 0, 0)),
-        stage=chance.choice([*Stage, Stage("FromTheFuture")]),
+        stage=chance.choice([*Stage, Stage("FromTheFuture"), Stage("s" * 30_000)]),
         detail=chance.choice(LONG),
         step=chance.choice((0, 5, attempt * 3)),
         total_steps=chance.choice((None, 0, 9)),
         loss=chance.choice((None, 0.0, 1e308)),
         eta_seconds=chance.choice((None, 0, 2**53)),
         saved_step=chance.choice((None, 0, attempt)),
+        resolved=chance.choice((None, Resolved(model_revision="r" * 25_000, data_revisions=["r" * 64] * 300))),
         data=chance.choice((None, DataReceipt(packs=1, first_bad_lines=rows, datasets=sets, **counts))),
         reported_at=NOW + timedelta(seconds=attempt),
     )

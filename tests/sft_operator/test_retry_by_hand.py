@@ -73,6 +73,9 @@ def test_a_job_that_has_succeeded_is_left_alone() -> None:
 
 def test_a_value_of_any_length_takes_little_room_in_the_status() -> None:
     decision = decide(a_job(status=a_failure(), retry="x" * 100_000), observing(), now=NOW)
-    assert decision.status.retry_handled == "x" * 64
-    failed = a_failure().model_copy(update={"retry_handled": "x" * 64})
+    handled = decision.status.retry_handled
+    assert handled is not None
+    assert len(handled) == 64
+    failed = a_failure().model_copy(update={"retry_handled": handled})
     assert decide(a_job(status=failed, retry="x" * 100_000), observing(), now=NOW).action is None
+    assert decide(a_job(status=failed, retry="x" * 100_000 + "y"), observing(), now=NOW).action == CreateAttempt(4)

@@ -57,6 +57,12 @@ def waiting(reason: str, message: str) -> dict[str, Any]:
         ),
         (
             {},
+            unplaced("0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims."),
+            "VolumeNotMounted",
+            "a claim of spec (models, results) has no volume yet; its storage class must exist and have room",
+        ),
+        (
+            {},
             unplaced("0/2 nodes are available: 2 Insufficient nvidia.com/gpu."),
             "Unschedulable",
             "spec.compute (nodes, resources, nodeSelector, tolerations): no node takes the pod; ask for what the "
@@ -106,6 +112,24 @@ def test_a_pod_that_can_not_start_says_what_to_change(
             'Error creating: pods "x" is forbidden: exceeded quota: cpus, requested: requests.cpu=2',
             "PodRefused",
             "the quota of namespace team is used up; raise it, or ask for less in spec.compute: Error creating",
+        ),
+        (
+            "FailedCreatePod",
+            'Error creating: pods "x" is forbidden: failed quota: cpus: must specify limits.cpu for: pytorch',
+            "PodRefused",
+            "the quota of namespace team wants to know what each pod may use; name it in spec.compute.resources: Error",
+        ),
+        (
+            "FailedCreatePod",
+            'Error creating: pods "x" is forbidden: maximum cpu usage per Container is 1, but limit is 2',
+            "PodRefused",
+            "a LimitRange of namespace team refuses the pod; change spec.compute.resources to what it allows: Error",
+        ),
+        (
+            "FailedCreatePod",
+            'Error creating: pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true',
+            "PodRefused",
+            "the Pod Security of namespace team refuses the pod; remove from spec.compute what it names, or give the",
         ),
         (
             "FailedMount",

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 STUCK_AFTER = timedelta(seconds=8)
 """An attempt that doesn't run by then is asked after in events."""
 EVENTS_AGAIN_SECONDS = 8.0
+TRIED_AGAIN_SECONDS = 30.0
+"""Between two requests to create pods that were refused: training-operator's own pauses double up to 1,000 s."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class PyTorchJobBackend:
         self._refused: dict[str, Trouble] = {}
         """Of an attempt that could not be created, by the job's uid."""
         self._by_events: dict[str, _Told] = {}
+        self._tried_again: dict[str, float] = {}
         self._queue_news = QueueNews(api)
         self._warnings = Warnings(api)
         self._silence = Silence()
@@ -104,9 +107,21 @@ class PyTorchJobBackend:
         elif is_ours(found, uid=uid) and "deletionTimestamp" not in found["metadata"]:
             await self._api.delete_pytorch_job(found)
 
+    async def try_again(self, uid: str, attempt: int) -> None:
+        """Of an attempt whose pods were refused: a change of its PyTorchJob has the controller look at it at once."""
+        known = next((found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == attempt), None)
+        now = time.monotonic()
+        if known is None or now - self._tried_again.get(uid, 0.0) < TRIED_AGAIN_SECONDS:
+            return
+        self._tried_again[uid] = now
+        try:
+            await self._api.mark_pytorch_job(known, {names.TRIED_AGAIN_ANNOTATION: utc_now().isoformat()})
+        except (ApiException, ClientError, TimeoutError) as error:
+            log.warning("%s can't be marked: %s", known["metadata"]["name"], error)
+
     def keep_only(self, uids: set[str]) -> None:
         """The jobs that exist: what is known of others is forgotten."""
-        for known in (self._refused, self._by_events):
+        for known in (self._refused, self._by_events, self._tried_again):
             for uid in known.keys() - uids:
                 del known[uid]
         self._poller.keep_only(uids)

@@ -31,6 +31,7 @@ from sft_operator.kubernetes.watch import watch
 from sft_operator.lifecycle.backend import JobKey
 from sft_operator.lifecycle.reconcile import reconcile
 from sftjob.base import utc_now
+from sftjob.failure import Obstacle
 from sftjob.job import ObjectMeta
 from sftjob.status import Phase
 
@@ -40,8 +41,11 @@ RELIST_SECONDS = 180
 RELIST_AGAIN_SECONDS = 15
 HEARTBEAT_SECONDS = 5
 DISCOVERY_SECONDS = 10
-REMINDED_AT_ONCE = 100
-"""In a heartbeat, of the jobs that wait: up to 300 are looked at within 15 s, a thousand within 50 s."""
+REMINDER_SECONDS = 3
+REMINDED_AT_ONCE = 60
+"""Of the jobs that wait: up to 60 are looked at every 3 s, a thousand every 50 s."""
+FIRST_REMINDER = 3
+"""In rounds: 9 to 12 s after a job began to wait, whoever else does. What is stuck is told within 15 s."""
 AT_ONCE = 64
 """Passes: they mostly wait for the API server, which bounds them itself."""
 
@@ -89,6 +93,7 @@ async def run(options: Options, stop: asyncio.Event) -> None:
             operator.health.leads = True
             log.info("at work")
             tasks.create_task(operator.heartbeat())
+            tasks.create_task(operator.remind())
             tasks.create_task(operator.queue.run(operator.reconcile, at_once=AT_ONCE))
 
 
@@ -178,28 +183,40 @@ class Operator:
         return found
 
     async def heartbeat(self) -> None:
-        """Running attempts tell their progress; what waits for anything else is looked at again, in turn."""
-        turns = Turns(at_once=REMINDED_AT_ONCE)
+        """Running attempts tell their progress."""
         while True:
             phases = self.cache.unfinished_jobs()
-            running = [key for key, phase in phases.items() if phase == Phase.RUNNING]
-            waiting = [key for key, phase in phases.items() if phase not in (Phase.RUNNING, Phase.SUSPENDED)]
-            await asyncio.gather(*map(self._look_after, [*running, *turns.next(waiting)]))
+            asked = [key for key, phase in phases.items() if phase not in (Phase.QUEUED, Phase.SUSPENDED)]
+            await asyncio.gather(*map(self._ask, asked))
             self._backend.keep_only(self.cache.job_uids())
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    async def _look_after(self, key: JobKey) -> None:
+    async def _ask(self, key: JobKey) -> None:
         job = self.cache.job(key)
         if job is None:
             return
-        pods = self._pods(job)
-        rank_zero = next((pod for pod in pods if rank_of(pod) == 0 and _answers(pod)), None)
+        rank_zero = next((pod for pod in self._pods(job) if rank_of(pod) == 0 and _answers(pod)), None)
         if rank_zero is not None and await self._poller.ask(job["metadata"]["uid"], rank_zero):
             self.queue.add(key)
-        # For a pod, for its start, or for anything else that no watch may tell of.
-        nodes = job["spec"].get("compute", {}).get("nodes", 1)
-        if len(pods) < nodes or any(pod["status"].get("phase") == "Pending" for pod in pods):
-            self.queue.remind(key)
+
+    async def remind(self) -> None:
+        """What waits for anything that no watch may tell of is looked at again, in turn."""
+        turns = Turns(at_once=REMINDED_AT_ONCE, first_after=FIRST_REMINDER)
+        while True:
+            phases = self.cache.unfinished_jobs()
+            for key, _ in turns.next([one for one in phases.items() if one[1] != Phase.SUSPENDED]):
+                job = self.cache.job(key)
+                if job is None or not self._waits(job):
+                    continue
+                self.queue.remind(key)
+                if _was_refused(job):
+                    await self._backend.try_again(job["metadata"]["uid"], job["status"]["attempts"]["current"])
+            await asyncio.sleep(REMINDER_SECONDS)
+
+    def _waits(self, job: Object) -> bool:
+        """For a pod, or for its start."""
+        pods, nodes = self._pods(job), job["spec"].get("compute", {}).get("nodes", 1)
+        return len(pods) < nodes or any(pod["status"].get("phase") == "Pending" for pod in pods)
 
     def _pods(self, job: Object) -> list[Object]:
         """Of the current attempt."""
@@ -218,6 +235,11 @@ class Operator:
             yield
         finally:
             await runner.cleanup()
+
+
+def _was_refused(job: Object) -> bool:
+    told = job.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Stalled" and one["reason"] == Obstacle.POD_REFUSED for one in told)
 
 
 def _answers(pod: Object) -> bool:

@@ -62,9 +62,10 @@ def _end(record: AttemptRecord) -> str:
     where = [f"rank {record.rank}" if record.rank is not None else None]
     where += [f"pod {record.pod}" if record.pod else None, f"node {record.node}" if record.node else None]
     place = ", ".join(part for part in where if part)
-    saved = "nothing saved" if record.saved_step is None else f"step {record.saved_step} is saved"
+    saved = "no step is saved" if record.saved_step is None else f"step {record.saved_step} is saved"
+    lost = f", {record.lost_steps} after it are lost" if record.lost_steps else ""
     said = f": {record.message}" if record.message else ""
-    return f"attempt {record.number} ended ({place or 'no pod'}; {saved}){said}"
+    return f"attempt {record.number} ended ({place or 'no pod'}; {saved}{lost}){said}"
 
 
 def _condition(status: SFTJobStatus, type_: str) -> Condition | None:

@@ -115,6 +115,8 @@ def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:
             missing = _NO_CLAIM.search(message)
             if missing:
                 return _missing_claim(job, missing[1])
+            if "unbound immediate PersistentVolumeClaims" in message:
+                return _unbound(job, message)
             if "ReadWriteOncePod" in message or "volume node affinity conflict" in message:
                 return _not_shared(job, message)
             if condition.get("reason") == "Unschedulable":
@@ -153,6 +155,15 @@ def _missing_claim(job: SFTJob, claim: str) -> Trouble:
         Obstacle.CLAIM_MISSING,
         f"{_paths(job, claim)}: there is no PersistentVolumeClaim {claim} in namespace {namespace}; create it, "
         "and the job starts by itself",
+    )
+
+
+def _unbound(job: SFTJob, message: str) -> Trouble:
+    claims = ", ".join(sorted({claim for uri in job.spec.uris if (claim := claim_of(uri))}))
+    return Trouble(
+        Obstacle.VOLUME_NOT_MOUNTED,
+        f"a claim of spec ({claims}) has no volume yet; its storage class must exist and have room (kubectl describe "
+        f"pvc --namespace {job.metadata.namespace}), and the job starts by itself: {message}",
     )
 
 
@@ -202,8 +213,21 @@ def _of_volume(job: SFTJob, message: str) -> Trouble:
 def _refusal_remedy(job: SFTJob, message: str) -> str:
     if "exceeded quota" in message:
         return f"the quota of namespace {job.metadata.namespace} is used up; raise it, or ask for less in spec.compute"
+    if "failed quota" in message:
+        return (
+            f"the quota of namespace {job.metadata.namespace} wants to know what each pod may use; name it in "
+            "spec.compute.resources"
+        )
     if "violates PodSecurity" in message:
-        return f"the Pod Security of namespace {job.metadata.namespace} refuses the pod"
+        return (
+            f"the Pod Security of namespace {job.metadata.namespace} refuses the pod; remove from spec.compute what it "
+            "names, or give the namespace another level (label pod-security.kubernetes.io/enforce)"
+        )
+    if "per Container" in message or "per Pod" in message:
+        return (
+            f"a LimitRange of namespace {job.metadata.namespace} refuses the pod; change spec.compute.resources to "
+            "what it allows"
+        )
     if "serviceaccount" in message:
         return f"namespace {job.metadata.namespace} lacks the service account of trainer pods; create it"
     if "PriorityClass" in message:

@@ -34,7 +34,7 @@ def account(
     An attempt that never ran as a whole could save nothing: it says nothing about progress. A pre-flight that found
     everything ready costs nothing, and memory that was too small for one before it says nothing of training.
     """
-    is_newer = record.saved_step is not None and record.saved_step > (attempts.saved_step or 0)
+    is_newer = _has_saved_more(record, before=attempts.saved_step or 0)
     is_success, has_prepared = record.reason is Reason.SUCCEEDED, record.reason is Reason.PREPARED
     is_fault = not is_success and not has_prepared and record.reason is not Reason.DEADLINE_EXCEEDED
     is_counted = is_fault and not is_requested
@@ -50,7 +50,7 @@ def account(
             "shortages": 0 if has_prepared else attempts.shortages + (is_counted and record.reason in SHORTAGES),
             "prepared": record.number if has_prepared else attempts.prepared,
             "without_progress": 0 if is_newer or is_success else attempts.without_progress + is_idle,
-            "saved_step": record.saved_step if is_newer else attempts.saved_step,
+            "saved_step": attempts.saved_step if record.saved_step is None else record.saved_step,
             "running_since": None,
             "running_seconds": attempts.running_seconds + running_seconds,
             "avoided_nodes": avoided,
@@ -59,6 +59,14 @@ def account(
             "history": [record, *map(_abridged, attempts.history)][:HISTORY_LIMIT],
         }
     )
+
+
+def _has_saved_more(record: AttemptRecord, *, before: int) -> bool:
+    """Than it began with, which may be less than was there before, for a checkpoint can go or be torn."""
+    if record.saved_step is None:
+        return False
+    # What it began with is not known where it died before it told: fewer steps than before are new ones all the same.
+    return record.saved_step != before if record.resumed_from is None else record.saved_step > record.resumed_from
 
 
 def _abridged(record: AttemptRecord) -> AttemptRecord:

@@ -65,6 +65,14 @@ def end_record(
     return record.model_copy(update={"last_step": last, "saved_step": saved})
 
 
+def with_loss_told(record: AttemptRecord) -> AttemptRecord:
+    """Of an attempt that ended before its training did."""
+    if record.reason is Reason.SUCCEEDED or record.last_step is None:
+        return record
+    kept = max(record.resumed_from or 0, record.saved_step or 0)
+    return record.model_copy(update={"lost_steps": max(0, record.last_step - kept)})
+
+
 def with_standstill_told(record: AttemptRecord) -> AttemptRecord:
     """The message as it stays: who stood where, and where the stacks are."""
     if record.standstill is None:

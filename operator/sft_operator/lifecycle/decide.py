@@ -13,6 +13,7 @@ from sft_operator.lifecycle.cause import (
     last_end,
     unstarted_attempt_record,
     untold_record,
+    with_loss_told,
     with_standstill_told,
 )
 from sft_operator.lifecycle.columns import columns
@@ -25,6 +26,7 @@ from sft_operator.lifecycle.report import progress_of_current, with_last_words, 
 from sft_operator.lifecycle.size import bounded
 from sft_operator.lifecycle.usage import used
 from sftjob import names
+from sftjob.base import digest
 from sftjob.failure import Reason
 from sftjob.job import SFTJob
 from sftjob.status import AttemptRecord, Phase, SFTJobStatus
@@ -33,7 +35,7 @@ DELETE_AGAIN_SECONDS = 1.0
 SHORTEST_WAIT_SECONDS = 1.0
 """Before a deadline is looked at again: a silence is known as of the last answer only."""
 HANDLED_LIMIT = 64
-"""Characters of a retry's value that count."""
+"""Characters of a retry's value that are kept as they are."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,18 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
 def _with_retry(job: SFTJob) -> SFTJobStatus:
     """A value that is new on a job that has failed starts it anew; one that comes earlier asks for nothing."""
     status = job.status
-    wanted = job.metadata.annotations.get(names.RETRY_ANNOTATION, "")[:HANDLED_LIMIT] or None
+    wanted = _short(job.metadata.annotations.get(names.RETRY_ANNOTATION, "")) or None
     if wanted is None or wanted == status.retry_handled or status.phase is Phase.SUCCEEDED:
         return status
     status = status.model_copy(update={"retry_handled": wanted})
     if status.phase is not Phase.FAILED:
         return status
     return status.model_copy(update={"phase": Phase.RESTARTING, "attempts": renewed(status.attempts)})
+
+
+def _short(value: str) -> str:
+    """Of a longer value the digest: two that begin alike are two."""
+    return value if len(value) <= HANDLED_LIMIT else digest(value)[:HANDLED_LIMIT]
 
 
 def _of_finished(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
@@ -152,7 +159,7 @@ def _record_end(
         if attempt is not None:
             status = with_last_words(status, next(node for node in attempt.nodes if node.rank == 0).outcome)
         record = end_record(attempt, attempts=attempts, progress=progress_of_current(status), now=now)
-        record = with_standstill_told(record)
+        record = with_loss_told(with_standstill_told(record))
 
     ran = seconds_run(attempts, until=last_end(attempt, progress=progress_of_current(status), now=now))
     if attempts.recovery is not None:

@@ -64,5 +64,6 @@ def _tells_more(before: Progress, after: Progress) -> bool:
             report.skipped_checkpoints,
         )
 
-    age = (after.reported_at - before.reported_at).total_seconds()
+    # A pod's clock may have been put back, by whatever much.
+    age = abs((after.reported_at - before.reported_at).total_seconds())
     return shape(after) != shape(before) or age >= COALESCE_SECONDS

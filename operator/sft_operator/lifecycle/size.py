@@ -9,11 +9,16 @@ from typing import Any
 from sftjob.status import AttemptRecord, SFTJobStatus
 
 MAXIMAL_BYTES = 16 * 1024
+WORD_CHARACTERS, LIST_LENGTH = 80, 10
+"""What is left of each at last: a digest, ten attempts."""
 
 
 def bounded(status: SFTJobStatus) -> SFTJobStatus:
-    """The lists of the data give way first, the stories of older attempts, the conditions; at last the newest story."""
-    for smaller in (_without_lists, _with_short_stories, _with_short_conditions, _with_short_words):
+    """The lists of the data give way first, the stories of older attempts, the conditions, the newest story.
+
+    At last every word is cut, whosever it is: a job's own image can answer anything where ours tells a stage.
+    """
+    for smaller in (_without_lists, _with_short_stories, _with_short_conditions, _with_short_words, _cut):
         if len(status.to_json().encode()) < MAXIMAL_BYTES:
             break
         status = smaller(status)
@@ -46,6 +51,18 @@ def _with_short_words(status: SFTJobStatus) -> SFTJobStatus:
             "progress": progress and progress.model_copy(update=told),
         }
     )
+
+
+def _cut(status: SFTJobStatus) -> SFTJobStatus:
+    return SFTJobStatus.model_validate(_with_cut(status.to_json_dict()), extra="allow")
+
+
+def _with_cut(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:WORD_CHARACTERS]
+    if isinstance(value, list):
+        return [_with_cut(item) for item in value[:LIST_LENGTH]]
+    return {name: _with_cut(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _in_short(record: AttemptRecord, *, characters: int) -> AttemptRecord:

@@ -24,11 +24,14 @@ def choose_checkpoint(
         return None
     remove_leftovers(fence)
     found = find_newest(fence.storage)
+    set_aside(fence, list(found.corrupt))
     skipped = [f"{names.checkpoint_folder(step)}: {what}" for step, what in found.corrupt.items()]
+    latest = names.checkpoint_step(fence.records.read(names.LATEST) or "")
+    if latest is not None and latest > max([found.manifest.step if found.manifest else 0, *found.corrupt]):
+        skipped.insert(0, f"{names.checkpoint_folder(latest)}: it was saved and is gone")
     for line in skipped:
         log.warning("skipped checkpoint %s", line)
     if skipped:
-        set_aside(fence, list(found.corrupt))
         teller.progress(skipped_checkpoints=skipped)
     if found.manifest is None:
         return None
