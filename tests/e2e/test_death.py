@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,13 +74,21 @@ def test_an_attempt_compiles_nothing_that_the_one_before_it_has_compiled(run: Lo
     assert set((run.storage / "cache" / "compiled" / "fxgraph").rglob("*")) == compiled
 
 
-def test_a_truncated_newest_checkpoint_is_told_and_the_one_before_it_is_taken(
-    run: LocalRun, undisturbed: LocalRun
+def truncate_shard(checkpoint: Path) -> None:
+    shard = checkpoint / "__0_0.distcp"
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("break_", "told"),
+    [(truncate_shard, "bytes instead of"), pytest.param(shutil.rmtree, "is gone", marks=pytest.mark.full)],
+)
+def test_a_broken_newest_checkpoint_is_told_and_the_one_before_it_is_taken(
+    run: LocalRun, undisturbed: LocalRun, break_: Callable[[Path], None], told: str
 ) -> None:
     run.start()
     run.until_step(7)
-    shard = run.storage / "step-6" / "__0_0.distcp"
-    os.truncate(shard, shard.stat().st_size // 2)
+    break_(run.storage / "step-6")
     kill(run.rank(1))
     run.succeed()
 
@@ -86,7 +96,7 @@ def test_a_truncated_newest_checkpoint_is_told_and_the_one_before_it_is_taken(
     assert first["reason"] == "RankKilled"
     assert last["resumedFrom"] == 4
     assert [line.split(":")[0] for line in last["skippedCheckpoints"]] == ["step-6"]
-    assert "bytes instead of" in last["skippedCheckpoints"][0]
+    assert told in last["skippedCheckpoints"][0]
     assert_bit_equal(run, undisturbed)
 
 
