@@ -274,7 +274,6 @@ def test_a_newer_definition_and_operator_take_a_running_job_over_as_it_is(
     assert reasons(status) == ["Succeeded"]
     assert {pod["metadata"]["uid"] for pod in own.items("pods")} == pods
     assert status["artifacts"][0]["uri"] == "pvc://results/model"
-    assert status["usage"]["gpuSeconds"] == 0
     assert_bit_equal(own.run(), undisturbed)
 
 
@@ -463,6 +462,41 @@ def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
     assert failed["reason"] == "InvalidData"
     assert "chats.jsonl:1" in failed["message"]
     assert own.condition("Stalled")["reason"] == "InvalidData"
+
+
+@pytest.mark.full
+def test_a_job_lets_go_of_what_does_not_start_in_time_and_can_be_deleted_meanwhile(own: Room) -> None:
+    own.start_operator()
+    manifest = small_job(runPolicy={"startDeadlineSeconds": 5, "disruptionRetries": 1})
+    with_image(manifest)
+    own.apply(manifest)
+    status = own.until_phase("Failed")
+    assert reasons(status) == ["NotStarted", "NotStarted"]
+    assert "spec.runPolicy.startDeadlineSeconds" in status["attempts"]["history"][0]["message"]
+    assert own.condition("Failed")["reason"] == "DisruptionRetriesExhausted"
+    own.until(lambda: own.items("pods") == [])
+
+    manifest["metadata"]["name"] = "another"
+    own.apply(manifest)
+    own.until_phase("Restarting", name="another")
+    own.kubectl("delete", "sftjob", "another", "small")
+    own.until(lambda: own.kubectl("get", "sftjobs,pytorchjobs,pods,services", "--output=name") == "")
+
+
+@pytest.mark.full
+def test_a_running_job_takes_over_a_limit_that_is_edited_and_leaves_its_checkpoint(own: Room) -> None:
+    own.start_operator()
+    own.apply(small_job())
+    own.until_step(3)
+    own.until_phase("Running")
+    patch = {"spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
+    own.kubectl("patch", "sftjob", "small", "--type=merge", f"--patch={json.dumps(patch)}")
+    status = own.until_phase("Failed")
+    assert reasons(status) == ["DeadlineExceeded"]
+    last = status["attempts"]["history"][0]
+    assert last["savedStep"] == last["lastStep"] >= 3
+    assert last["lostSteps"] == 0
+    assert own.condition("Failed")["reason"] == "DeadlineExceeded"
 
 
 @pytest.mark.full
