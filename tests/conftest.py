@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # `pytest` alone, unlike `python -m pytest`, leaves the root out, where `examples` and `benchmarks` lie.
 sys.path.insert(0, str(ROOT))
+# Its own limit of 200 ms an example depends on what else the machine does.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -49,10 +49,18 @@ class LRConfig(Declared):
     """The learning rate as a function of the step: linear warm-up, then one of three shapes."""
 
     lr_type: Literal["constant", "cosine", "linear"] = Field(default="cosine", description="Shape after the warm-up.")
-    lr_min: float = Field(default=1e-6, ge=0, description="Learning rate at the last step (cosine and linear).")
+    lr_min: float = Field(
+        default=1e-6,
+        ge=0,
+        description="Learning rate at the last step (cosine and linear), at most the peak. Absent: the peak, if lower.",
+    )
     warmup_ratio: float = Field(
         default=0.03, ge=0, description="Below 1: this fraction of all steps. From 1 on: this many steps."
     )
+
+    def ends_above(self, peak: float) -> bool:
+        """Whether an `lr_min` that was set is above it."""
+        return self.lr_min > peak and self.lr_min != type(self).model_fields["lr_min"].default
 
 
 class FSDPConfig(Declared):

@@ -164,6 +164,20 @@ MOMENTS_CAN_DECAY = Rule(
     "with a second beta of {beta} a moment in bf16 never falls again; use at most 0.99, or moments: fp32",
     {"beta": "self.betas[1]"},
 )
+
+
+def lr_ends_below_its_peak(*, lr: float, lr_min: float) -> Rule:
+    """Given what each is where it isn't set: a peak below the default minimum is the minimum itself."""
+    peak = f"(has(self.optimizer) && has(self.optimizer.lr) ? self.optimizer.lr : {lr!r})"
+    return Rule(
+        "lrSchedule.lrMin",
+        f"!has(self.lrSchedule) || !has(self.lrSchedule.lrMin) || self.lrSchedule.lrMin == {lr_min!r} || "
+        f"self.lrSchedule.lrMin <= {peak}",
+        "{lr_min} is more than the peak, {lr}; lower it, or raise optimizer.lr",
+        {"lr_min": "self.lrSchedule.lrMin", "lr": peak},
+    )
+
+
 VALUE_OR_SOURCE = Rule(
     "value",
     "has(self.value) || has(self.valueFrom)",

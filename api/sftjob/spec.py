@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sftjob.base import Declared
+from sftjob.base import NEW, Declared
 from sftjob.compute import ComputeSpec
 from sftjob.forms import (
     URI_FORMS,
@@ -44,6 +44,7 @@ from sftjob.rules import (
     SILENCE_CAN_BE_SEEN,
     STORAGE_FROM_SOMEWHERE,
     Rule,
+    lr_ends_below_its_peak,
     rules,
 )
 from sftjob.sources import DataSpec, ModelSpec, ScriptSpec
@@ -53,12 +54,15 @@ ARGUMENT_BYTES = 128 * 1024 - 1
 _PLAN_BYTES = 4096
 """Of a plan beside the spec and the mounts: names, and defaults of training that it fixes."""
 _MOUNT_BYTES = 64
+LR_ENDS_BELOW_ITS_PEAK = lr_ends_below_its_peak(
+    lr=AdamWConfig.model_fields["lr"].default, lr_min=LRConfig.model_fields["lr_min"].default
+)
 
 
 class TrainingSpec(Declared):
     """How long and how to train."""
 
-    model_config = rules(ONE_LENGTH)
+    model_config = rules(ONE_LENGTH, LR_ENDS_BELOW_ITS_PEAK)
 
     total_epoch: int | None = Field(
         default=None, ge=1, le=10_000, description="Passes over the data; 1 if no totalStep."
@@ -80,9 +84,15 @@ class TrainingSpec(Declared):
     report_to: ReportTo = ["tensorboard"]
 
     @model_validator(mode="after")
-    def _length(self) -> Self:
+    def _fields_together(self, info: ValidationInfo) -> Self:
+        problems = []
         if self.total_epoch is not None and self.total_step is not None:
-            raise ValueError(ONE_LENGTH.told())
+            problems.append(ONE_LENGTH.told())
+        # Jobs from before this rule go on.
+        if info.context == NEW and self.lr_schedule.ends_above(self.optimizer.lr):
+            problems.append(LR_ENDS_BELOW_ITS_PEAK.told(lr_min=self.lr_schedule.lr_min, lr=self.optimizer.lr))
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 

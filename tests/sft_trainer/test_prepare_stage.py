@@ -15,6 +15,7 @@ from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.progress import Progress, Stage
 from sftjob.spec import SFTJobSpec
 from tests.sft_trainer.datasets.chats import pair, write_chats
+from tests.sft_trainer.model import tiny_models as tiny
 from tests.sft_trainer.train.small_run import save_base, save_tokenizer
 
 
@@ -112,3 +113,12 @@ def test_a_pre_flight_sees_weights_that_are_cut_short(tmp_path: Path) -> None:
     report = prepared(tmp_path, prepare_only=True, model=model)
     assert report.reason == "ModelUnreadable"
     assert f"{weights}: cut short or not safetensors" in report.message
+
+
+def test_a_pre_flight_refuses_packs_in_which_a_long_document_would_change_the_positions_of_others(
+    tmp_path: Path,
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = tiny.save_random_model(tmp_path / "llama", "llama", rope_parameters=rope, max_position_embeddings=32)
+    report = prepared(tmp_path, prepare_only=True, model={"loadFrom": {"uri": f"file://{model}"}})
+    assert report.message.startswith("spec.data.packing.maxLength: 64 is more than the max_position_embeddings of 32 ")

@@ -293,6 +293,17 @@ BAD = [
         training(optimizer={"betas": [0.9, 0.995], "moments": "bf16"}),
     ),
     Bad(
+        "spec.training.lrSchedule.lrMin",
+        "0.01 is more than the peak, 0.001; lower it, or raise optimizer.lr",
+        training(optimizer={"lr": 0.001}, lrSchedule={"lrMin": 0.01}),
+    ),
+    Bad(
+        "spec.training.lrSchedule.lrMin",
+        "0.01 is more than the peak, 6e-05; lower it, or raise optimizer.lr",
+        training(lrSchedule={"lrMin": 0.01, "lrType": "linear"}),
+        server="0.01 is more than the peak, ",
+    ),
+    Bad(
         "spec.runPolicy.progressDeadlineSeconds",
         "5 is shorter than the time between two reports; use at least 10, or 0 for no limit",
         {"runPolicy": {"progressDeadlineSeconds": 5}},

@@ -14,6 +14,7 @@ from sft_trainer.from_plan import model_config
 from sft_trainer.hub.cached import cached
 from sft_trainer.model import nf4
 from sft_trainer.model.build import chosen_precision, model_on_meta
+from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit
 from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure, exit_code
 from sftjob.memory import MemoryEstimate, MemoryTask
@@ -34,14 +35,14 @@ def estimate(task: MemoryTask) -> MemoryEstimate:
     else:
         nf4.refuse_without_gpu(training.lora, device)
     chosen = chosen_precision(precision, device)
+    model = model_on_meta(
+        model_config(spec.model, folder=folder), load_from=folder, precision=chosen, lora_cfg=training.lora
+    )
+    packing = spec.data.packing
+    refuse_packs_beyond_rotary_limit(model, pack_tokens=packing.max_length, level=packing.level)
     return estimate_memory(
-        model_on_meta(
-            model_config(spec.model, folder=folder),
-            load_from=folder,
-            precision=chosen,
-            lora_cfg=training.lora,
-        ),
-        pack_tokens=spec.data.packing.max_length,
+        model,
+        pack_tokens=packing.max_length,
         precision=chosen,
         loss_cfg=training.loss,
         fsdp_cfg=training.fsdp,

@@ -52,7 +52,7 @@ class RunOptions:
     @property
     def chat_template(self) -> str | None:
         """Text of the template that replaces the tokenizer's own, in training and in the exported model."""
-        name = self.dataloader_cfg.dataset_config_list[0].chat_template
+        name = self.dataloader_cfg.chat_template
         return chat_template_named(name) if name else None
 
     @property

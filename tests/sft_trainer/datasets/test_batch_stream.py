@@ -83,10 +83,10 @@ def test_a_pack_is_documents_side_by_side_with_labels_that_never_cross_them() ->
     assert batch.cu_seqlens.dtype == torch.int32
 
 
-def test_pads_are_a_document_of_their_own_that_is_not_trained() -> None:
+def test_pads_are_a_document_of_their_own_that_is_not_trained_and_has_no_late_positions() -> None:
     [batch] = stream(ONE_PACK, pad_to=9).micro_batches(1)
     assert batch.input_ids.tolist() == [[11, 12, 13, 14, 21, 22, 0, 0, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 0, 0, 0]]
     assert batch.labels.tolist() == [[-100, 13, 14, -100, 22, -100, -100, -100, -100]]
     assert batch.cu_seqlens.tolist() == [0, 4, 6, 9]
     [full] = stream(ONE_PACK, pad_to=6).micro_batches(1)

@@ -45,7 +45,32 @@ ROWS = [
             [TOOL],
         ),
     ),
-    ({"prompt": "a", "completion": "b"}, "prompt-completion", Passage("a", "b")),
+    (
+        {"system": "s", "messages": pair("a", "b"), "tools": [TOOL], "source": "mails"},
+        "messages",
+        Chat([{"role": "system", "content": "s"}, *pair("a", "b")], [False, False, True], [TOOL]),
+    ),
+    (
+        {
+            "system": "s",
+            "messages": [{"role": "system", "content": "s"}, *pair("a", "b")],
+            "tools": "",
+            "functions": [],
+        },
+        "messages",
+        Chat([{"role": "system", "content": "s"}, *pair("a", "b")], [False, False, True]),
+    ),
+    ({"prompt": "a", "completion": "b", "system": "", "tools": None}, "prompt-completion", Passage("a", "b")),
+    (
+        {"system": "s", "tools": [TOOL], "prompt": pair("a", "")[:1], "completion": pair("", "b")[1:]},
+        "prompt-completion",
+        Chat([{"role": "system", "content": "s"}, *pair("a", "b")], [False, False, True], [TOOL]),
+    ),
+    (
+        {"system": "s", "instruction": "a", "output": "b", "tools": json.dumps([TOOL])},
+        "alpaca",
+        Chat([{"role": "system", "content": "s"}, *pair("a", "b")], [False, False, True], [TOOL]),
+    ),
     (
         {"prompt": [*pair("a", "b"), pair("c", "")[0]], "completion": pair("", "d")[1:]},
         "prompt-completion",
@@ -77,6 +102,40 @@ def test_a_row_is_known_by_its_fields_and_read(row, row_format, sample) -> None:
         ({"conversations": [{"from": "bot", "value": "a"}]}, "sharegpt", "conversations[0].from: 'bot' is not known; "),
         ({"conversations": [{"role": "user"}]}, "sharegpt", "conversations[0].from: missing; "),
         ({"conversations": [{"from": "gpt", "value": "a", "weight": 2}]}, "sharegpt", "conversations[0].weight: 2 is "),
+        (
+            {"messages": pair("a", "b"), "functions": [TOOL["function"]]},
+            "messages",
+            "functions: OpenAI's older form can't be used; write them as `tools`, each under `function`",
+        ),
+        (
+            {"prompt": pair("a", "")[:1], "completion": pair("", "b")[1:], "functions": "[{}]"},
+            "prompt-completion",
+            "functions: OpenAI's older form can't be used; ",
+        ),
+        (
+            {"conversations": [{"from": "gpt", "value": "a"}], "chat_template_kwargs": {"enable_thinking": False}},
+            "sharegpt",
+            "chat_template_kwargs: can't be used; remove it, or use a model or chatTemplate that needs none",
+        ),
+        (
+            {"system": "s", "messages": [{"role": "developer", "content": "t"}, *pair("a", "b")]},
+            "messages",
+            "system: given, but messages[0] has the role developer and other words; remove one",
+        ),
+        (
+            {"system": "s", "conversations": [{"from": "system", "value": "t"}, {"from": "gpt", "value": "a"}]},
+            "sharegpt",
+            "system: given, but conversations[0] has the role system and other words; remove one",
+        ),
+        ({"system": ["s"], "messages": pair("a", "b")}, "messages", "system: is a list; write a string"),
+        ({"system": "s", "conversations": []}, "sharegpt", "conversations: empty; write at least"),
+        (
+            {"system": "s", "prompt": "a", "completion": "b"},
+            "prompt-completion",
+            "system: given, but prompt and completion are strings, which no chat template writes; write two lists of",
+        ),
+        ({"tools": [TOOL], "prompt": "a", "completion": "b"}, "prompt-completion", "tools: given, but prompt and "),
+        ({"functions": [{}], "prompt": "a", "completion": "b"}, "prompt-completion", "functions: given, but prompt "),
         (
             [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             "messages",
@@ -225,6 +284,11 @@ SHAREGPT = [{"from": "human", "value": "a"}, {"from": "function_call", "value": 
             {"prompt": pair("a", "b")[:1], "completion": [{"role": "assistant", "content": "b", "thinking": "c"}]},
             "prompt-completion",
             "completion[0].reasoning_content: the chat template does not write it",
+        ),
+        (
+            {"system": "s", "messages": [*pair("a", "b"), {"role": "assistant", "content": "b", "thinking": "c"}]},
+            "messages",
+            "messages[2].reasoning_content: the chat template does not write it",
         ),
         ({"instruction": "a", "output": "b" * 99}, "alpaca", "output: 119 tokens, at most 40 fit; shorten it, or set"),
         ({"text": "b" * 99}, "text", "text: 101 tokens, at most 40 fit; shorten it, or set"),

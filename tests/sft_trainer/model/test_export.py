@@ -110,9 +110,13 @@ def test_tokenizer_chat_template_and_generation_config_are_copied_as_they_are(tm
     tokenizer.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "merges.txt", "notes.txt"):
         (tokenizer / name).write_text(f"content of {name}\n")
+    (tokenizer / "additional_chat_templates").mkdir()
+    (tokenizer / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
     (tmp_path / "source" / "generation_config.json").write_text('{"temperature": 0.6, "do_sample": true}')
     _exported(tiny.built(source), tmp_path / "out", source=source, tokenizer=tokenizer)
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "with tools"
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "additional_chat_templates",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
@@ -129,5 +133,8 @@ def test_tokenizer_chat_template_and_generation_config_are_copied_as_they_are(tm
 def test_a_chat_template_that_was_trained_with_replaces_the_tokenizers(tmp_path: Path) -> None:
     source = tiny.save_random_model(tmp_path / "source", "llama")
     (tmp_path / "chat_template.jinja").write_text("old")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("old, with tools")
     _exported(tiny.built(source), tmp_path / "out", source=source, tokenizer=tmp_path, chat_template="new")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "new"
+    assert not (tmp_path / "out" / "additional_chat_templates").exists()

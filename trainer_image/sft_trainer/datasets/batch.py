@@ -170,17 +170,20 @@ class BatchStream:
 
     def _batch(self, position: int | None, pieces: list[Piece], *, halvings: int = 0) -> PackedBatch:
         documents = list(self._documents(pieces))
-        length = sum(len(ids) for ids, _ in documents)
+        positions = [np.arange(len(ids)) for ids, _ in documents]
+        length = sum(map(len, positions))
         wanted = self._padded(length or _DUMMY_TOKENS, halvings)
         assert length <= wanted, "a pack is longer than pad_to"
         if length < wanted:
             pads = np.full(wanted - length, _PAD_ID, dtype=np.int64)
             documents.append((pads, np.full(len(pads), IGNORED, dtype=np.int64)))
-        lengths = [len(ids) for ids, _ in documents]
+            # No later ones: rotary positions may depend on the highest one of a pack (`model.rotary`).
+            positions.append(np.zeros_like(pads))
+        lengths = list(map(len, positions))
         labels = _row([labels for _, labels in documents])
         return PackedBatch(
             input_ids=_row([ids for ids, _ in documents]),
-            position_ids=_row([np.arange(length) for length in lengths]),
+            position_ids=_row(positions),
             labels=labels,
             cu_seqlens=torch.tensor(np.concatenate(([0], np.cumsum(lengths))), dtype=torch.int32),
             trained_rows=(labels[0] != IGNORED).nonzero()[:, 0],

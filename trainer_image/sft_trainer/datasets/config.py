@@ -115,6 +115,29 @@ class DataloaderConfig(Declared):
         description="Processes that tokenise a large file side by side; a tokenize_fn of one's own runs in this one.",
     )
 
+    @model_validator(mode="after")
+    def _one_template(self) -> Self:
+        if len(self._chat_templates) > 1:
+            told = ", ".join(sorted(name or "the tokenizer's own" for name in self._chat_templates))
+            raise ValueError(
+                f"dataset_config_list: chats are written by several templates ({told}), but the trained model speaks "
+                "one; give each tokenize_fn the same chat_template"
+            )
+        return self
+
+    @property
+    def _chat_templates(self) -> set[str | None]:
+        return {
+            entry.chat_template
+            for entry in self.dataset_config_list
+            if isinstance(entry.tokenize_fn, OpenaiTokenizeFunctionConfig) and entry.dataset.format != "text"
+        }
+
+    @property
+    def chat_template(self) -> str | None:
+        """The one of all its chats, by name; None is the tokenizer's own."""
+        return next(iter(self._chat_templates), None)
+
     def max_length(self, entry: DatasetEntry) -> int:
         """Tokens that a sample of this dataset may have."""
         return min(entry.max_length or self.pack_max_length, self.pack_max_length)

@@ -2,11 +2,14 @@
 
 In: a row as JSON has it. Called by `tokenize` for each row, and by `prepare` to find a file's format.
 
-    messages           {"messages": [...], "tools": [...]}, or the bare list: OpenAI's
-    sharegpt           {"conversations": [{"from": "human", "value": ...}, ...], "system": ..., "tools": ...}
+    messages           {"messages": [...]}, or the bare list: OpenAI's
+    sharegpt           {"conversations": [{"from": "human", "value": ...}, ...]}
     prompt-completion  {"prompt": ..., "completion": ...}: two strings, or two lists of messages, as TRL has it
-    alpaca             {"instruction": ..., "input": ..., "output": ..., "system": ...}
+    alpaca             {"instruction": ..., "input": ..., "output": ...}
     text               {"text": ...}
+
+A chat may have `system` and `tools` beside its turns, in any format. Fields that would change what a chat template
+writes and are not read here are refused; all others are the owner's notes.
 """
 
 import re
@@ -38,6 +41,11 @@ _SPEAKERS = {
     "tool": "tool",
 }
 _WEIGHTS = {0: False, 1: True}
+_UNREAD = {
+    "functions": "OpenAI's older form can't be used; write them as `tools`, each under `function`",
+    "chat_template_kwargs": "can't be used; remove it, or use a model or chatTemplate that needs none",
+}
+_OF_CHATS = ("system", "tools", *_UNREAD)
 _PLACE = re.compile(r"messages(\[(?P<index>\d+)\])?(?=[.:])")
 
 
@@ -117,18 +125,44 @@ def _fields(row_format: str) -> str:
 
 def _from_messages(row: dict[str, Any]) -> Chat:
     messages, trained = message_list("messages", row["messages"])
-    return Chat(messages, trained, tools_of(row.get("tools")))
+    return _chat(row, messages, trained, [f"messages[{index}]" for index in range(len(messages))], answers="messages")
+
+
+def _chat(row: dict[str, Any], messages: Messages, trained: list[bool], fields: list[str], *, answers: str) -> Chat:
+    """With what the row says of it beside its turns, which are in `fields`."""
+    for name, problem in _UNREAD.items():
+        if row.get(name):
+            raise Refused(f"{name}: {problem}")
+    system = _system(row, fields[0], messages[0])
+    return Chat(
+        [*system, *messages],
+        [False] * len(system) + trained,
+        tools_of(row.get("tools")),
+        (*("system" for _ in system), *fields),
+        answers,
+    )
+
+
+def _system(row: dict[str, Any], field: str, first: dict[str, Any]) -> Messages:
+    """None where the chat begins with it anyway; `first` is its first message, in `field`."""
+    if not row.get("system"):
+        return []
+    system = string_of("system", row["system"])
+    if first["role"] not in ("system", "developer"):
+        return [{"role": "system", "content": system}]
+    if first["content"] != system:
+        raise Refused(f"system: given, but {field} has the role {first['role']} and other words; remove one")
+    return []
 
 
 def _from_sharegpt(row: dict[str, Any]) -> Chat:
     turns = row["conversations"]
     if not isinstance(turns, list):
         raise Refused(f"conversations: is {kind_of(turns)}; write a list of objects with `from` and `value`")
-    written = [_turn(f"conversations[{index}]", turn) for index, turn in enumerate(turns)]
-    system = _system(row)
-    fields = (*(["system"] if system else []), *(f"conversations[{index}]" for index in range(len(turns))))
-    messages, trained = message_list("conversations", [*system, *written], fields=fields)
-    return Chat(messages, trained, tools_of(row.get("tools") or None), fields, "conversations")
+    fields = [f"conversations[{index}]" for index in range(len(turns))]
+    written = [_turn(field, turn) for field, turn in zip(fields, turns, strict=True)]
+    messages, trained = message_list("conversations", written)
+    return _chat(row, messages, trained, fields, answers="conversations")
 
 
 def _turn(field: str, turn: Any) -> dict[str, Any]:
@@ -168,6 +202,12 @@ def _calls(field: str, value: str) -> list[dict[str, Any]]:
 def _from_pair(row: dict[str, Any]) -> Chat | Passage:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
+        for name in _OF_CHATS:
+            if row.get(name):
+                raise Refused(
+                    f"{name}: given, but prompt and completion are strings, which no chat template writes; "
+                    "write two lists of messages, or remove it"
+                )
         return Passage(string_of("prompt", prompt), string_of("completion", completion))
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise Refused(
@@ -177,7 +217,7 @@ def _from_pair(row: dict[str, Any]) -> Chat | Passage:
     asked, not_trained = message_list("prompt", prompt, trains_assistants=False)
     answered, trained = message_list("completion", completion)
     fields = [f"{name}[{index}]" for name in ("prompt", "completion") for index in range(len(row[name]))]
-    return Chat(asked + answered, not_trained + trained, tools_of(row.get("tools")), tuple(fields), "completion")
+    return _chat(row, asked + answered, not_trained + trained, fields, answers="completion")
 
 
 def _from_alpaca(row: dict[str, Any]) -> Chat:
@@ -187,14 +227,8 @@ def _from_alpaca(row: dict[str, Any]) -> Chat:
     if row.get("input") is not None and (details := string_of("input", row["input"])):
         question += f"\n\n{details}"
     answer = string_of("output", row["output"])
-    chat = [*_system(row), {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    fields = ("system", "instruction", "output")[-len(chat) :]
-    return Chat(chat, [False] * (len(chat) - 1) + [True], None, fields, "output")
-
-
-def _system(row: dict[str, Any]) -> Messages:
-    system = row.get("system")
-    return [{"role": "system", "content": string_of("system", system)}] if system else []
+    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return _chat(row, chat, [False, True], ["instruction", "output"], answers="output")
 
 
 def _from_text(row: dict[str, Any]) -> Passage:

@@ -18,28 +18,23 @@ _KNOWN = ("role", "content", "loss", *_STRINGS, *_OF_ASSISTANTS)
 Messages = list[dict[str, Any]]
 
 
-def message_list(
-    field: str, value: Any, *, fields: tuple[str, ...] = (), trains_assistants: bool = True
-) -> tuple[Messages, list[bool]]:
-    """`fields` are the names of the messages where these are not `<field>[i]`.
-
-    Thoughts are under `reasoning_content`, whatever they were called; arguments of calls are objects.
-    """
+def message_list(field: str, value: Any, *, trains_assistants: bool = True) -> tuple[Messages, list[bool]]:
+    """Thoughts are under `reasoning_content`, whatever they were called; arguments of calls are objects."""
     if not isinstance(value, list):
         raise Refused(f"{field}: is {kind_of(value)}; write a list of messages")
     if not value:
         raise Refused(f"{field}: empty; write at least a user and an assistant message")
     plain, trained = [], []
     for index, message in enumerate(value):
-        place = fields[index] if fields else f"{field}[{index}]"
+        place = f"{field}[{index}]"
         plain.append(_message(place, message))
         trained.append(_is_trained(place, message, otherwise=trains_assistants))
     return plain, trained
 
 
 def tools_of(value: Any) -> list[dict[str, Any]] | None:
-    """Descriptions of tools; None where there are none."""
-    return None if value is None else objects_of("tools", value) or None
+    """Descriptions of tools; None where there are none, as a table's empty string says too."""
+    return objects_of("tools", value) or None if value else None
 
 
 def _message(field: str, message: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from sft_trainer.model import lora, nf4, transformers_private
 from sftjob.failure import JobFailure, storage_reason
@@ -149,7 +150,11 @@ def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dic
 
 def _write_tokenizer(folder: Path, *, tokenizer_path: str, chat_template: str | None) -> None:
     _copy(Path(tokenizer_path), folder, names=_TOKENIZER_FILES)
+    others = Path(tokenizer_path) / CHAT_TEMPLATE_DIR
+    if chat_template is None and others.is_dir():
+        shutil.copytree(others, folder / CHAT_TEMPLATE_DIR, copy_function=shutil.copyfile, dirs_exist_ok=True)
     if chat_template is not None:
+        # Without the others: transformers would take one of them for a chat with tools.
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 

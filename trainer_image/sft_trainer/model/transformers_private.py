@@ -166,3 +166,10 @@ def decoded(fields: dict[str, Any]) -> dict[str, Any]:
 def attention_name(model: PreTrainedModel) -> str:
     name: str = model.config._attn_implementation
     return name
+
+
+def rotary_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """Of each kind of layer that has rotary positions; the library has told them apart, and spelled them alike."""
+    given: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    by_kind = [given[kind] for kind in config.nested_rope_parameter_keys(given)] or [given]
+    return [parameters for parameters in by_kind if parameters]

@@ -47,7 +47,7 @@ def write_export(
     checkpoint: CheckpointManifest,
     total_steps: int,
 ) -> None:
-    """On every rank, with the model as it was in `checkpoint`."""
+    """On every rank, with the model as it was in `checkpoint`; all return when all is written."""
     source = options.load_from
     if export.format == "adapter":
         assert source is not None, "nothing was adapted"
@@ -61,8 +61,10 @@ def write_export(
         chat_template=options.chat_template,
         dtype=export.dtype,
     )
-    if world.is_first:
-        write_card(
+    # All ranks, CPU: a device's collectives are given up after ten minutes, and the first rank may need more to write
+    # a large model. So none gathers the next export before it has.
+    world.from_first(
+        lambda: write_card(
             export.folder,
             options=options,
             data=data,
@@ -71,3 +73,4 @@ def write_export(
             total_steps=total_steps,
             library="peft" if export.format == "adapter" else "transformers",
         )
+    )

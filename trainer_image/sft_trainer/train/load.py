@@ -11,6 +11,7 @@ import torch
 from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model.build import build_model
 from sft_trainer.model.probe import probe
+from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit
 from sft_trainer.run import RunOptions, RunPlace
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint
 from sft_trainer.train.optimizer import build_optimizer
@@ -83,5 +84,7 @@ def _proven_model(
     torch.manual_seed(options.seed + world.rank)
     rows = model.get_input_embeddings().weight.shape[0]
     world.from_first(lambda: refuse_unknown_tokens(data, rows=rows, tokenizer_path=options.tokenizer_path))
+    packed = options.dataloader_cfg
+    refuse_packs_beyond_rotary_limit(model, pack_tokens=packed.pack_max_length, level=packed.pack_level)
     probe(model, vocab_size=rows)
     return model

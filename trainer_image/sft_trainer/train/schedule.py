@@ -12,7 +12,10 @@ def warmup_steps(config: LRConfig, *, total_steps: int) -> int:
 
 
 def learning_rate(config: LRConfig, *, peak: float, step: int, total_steps: int) -> float:
-    """Of optimiser step `step`, 1 to `total_steps`: the peak at the end of the warm-up, `lr_min` at the last step."""
+    """Of optimiser step `step`, 1 to `total_steps`: the peak at the end of the warm-up, `lr_min` at the last step.
+
+    Nothing rises after the warm-up: where the peak is below the default `lr_min`, it stays.
+    """
     warmup = warmup_steps(config, total_steps=total_steps)
     if step < warmup:
         return peak * step / warmup

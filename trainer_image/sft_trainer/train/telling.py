@@ -20,6 +20,7 @@ from sft_trainer.train.flops import ModelFlops, peak_flops, speed_reached
 from sft_trainer.train.memory import memory_line, peak_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none, last_step_before
 from sft_trainer.train.queued import QueuedStep
+from sft_trainer.train.schedule import learning_rate, warmup_steps
 from sft_trainer.train.world import World
 from sftjob.manifest import EvaluationRecord
 from sftjob.memory import MemoryEstimate
@@ -64,6 +65,15 @@ class RunTeller:
         log.info(
             "%d steps, %s from step %d", total_steps, "resuming" if state.resumed_from else "starting", state.last_step
         )
+        warmup = warmup_steps(options.lr_cfg, total_steps=total_steps)
+        if warmup > total_steps:
+            log.warning(
+                "the warm-up of %d steps is longer than the run: the learning rate rises to %.3g, never to its peak of "
+                "%.3g; lower lrSchedule.warmupRatio",
+                warmup,
+                learning_rate(options.lr_cfg, peak=options.optim_cfg.lr, step=total_steps, total_steps=total_steps),
+                options.optim_cfg.lr,
+            )
         self.progress(
             stage=Stage.TRAINING,
             detail=None,

@@ -98,6 +98,10 @@ class Trainer:
             problems.append("total_step: given together with total_epoch; remove one")
         if lora_cfg is not None and load_from is None:
             problems.append("lora_cfg: given without load_from, so there is no trained model to adapt; name one")
+        if lr_cfg.ends_above(optim_cfg.lr):
+            problems.append(
+                f"lr_cfg.lr_min: {lr_cfg.lr_min} is more than the peak, {optim_cfg.lr}; lower it, or raise optim_cfg.lr"
+            )
         if global_batch_size is not None and global_batch_size % ranks:
             problems.append(
                 f"global_batch_size: {global_batch_size} is not divisible by {ranks} ranks; use a multiple of {ranks}"

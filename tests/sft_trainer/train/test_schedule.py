@@ -1,0 +1,77 @@
+"""What a run says of a learning rate that is never reached, or would never fall."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sft_trainer.run import RunOptions
+from sft_trainer.train import Trainer
+from sft_trainer.train.schedule import learning_rate
+from sftjob.failure import JobFailure, Reason
+from sftjob.job import parse_manifest
+from sftjob.options import AdamWConfig, LRConfig
+from sftjob.spec import SFTJobSpec
+from tests.sft_trainer.train.small_run import SmallRun
+from tests.sftjob.bad_manifests import LEAST
+
+
+class WarmingRun(SmallRun):
+    warmup: int
+
+    def options(self) -> RunOptions:
+        return replace(super().options(), lr_cfg=LRConfig(warmup_ratio=self.warmup))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "told"),
+    [
+        (4, []),
+        (
+            50,
+            [
+                "the warm-up of 50 steps is longer than the run: the learning rate rises to 0.00024, never to its peak "
+                "of 0.003; lower lrSchedule.warmupRatio"
+            ],
+        ),
+    ],
+)
+def test_a_warm_up_that_outlasts_the_run_is_told_at_its_start(
+    warmup: int, told: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = WarmingRun(tmp_path / "run", total_steps=4, lr=3e-3)
+    run.warmup = warmup
+    with caplog.at_level(logging.WARNING):
+        run.go()
+    assert [record.message for record in caplog.records if "warm-up" in record.message] == told
+    assert run.lines()[-1]["lr"] == pytest.approx(3e-3 * min(1, 4 / warmup))
+
+
+def test_a_lowest_rate_above_the_peak_is_refused_by_the_trainer(tmp_path: Path) -> None:
+    options = SmallRun(tmp_path / "run").options()
+    with pytest.raises(JobFailure) as refused:
+        Trainer(
+            model_cfg=options.model_cfg,
+            tokenizer_path=options.tokenizer_path,
+            dataloader_cfg=options.dataloader_cfg,
+            optim_cfg=AdamWConfig(lr=1e-5),
+            lr_cfg=LRConfig(lr_min=1e-3),
+        )
+    assert refused.value.reason is Reason.INVALID_CONFIGURATION
+    assert refused.value.message == (
+        "lr_cfg.lr_min: 0.001 is more than the peak, 1e-05; lower it, or raise optim_cfg.lr"
+    )
+
+
+def test_a_peak_below_the_lowest_rate_that_nobody_set_is_kept_to_the_end() -> None:
+    training = {"optimizer": {"lr": 5e-7}, "lrSchedule": {"warmupRatio": 0}}
+    spec = parse_manifest(LEAST | {"spec": LEAST["spec"] | {"training": training}}).spec
+    rates = [learning_rate(spec.training.lr_schedule, peak=5e-7, step=step, total_steps=3) for step in (1, 2, 3)]
+    assert rates == [5e-7] * 3
+
+
+def test_a_stored_job_from_before_the_rule_is_still_read() -> None:
+    training = {"optimizer": {"lr": 0.001}, "lrSchedule": {"lrMin": 0.01}}
+    spec = SFTJobSpec.model_validate(LEAST["spec"] | {"training": training})
+    assert spec.training.lr_schedule.lr_min == 0.01
