@@ -6,12 +6,16 @@ The memory is torch's own to refuse: a hook asks for more than the address space
 import itertools
 import json
 import logging
+import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from small_run import SmallRun
 from torch.distributed import DistBackendError
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -218,11 +222,10 @@ def test_memory_that_runs_out_elsewhere_is_told_as_such() -> None:
         assert report.message.endswith("or use more ranks")
 
 
-def test_a_run_that_memory_has_ended_begins_anew_with_smaller_micro_batches_where_no_operator_counts(
-    tmp_path: Path, memory: Shrink
-) -> None:
-    options = SmallRun(tmp_path / "run").options()
-    arguments = {
+def _arguments(folder: Path) -> dict[str, Any]:
+    """Of a Trainer with one step."""
+    options = SmallRun(folder / "run").options()
+    return {
         "model_cfg": options.model_cfg,
         "tokenizer_path": options.tokenizer_path,
         "dataloader_cfg": options.dataloader_cfg,
@@ -230,8 +233,14 @@ def test_a_run_that_memory_has_ended_begins_anew_with_smaller_micro_batches_wher
         "lr_cfg": options.lr_cfg,
         "global_batch_size": 2,
         "total_step": 1,
-        "work_dir": tmp_path / "work",
+        "work_dir": folder / "work",
     }
+
+
+def test_a_run_that_memory_has_ended_begins_anew_with_smaller_micro_batches_where_no_operator_counts(
+    tmp_path: Path, memory: Shrink
+) -> None:
+    arguments = _arguments(tmp_path)
     memory(tokens=10)
     with pytest.raises(JobFailure, match="nothing is left to halve"):
         Trainer(**arguments).fit()
@@ -239,3 +248,34 @@ def test_a_run_that_memory_has_ended_begins_anew_with_smaller_micro_batches_wher
     model = Trainer(**arguments, auto_resume=True).fit()
     line = json.loads((names.attempt_folder(model.parent, 2) / names.METRICS).read_text())
     assert line["micro_batches"] == len(line["samples"]) > 2
+
+
+def test_two_ranks_whose_run_does_not_resume_by_itself_say_how_it_goes_on_with_smaller_micro_batches(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_one_of_two_without_memory, args=(port, _arguments(tmp_path), tmp_path), nprocs=2)
+    for rank in (0, 1):
+        said = (tmp_path / f"rank {rank}").read_text()
+        assert re.fullmatch(
+            r"memory ran out in a micro-batch of \d+ tokens, \d+ documents; start again with auto_resume=True, which "
+            r"then takes parts of packs; to avoid that, set .*",
+            said,
+        )
+    [attempt] = (tmp_path / "work").glob("*/attempts/*/out-of-memory")
+    assert attempt.parent.name == "1"
+
+
+def _one_of_two_without_memory(rank: int, port: int, arguments: dict[str, Any], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    register_module_forward_pre_hook(
+        lambda module, _: (
+            torch.empty(1 << 50) if isinstance(module, torch.nn.Embedding) and torch.is_grad_enabled() else None
+        )
+    )
+    with pytest.raises(JobFailure) as ended:
+        Trainer(**arguments).fit()
+    (folder / f"rank {rank}").write_text(ended.value.message)

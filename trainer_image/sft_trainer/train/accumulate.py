@@ -72,9 +72,12 @@ class Accumulation:
         ledger: Ledger,
         teller: RunTeller,
         halvings: int,
+        resumes: bool,
     ) -> None:
+        """`resumes`: whether a next attempt knows of this one, whoever starts it."""
         self._model, self._stream, self._world = model, stream, world
         self._ledger, self._teller = ledger, teller
+        self._resumes = resumes
         self.halvings = halvings
         """How often packs are halved by now."""
 
@@ -130,7 +133,8 @@ class Accumulation:
         if halvings is None:
             raise shortage.failure(f"nothing is left to halve: {MEMORY_REMEDY}")
         if self._world.size > 1:
-            raise shortage.failure(f"the next attempt takes parts of packs; to avoid that, {MEMORY_REMEDY}")
+            who = "the next attempt" if self._resumes else "start again with auto_resume=True, which then"
+            raise shortage.failure(f"{who} takes parts of packs; to avoid that, {MEMORY_REMEDY}")
         self.halvings = halvings
         log.warning(
             "step %d: memory ran out in a micro-batch of %d tokens; from here on packs are trained in parts of at most "

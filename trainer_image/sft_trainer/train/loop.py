@@ -139,6 +139,7 @@ class _Run:
             ledger=self.ledger,
             teller=self.teller,
             halvings=place.shortages + (loaded.resumed.halvings if loaded.resumed else 0),
+            resumes=place.resume,
         )
         self.saver = CheckpointSaver(
             self.model,

@@ -87,7 +87,8 @@ class Trainer:
             async_checkpoint: train on while a copy of the state, in host memory, is written. None is no, or what the
                 job says.
             report_to: where curves go besides metrics.jsonl: tensorboard, wandb, trackio.
-            auto_resume: go on with the newest run in `work_dir`, from its newest checkpoint that verifies.
+            auto_resume: go on with the newest run in `work_dir`, from its newest checkpoint that verifies, and with
+                smaller micro-batches where memory ran out.
 
         Raises:
             JobFailure: an argument, with its value and the remedy.
