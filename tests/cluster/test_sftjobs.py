@@ -467,7 +467,7 @@ def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
 @pytest.mark.full
 def test_a_job_lets_go_of_what_does_not_start_in_time_and_can_be_deleted_meanwhile(own: Room) -> None:
     own.start_operator()
-    manifest = small_job(runPolicy={"startDeadlineSeconds": 5, "disruptionRetries": 1})
+    manifest = small_job(runPolicy={"startDeadlineSeconds": 10, "disruptionRetries": 1})
     with_image(manifest)
     own.apply(manifest)
     status = own.until_phase("Failed")
