@@ -135,8 +135,8 @@ def _items(fields: Mapping[str, list[str]], *, flag: str) -> list[dict[str, Any]
     for field, values in fields.items():
         if not uris:
             raise Refusal(
-                f"{_of_item(flag, field)}: given without {flag}, of which it tells; add it, or write the field into the "
-                "file"
+                f"{_of_item(flag, field)}: given without {flag}, of which it tells; add it, or write the field "
+                "into the file"
             )
         if len(values) not in (1, len(uris)):
             raise Refusal(

@@ -103,7 +103,8 @@ def test_what_data_and_outputs_are_like_is_told_once_for_all_or_once_for_each(us
         ),
         (
             ("--eval-data-format", "text"),
-            "--eval-data-format: given without --eval-data, of which it tells; add it, or write the field into the file\n",
+            "--eval-data-format: given without --eval-data, of which it tells; add it, or write the field into the "
+            "file\n",
         ),
         (("--output-format", "gguf"), "spec.output[0].format: 'gguf' is not allowed; use 'hf' or 'adapter'\n"),
     ):
