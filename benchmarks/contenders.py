@@ -145,6 +145,36 @@ def trl(settings: Settings) -> tuple[list[float], list[float]]:
     With LoRA the base is in the precision of the products, as its users load it, and for QLoRA packed as ours. Batches
     and logs are made between the steps, outside of the seconds that count here.
     """
+    return _sft_trainer(settings, _trl_model(settings), adapter=_trl_adapter(settings))
+
+
+def unsloth(settings: Settings) -> tuple[list[float], list[float]]:
+    """Its model in the same SFTTrainer, which it has patched (`unsloth_first`). Full fine-tuning keeps fp32 weights."""
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        settings.model,
+        max_seq_length=settings.max_length,
+        dtype=torch.bfloat16,
+        load_in_4bit=settings.method == "qlora",
+        full_finetuning=settings.lora is None,
+        float32_mixed_precision=settings.lora is None,
+    )
+    recompute = "unsloth" if settings.recompute != "none" else False
+    if settings.lora:
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=RANK,
+            lora_alpha=ALPHA,
+            lora_dropout=0,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            use_gradient_checkpointing=recompute,
+            random_state=SEED,
+        )
+    return _sft_trainer(settings, model, adapter=None)
+
+
+def _sft_trainer(settings: Settings, model: PreTrainedModel, *, adapter: Any) -> tuple[list[float], list[float]]:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -190,8 +220,8 @@ def trl(settings: Settings) -> tuple[list[float], list[float]]:
             disable_tqdm=True,
         )
         trainer = SFTTrainer(
-            model=_trl_model(settings),
-            peft_config=_trl_adapter(settings),
+            model=model,
+            peft_config=adapter,
             args=config,
             train_dataset=Dataset.from_list([_trl_row(batch) for batch in _batches(settings)]),
             processing_class=AutoTokenizer.from_pretrained(settings.model),
@@ -294,6 +324,7 @@ CONTENDERS: dict[str, Callable[[Settings], tuple[list[float], list[float]]]] = {
     "ours": ours,
     "plain": plain,
     "trl": trl,
+    "unsloth": unsloth,
     "gemm": gemm,
 }
 

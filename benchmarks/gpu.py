@@ -1,18 +1,19 @@
-"""Tokens a second, MFU and memory on one GPU, ours and TRL's: `python -m benchmarks.gpu`.
+"""Tokens a second, MFU and memory on one GPU, ours, TRL's and Unsloth's: `python -m benchmarks.gpu`.
 
 `--json` prints one JSON object, made to be kept as a baseline: it has the command, the configuration, the device and
 every version; `--output FILE` writes it anew after every comparison, so that what is cut off leaves what it has. The
 models have Qwen3's sizes and random weights, the same for both, and the data are documents as long as a pack, all
-tokens trained, so that figures can be held against published ones; speed depends on neither weights nor words. Both
+tokens trained, so that figures can be held against published ones; speed depends on neither weights nor words. All
 train one pack a step with bf16 products, packed and padding-free, with the fused AdamW:
 
     full   fp32 weights
     lora   rank 16 beside every linear module of a frozen base in bf16
     qlora  the same, the base in NF4 with double quantisation
 
-Who runs out of memory tries again with recomputed layers, and the result says so. MFU is by `sft_trainer.train.flops`,
-for both alike: with LoRA a frozen matrix has no gradient to compute. `--tiny` runs `full` and `lora` in seconds on a
-CPU, in fp32, where no limit is known and MFU is null; NF4 is refused there.
+Unsloth takes part where it is installed, and has not been run yet; where it isn't, or fails, `leftOut` says why. Who
+runs out of memory tries again with recomputed layers, and the result says so. MFU is by `sft_trainer.train.flops`, for
+all alike: with LoRA a frozen matrix has no gradient to compute. `--tiny` runs `full` and `lora` in seconds on a CPU,
+in fp32, where no limit is known and MFU is null; NF4 is refused there.
 """
 
 import argparse
@@ -22,9 +23,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,7 +49,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 METHODS: tuple[Method, ...] = get_args(Method)
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 512}
-CONTENDERS = ("ours", "trl")
+CONTENDERS = ("ours", "trl", "unsloth")
+OPTIONAL = "unsloth"
+"""Without it, and where it fails, the others are compared all the same."""
 MOST_DIFFERENCE = {"fp32": 2e-3, "bf16": 3e-2}
 """Of the losses, relative."""
 _DOCUMENTS = 64
@@ -65,6 +69,9 @@ def main() -> int:
     libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
     if "qlora" in arguments.methods:
         libraries.append("bitsandbytes")
+    left_out = _left_out(device)
+    if OPTIONAL not in left_out:
+        libraries.append(OPTIONAL)
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
@@ -79,6 +86,7 @@ def main() -> int:
         },
         "machine": machine_now(),
         "versions": {name: version(name) for name in libraries},
+        "leftOut": left_out,
         "models": {},
     }
     ends_at = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")
@@ -102,7 +110,9 @@ def main() -> int:
                     method=method,
                 )
                 try:
-                    compared = _compared(settings, arguments.rounds, arguments.warmup, peak, ends_at=ends_at)
+                    compared = _compared(
+                        settings, arguments.rounds, arguments.warmup, peak, ends_at=ends_at, left_out=left_out
+                    )
                 except _NotCompared as reason:
                     # What else was asked for is measured all the same: time on a GPU is dear.
                     failed, compared = True, {"notCompared": str(reason)}
@@ -148,19 +158,48 @@ def _documents(length: int) -> Iterator[str]:
         yield json.dumps({"text": "".join(letters[index] for index in drawn)}) + "\n"
 
 
-def _compared(settings: Settings, rounds: int, warmup: int, peak: float | None, *, ends_at: float) -> dict[str, Any]:
+def _left_out(device: torch.device) -> dict[str, str]:
+    """By contender, with the reason."""
+    if find_spec(OPTIONAL) is None:
+        return {OPTIONAL: "not installed"}
+    return {} if device.type == "cuda" else {OPTIONAL: "needs a GPU"}
+
+
+def _compared(
+    settings: Settings,
+    rounds: int,
+    warmup: int,
+    peak: float | None,
+    *,
+    ends_at: float,
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
     """Raises _NotCompared where a contender fails, the losses differ, or time is over before each had a turn."""
+    left_out = dict(left_out)
     chosen: dict[str, Settings] = {}
     turns: dict[str, list[dict[str, Any]]] = {}
     for turn in range(rounds):
         if time.monotonic() > ends_at:
             break
         for name in CONTENDERS:
+            if name in left_out:
+                continue
             print(f"  round {turn + 1} of {rounds}: {settings.method}, {name}", file=sys.stderr, flush=True)
-            measured, chosen[name] = _measured(name, chosen.get(name, settings))
+            try:
+                measured, chosen[name] = _measured(name, chosen.get(name, settings))
+            except _NotCompared as reason:
+                if name != OPTIONAL:
+                    raise
+                left_out[name] = str(reason)
+                turns.pop(name, None)
+                continue
             turns.setdefault(name, []).append(measured)
     if not turns:
         raise _NotCompared("the time was over")
+    if OPTIONAL in turns:
+        differs = largest_difference({name: turns[name] for name in ("ours", OPTIONAL)}, reference="ours")
+        if differs > MOST_DIFFERENCE[settings.precision]:
+            left_out[OPTIONAL] = f"its losses differ by {differs:.2e}: {turns.pop(OPTIONAL)[0]['losses']}"
     difference = largest_difference(turns, reference="ours")
     if difference > MOST_DIFFERENCE[settings.precision]:
         losses = {name: measured[0]["losses"] for name, measured in turns.items()}
@@ -168,10 +207,14 @@ def _compared(settings: Settings, rounds: int, warmup: int, peak: float | None, 
     results: dict[str, Any] = {name: _result(measured, warmup, peak) for name, measured in turns.items()}
     for name, result in results.items():
         result["recompute"] = chosen[name].recompute
+    for name in set(results) - {"ours"}:
+        results[name]["ratio"] = round(results["ours"]["tokensPerSecond"] / results[name]["tokensPerSecond"], 3)
+        results[name]["memory_ratio"] = round(results["ours"]["peakBytes"] / results[name]["peakBytes"], 3)
     return results | {
-        "ratio": round(results["ours"]["tokensPerSecond"] / results["trl"]["tokensPerSecond"], 3),
-        "memory_ratio": round(results["ours"]["peakBytes"] / results["trl"]["peakBytes"], 3),
+        "ratio": results["trl"]["ratio"],
+        "memory_ratio": results["trl"]["memory_ratio"],
         "largestLossDifference": difference,
+        "leftOut": left_out,
     }
 
 
@@ -208,12 +251,18 @@ def _rows(model: str, method: str, compared: dict[str, Any]) -> Iterator[str]:
         yield f"{model:12}{method:8}not compared: {compared['notCompared']}"
         return
     for name in CONTENDERS:
+        if name in compared["leftOut"]:
+            yield f"{model:12}{method:8}{name:8}left out: {compared['leftOut'][name]}"
+            continue
         result = compared[name]
         mfu = "-" if result["mfu"] is None else f"{result['mfu']:.1%}"
         gib = result["peakBytes"] / 2**30
         note = "  (layers recomputed)" if result["recompute"] != "none" else ""
         yield f"{model:12}{method:8}{name:8}{result['tokensPerSecond']:10.1f}{mfu:>8}{gib:8.2f}{note}"
-    yield f"{model:12}{method:8}{compared['ratio']} times as fast as TRL, {compared['memory_ratio']} of its memory"
+    for name, shown in (("trl", "TRL"), (OPTIONAL, "Unsloth")):
+        if name in compared:
+            ratio, memory = compared[name]["ratio"], compared[name]["memory_ratio"]
+            yield f"{model:12}{method:8}{ratio} times as fast as {shown}, {memory} of its memory"
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -30,7 +30,8 @@ def measure(name: str, settings: Settings) -> dict[str, Any]:
     scratch = Path(settings.cache)
     settings_file, result_file, log = scratch / "settings.json", scratch / "result.json", scratch / f"{name}.log"
     settings_file.write_text(json.dumps(vars(settings)))
-    command = [sys.executable, "-m", "benchmarks.contenders", name, str(settings_file), str(result_file)]
+    module = "benchmarks.unsloth_first" if name == "unsloth" else "benchmarks.contenders"
+    command = [sys.executable, "-m", module, name, str(settings_file), str(result_file)]
     environment = os.environ | rank_environment(processes_per_node=1, cpus=available_cpus())
     with log.open("w") as output:
         code = subprocess.run(command, env=environment, stdout=output, stderr=output).returncode

@@ -1,4 +1,4 @@
-"""What `sft data inspect` asks the trainer, as a process of its own, and what that answers."""
+"""What `sft data inspect` asks the trainer, as a process of its own, and what that answers; and samples of a run."""
 
 from sftjob.base import Record
 from sftjob.names import HUB
@@ -48,6 +48,14 @@ class Piece(Record):
 def marked(pieces: list[Piece], begin: str = "⟦", end: str = "⟧") -> str:
     """The text of a sample, with marks around what is trained."""
     return "".join(f"{begin}{piece.text}{end}" if piece.is_trained else piece.text for piece in pieces)
+
+
+class ShownSamples(Record):
+    """Of a run that begins."""
+
+    receipt: DataReceipt
+    samples: list[list[Piece]]
+    """A few, with the middle of what is long left out."""
 
 
 class Inspection(Record):

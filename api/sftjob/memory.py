@@ -21,15 +21,22 @@ class MemoryEstimate(Record):
     weights: int
     gradients: int
     moments: int
-    activations: int | None
+    gathered: int = 0
+    """Of several ranks: what stands outside of layers is whole on each from the forward to the backward."""
+    activations: int | None = None
     """What the forward of one full pack keeps for its backward; None where the layers are not of a known form."""
     logits: int
     """Of the loss: logits or their gradient, and the head's gradient that is summed over chunks."""
 
     @property
     def kinds(self) -> dict[str, int | None]:
-        names = ("weights", "gradients", "moments", "activations", "logits")
+        names = ("weights", "gradients", "moments", "gathered", "activations", "logits")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def is_least(self) -> bool:
+        """`together` is less than what is needed: it lacks the activations."""
+        return self.activations is None
 
     @property
     def fixed(self) -> int:

@@ -57,6 +57,8 @@ S3_FOLDER = "s3"
 """Where a node keeps its own copy of what the job writes into buckets: `s3/<bucket>/<path>` of its scratch."""
 
 PROGRESS = "progress.json"
+SAMPLES = "samples.json"
+"""Beside it, once data is prepared: what `sft run` shows of the first samples."""
 RUN_RECORD = "run.json"
 ATTEMPTS = "attempts"
 CACHE = "cache"

@@ -8,20 +8,19 @@ from datetime import datetime, timedelta
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
-from sft_cli.sentences import end_of_attempt, headline, how_far, time_left, training_figures
+from sft_cli.inspect_data import show_samples
+from sft_cli.sentences import end_of_attempt, headline
 from sftjob.failure import NEVER_RETRIED, Reason
+from sftjob.inspection import ShownSamples
 from sftjob.job import SFTJob
 from sftjob.progress import Progress, Stage
+from sftjob.progress_words import DONE, LEFT, progress_line, progress_lines
 from sftjob.status import Phase, SFTJobStatus
 
 PLAIN_INTERVAL = timedelta(seconds=10)
-_BAR_WIDTH = 32
-_LEAST_BAR_WIDTH = 8
 
 
 class Display:
@@ -32,6 +31,7 @@ class Display:
         self._ended = {record.number for record in known.attempts.history}
         self._resumed = known.progress.attempt if known.progress and known.progress.resumed_from is not None else 0
         self._is_detached = False
+        self._has_data = False
 
     def __enter__(self) -> "Display":
         self._view.open()
@@ -42,6 +42,16 @@ class Display:
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def data(self, prepared: ShownSamples) -> None:
+        """What became of it, and samples with what is trained of them; once."""
+        if self._has_data:
+            return
+        self._has_data = True
+        first, *others = prepared.receipt.in_words()
+        for line in (f"{prepared.receipt.title}: {first}", *others):
+            self.say(line)
+        show_samples(prepared.samples, self._console)
 
     def detach(self) -> None:
         """The terminal is gone: what is still to be done is done in silence."""
@@ -88,8 +98,7 @@ class _PlainView:
         key = (job.status.phase is Phase.SUSPENDING, job.status.attempts.current, progress and progress.stage)
         line = headline(job, progress, now)
         if progress is not None and progress.step:
-            figures = [how_far(progress), *training_figures(progress), time_left(progress)]
-            line += f"; {', '.join(figure for figure in figures if figure)}"
+            line += f"; {progress_line(progress)}"
         is_due = self._printed_at is None or now - self._printed_at >= PLAIN_INTERVAL
         if key != self._key or (is_due and line != self._line):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -124,34 +133,15 @@ class _Moving:
         self._spinner = Spinner("dots")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width, progress = options.max_width, self.progress
-        self._spinner.text = Text(self.headline, overflow="ellipsis", no_wrap=True)
-        if progress is None:
-            yield self._spinner
-            return
-        percent = f"{progress.step / progress.total_steps:.0%}" if progress.total_steps else ""
-        beside = "  ".join(part for part in (how_far(progress), percent, time_left(progress)) if part)
-        bar = ProgressBar(
-            total=progress.total_steps, completed=progress.step, width=min(_BAR_WIDTH, width - len(beside) - 4)
-        )
-        row = Table.grid(padding=(0, 2))
-        if width >= len(self.headline) + len(beside) + _BAR_WIDTH + 8:
-            row.add_row(self._spinner, bar, beside)
-        else:
-            yield self._spinner
-            # Without a bar where there is no room for one that says anything.
-            row.add_row(*([bar] if bar.width >= _LEAST_BAR_WIDTH else []), beside)
-        yield row
-        for line in _filled(training_figures(progress), width=width):
-            yield Text(line, style="dim")
+        first, *others = progress_lines(self.headline, self.progress, width=options.max_width)
+        self._spinner.text = _line(first)
+        yield self._spinner
+        for line in others:
+            yield _line(line)
 
 
-def _filled(figures: list[str], *, width: int) -> list[str]:
-    """Joined by commas into as few lines as they need."""
-    lines: list[str] = []
-    for figure in figures:
-        if lines and len(lines[-1]) + len(figure) + 2 < width:
-            lines[-1] += f", {figure}"
-        else:
-            lines.append(figure)
-    return lines
+def _line(text: str) -> Text:
+    line = Text(text, overflow="ellipsis", no_wrap=True)
+    line.highlight_regex(f"{DONE}+", "bar.complete")
+    line.highlight_regex(f"{LEFT}+", "bar.back")
+    return line

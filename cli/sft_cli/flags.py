@@ -1,7 +1,8 @@
-"""The flags of `sft train`: one for each single value of a job's spec, from its declaration.
+"""The flags of `sft train`: one for each value of a job's spec, from its declaration.
 
 `flags()` names them, `spec_of` puts what was given into the spec that a file would hold. Values stay text: the
-declaration reads them, and refuses with the same sentences as for a file.
+declaration reads them, and refuses with the same sentences as for a file. No flag has what only clusters heed, but for
+what is a single value there, nor `compute.env`, which the shell's own variables are here.
 """
 
 import copy
@@ -18,7 +19,9 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from rich.markup import escape
 
+from sft_cli.refusal import Refusal
 from sftjob.shapes import shape
 from sftjob.spec import SFTJobSpec
 
@@ -31,6 +34,8 @@ _PLACES = {
     "checkpoint.storage": "--checkpoints",
 }
 """Folders, with a name that is easier to remember."""
+_LISTS = {"data.datasets": "--data", "data.evaluation.datasets": "--eval-data", "output": "--output"}
+"""Lists of what has a `uri`, by the flag that gives these, once for each. The other fields' flags begin with it."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,13 @@ class Flag:
     default: str | None
     is_list: bool
     short: str | None = None
+    of: str | None = None
+    """The path of the list, where it is a field of what is listed; it is given once for all of that, or for each."""
 
     @property
     def names(self) -> list[str]:
         """The short one first: help cuts what is too long."""
-        return [*([self.short] if self.short else []), f"--{self.path}"]
+        return [*([self.short] if self.short else []), *([] if self.of else [f"--{self.path}"])]
 
     @property
     def parameter(self) -> str:
@@ -62,8 +69,10 @@ class Flag:
 def flags() -> list[Flag]:
     """In the order of the declaration. The last word alone is a flag too, where no other path ends in it."""
     found = list(_flags(SFTJobSpec, ""))
-    ends = Counter(_last_word(flag.path) for flag in found)
-    return [replace(flag, short=_PLACES.get(flag.path) or _short(flag.path, ends)) for flag in found]
+    ends = Counter(_last_word(flag.path) for flag in found if not flag.of)
+    return [
+        flag if flag.of else replace(flag, short=_PLACES.get(flag.path) or _short(flag.path, ends)) for flag in found
+    ]
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -74,11 +83,11 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[
-                str | None,
+                list[str] | None if flag.of else str | None,
                 typer.Option(
                     *flag.names,
                     metavar=flag.shown,
-                    help=flag.meaning,
+                    help=escape(flag.meaning),
                     show_default=flag.default or False,
                     rich_help_panel=f"spec.{flag.section}",
                 ),
@@ -91,42 +100,71 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def spec_of(
-    given: Mapping[str, str],
-    *,
-    data: list[str],
-    of_data: Mapping[str, str],
-    output: str | None,
-    base: dict[str, Any],
-) -> dict[str, Any]:
-    """`base` is a file's spec, or {}; `given` maps paths to values and wins, as `of_data` does of each of `data`.
+def spec_of(given: Mapping[str, str | list[str]], *, base: dict[str, Any]) -> dict[str, Any]:
+    """`base` is a file's spec, or {}; `given` maps paths to values and wins. Nothing is checked yet.
 
-    Nothing is checked yet.
+    Raises Refusal where it is not clear of which dataset or output a value is.
     """
     spec = copy.deepcopy(base)
-    lists = {flag.path for flag in flags() if flag.is_list}
-    for path, value in given.items():
-        *sections, name = path.split(".")
-        section = spec
-        for key in sections:
-            section = _section(section, key)
-        if path in lists:
-            section[name] = value.split(",") if value else []
+    of_lists: dict[str, dict[str, list[str]]] = {}
+    for flag in flags():
+        value = given.get(flag.path)
+        if value is None:
+            continue
+        *sections, name = flag.path.split(".")
+        if flag.of:
+            assert isinstance(value, list)
+            of_lists.setdefault(flag.of, {})[name] = value
         else:
-            section[name] = place(value) if path in _PLACES else value
-    if data:
-        _section(spec, "data")["datasets"] = [
-            {"name": label(Path(file).stem, fallback=f"data-{n}"), "uri": place(file), **of_data}
-            for n, file in enumerate(data)
-        ]
-    if output is not None:
-        spec["output"] = [_first(spec.get("output")) | {"uri": place(output)}]
+            assert isinstance(value, str)
+            if flag.is_list:
+                _within(spec, sections)[name] = value.split(",") if value else []
+            else:
+                _within(spec, sections)[name] = place(value) if flag.path in _PLACES else value
+    for path, fields in of_lists.items():
+        *sections, name = path.split(".")
+        section = _within(spec, sections)
+        items = _items(fields, flag=_LISTS[path])
+        section[name] = _of_outputs(items, section.get(name)) if path == "output" else _with_names(items)
     return spec
 
 
-def _first(outputs: Any) -> dict[str, Any]:
-    """Format and dtype that a file wants of its output stand, wherever it goes."""
-    return outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else {}
+def _items(fields: Mapping[str, list[str]], *, flag: str) -> list[dict[str, Any]]:
+    """What `flag` and those that begin with it say of each thing that it lists."""
+    uris = fields.get("uri", [])
+    for field, values in fields.items():
+        if not uris:
+            raise Refusal(
+                f"{_of_item(flag, field)}: given without {flag}, of which it tells; add it, or write the field "
+                "into the file"
+            )
+        if len(values) not in (1, len(uris)):
+            raise Refusal(
+                f"{_of_item(flag, field)}: given {len(values)} times, for {len(uris)} of {flag}; give it once for all "
+                "of them, or once for each"
+            )
+    return [
+        {field: values[n % len(values)] for field, values in fields.items()} | {"uri": place(uri)}
+        for n, uri in enumerate(uris)
+    ]
+
+
+def _with_names(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A dataset has to have one."""
+    return [{"name": label(Path(one["uri"]).stem, fallback=f"data-{n}")} | one for n, one in enumerate(datasets)]
+
+
+def _of_outputs(given: list[dict[str, Any]], base: Any) -> list[dict[str, Any]]:
+    """Format and dtype that a file wants of an output stand, wherever it goes."""
+    before = base if isinstance(base, list) else []
+    kept = [before[n] if n < len(before) and isinstance(before[n], dict) else {} for n in range(len(given))]
+    return [of_file | of_flags for of_file, of_flags in zip(kept, given, strict=True)]
+
+
+def _within(spec: dict[str, Any], sections: list[str]) -> dict[str, Any]:
+    for key in sections:
+        spec = _section(spec, key)
+    return spec
 
 
 def _section(within: dict[str, Any], key: str) -> dict[str, Any]:
@@ -153,11 +191,25 @@ def _flags(model: type[BaseModel], prefix: str) -> Iterator[Flag]:
         if path in _WITHOUT_A_FLAG:
             continue
         shown, nested, is_list = shape(field.annotation)
-        if nested and not is_list:
+        if nested and path in _LISTS:
+            yield from _flags_of_items(nested, path)
+        elif nested and not is_list:
             yield from _flags(nested, f"{path}.")
         elif not nested and not shown.startswith("map of"):
             meaning = " ".join((field.description or "").split())
             yield Flag(path, shown, meaning, _default(field), is_list=is_list)
+
+
+def _flags_of_items(model: type[BaseModel], path: str) -> Iterator[Flag]:
+    flag = _LISTS[path]
+    for one in _flags(model, f"{path}."):
+        field = _last_word(one.path)
+        again = "Again for another one." if field == "uri" else f"Once for all of {flag}, or once for each."
+        yield replace(one, of=path, short=_of_item(flag, field), meaning=f"{one.meaning} {again}")
+
+
+def _of_item(flag: str, field: str) -> str:
+    return flag if field == "uri" else f"{flag}-{_dashed(field)}"
 
 
 def _default(field: FieldInfo) -> str | None:
@@ -172,4 +224,8 @@ def _last_word(path: str) -> str:
 
 def _short(path: str, ends: Counter[str]) -> str | None:
     word = _last_word(path)
-    return "--" + re.sub(r"([A-Z])", lambda match: f"-{match[1].lower()}", word) if ends[word] == 1 else None
+    return f"--{_dashed(word)}" if ends[word] == 1 else None
+
+
+def _dashed(word: str) -> str:
+    return re.sub(r"([A-Z])", lambda match: f"-{match[1].lower()}", word)

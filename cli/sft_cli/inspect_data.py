@@ -1,4 +1,7 @@
-"""`sft data inspect`: what a file becomes for a model, and three of its samples with what is trained of them."""
+"""`sft data inspect`: what a file becomes for a model, and three of its samples with what is trained of them.
+
+`sft run` shows the samples of a run in the same way.
+"""
 
 from rich.console import Console
 from rich.text import Text
@@ -12,8 +15,12 @@ def inspect_data(task: InspectionTask, console: Console) -> None:
     found = Inspection.from_json(ask_trainer("inspect_data", task.to_json(), console=console))
     for index, line in enumerate(found.receipt.in_words()):
         _say(console, Text(line if index else f"{found.format}: {line}"))
+    show_samples(found.samples, console)
+
+
+def show_samples(samples: list[list[Piece]], console: Console) -> None:
     colours = "in green" if console.color_system else "between ⟦ and ⟧"
-    for number, pieces in enumerate(found.samples, start=1):
+    for number, pieces in enumerate(samples, start=1):
         _say(console, Text(f"\nsample {number}; trained is what stands {colours}", style="bold"))
         _say(console, _shown(pieces, has_colours=console.color_system is not None))
 

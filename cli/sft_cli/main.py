@@ -41,10 +41,6 @@ commands = typer.Typer(
 data_commands = typer.Typer(no_args_is_help=True, help="Look at data before a job does.")
 commands.add_typer(data_commands, name="data")
 
-_OF_DATA = "Of whole hub datasets in --data"
-DataConfig = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_OF_DATA}: their configuration.")]
-DataSplit = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_OF_DATA}: their split.", show_default="train")]
-DataRevision = Annotated[str | None, typer.Option(help="Of hub datasets in --data: branch, tag or commit.")]
 ManifestFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A YAML file with one SFTJob.")]
 WorkDir = Annotated[Path | None, typer.Option(help="The run's own folder.", show_default="runs/<name>")]
 ClaimFolders = Annotated[
@@ -67,43 +63,23 @@ def train(
     file: Annotated[
         Path | None, typer.Argument(metavar="[JOB.yaml]", help="What the flags don't say.", show_default=False)
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="A file of chats, or its URI; give it again for another one."),
-    ] = None,
-    data_config: DataConfig = None,
-    data_split: DataSplit = None,
-    data_revision: DataRevision = None,
-    output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where the trained model goes.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's.", show_default="the file's, or of --output")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the job, its steps and its memory.")] = False,
     work_dir: WorkDir = None,
     claim: ClaimFolders = None,
-    **given: str | None,
+    **given: str | list[str] | None,
 ) -> None:
-    """Train from flags, with or without a file: the same job as `sft run` runs, every field of which is a flag."""
-    of_data = {"config": data_config, "split": data_split, "revision": data_revision}
-    of_data = {field: value for field, value in of_data.items() if value is not None}
-    if of_data and not data:
-        raise Refusal(
-            f"--data-{next(iter(of_data))}: given without --data, whose datasets it is of; add it, or write the field "
-            "into the file"
-        )
+    """Train from flags, with or without a file: the job that `sft run` would run.
+
+    Every field is a flag, but for `compute.env` and some that only clusters heed.
+    """
     document = read_document(file) if file else {"apiVersion": API_VERSION, "kind": "SFTJob"}
     spec, metadata = ((document.get(key) or {}) if isinstance(document, dict) else None for key in ("spec", "metadata"))
     if isinstance(spec, dict) and isinstance(metadata, dict):
-        values = {flag.path: value for flag in flags() if (value := given[flag.parameter]) is not None}
-        own_name = metadata.get("name") or label(Path(output).name if output else "", fallback="train")
-        document |= {
-            "spec": spec_of(
-                values,
-                data=data or [],
-                of_data=of_data,
-                output=output,
-                base=spec,
-            ),
-            "metadata": metadata | {"name": name or own_name},
-        }
+        values = {flag.path: value for flag in flags() if (value := given[flag.parameter]) not in (None, [])}
+        outputs = values.get("output.uri")
+        own_name = metadata.get("name") or label(Path(outputs[0]).name if outputs else "", fallback="train")
+        document |= {"spec": spec_of(values, base=spec), "metadata": metadata | {"name": name or own_name}}
     manifest = parse_manifest(document)
     if dry_run:
         typer.echo(yaml_text(manifest.to_json_dict()), nl=False)

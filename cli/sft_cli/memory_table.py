@@ -40,5 +40,6 @@ def memory_lines(spec: SFTJobSpec, claims: Claims) -> Iterator[str]:
         f"memory of each rank, {estimate.precision} activations, a pack of {estimate.pack_tokens} tokens; the "
         "allocator's overhead comes on top:"
     )
-    for kind, size in (estimate.kinds | {"together": estimate.together}).items():
+    together = "at least" if estimate.is_least else "together"
+    for kind, size in (estimate.kinds | {together: estimate.together}).items():
         yield f"  {kind:12}" + (f"{size / 1e9:9.3f} GB" if size is not None else "  unknown")

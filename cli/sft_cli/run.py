@@ -46,6 +46,8 @@ async def run_job(folder: WorkFolder, console: Console, *, again: str) -> int:
             due = await reconcile(key, backend=backend, store=folder.store, path_of=claims.path_of, clock=utc_now)
             job = folder.job()
             observation = await backend.observe(job)
+            if samples := backend.node(job.status.attempts.current, 0).samples():
+                display.data(samples)
             display.show(job, observation.progress, now=utc_now())
             if _is_at_rest(job) and not any(observation.live()):
                 break

@@ -1,11 +1,12 @@
 """What a status says, in words: used by every display of a run."""
 
-import re
 from datetime import datetime
 
+from sftjob import progress_words
 from sftjob.failure import Reason, signal_name
 from sftjob.job import SFTJob
-from sftjob.progress import Progress, Stage
+from sftjob.progress import Progress
+from sftjob.progress_words import counted, duration_in_words
 from sftjob.spec import SFTJobSpec
 from sftjob.status import AttemptKind, AttemptRecord, Phase, SFTJobStatus
 
@@ -13,13 +14,13 @@ from sftjob.status import AttemptKind, AttemptRecord, Phase, SFTJobStatus
 def arithmetic(spec: SFTJobSpec) -> str:
     """What a step consists of."""
     compute = spec.compute
-    ranks, processes = _counted(compute.world_size, "rank"), compute.processes_per_node
-    placed = f"{ranks} = {_counted(compute.nodes, 'node')} x {_counted(processes, 'process', 'processes')}; "
+    ranks, processes = counted(compute.world_size, "rank"), compute.processes_per_node
+    placed = f"{ranks} = {counted(compute.nodes, 'node')} x {counted(processes, 'process', 'processes')}; "
     if spec.script:
         return placed + f"each runs {spec.script.uri}"
     batch = (spec.training.global_batch_size if spec.training else None) or compute.world_size
-    steps = _counted(batch // compute.world_size, "accumulation step")
-    return placed + f"global batch {_counted(batch, 'pack')} = {ranks} x {steps} of 1 pack"
+    steps = counted(batch // compute.world_size, "accumulation step")
+    return placed + f"global batch {counted(batch, 'pack')} = {ranks} x {steps} of 1 pack"
 
 
 def gpu_needed(spec: SFTJobSpec) -> str | None:
@@ -51,47 +52,9 @@ def headline(job: SFTJob, progress: Progress | None, now: datetime) -> str:
         case Phase.STARTING | Phase.RUNNING if progress is None:
             return f"{attempt}: starting the launcher"
         case Phase.STARTING | Phase.RUNNING if progress is not None:
-            detail = f": {progress.detail}" if progress.detail else ""
-            return f"{attempt}: {stage_in_words(progress.stage)}{detail}"
+            return f"{attempt}: {progress_words.headline(progress)}"
         case _:
             return status.phase.value
-
-
-def stage_in_words(stage: Stage) -> str:
-    """`PreparingData` as `preparing data`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", " ", stage.value).lower()
-
-
-def training_figures(progress: Progress) -> list[str]:
-    """Of the last step and evaluation, the most wanted first."""
-    evaluated = ""
-    if progress.eval_loss is not None and progress.best_eval_loss is not None:
-        is_best = progress.eval_loss == progress.best_eval_loss
-        lowest = "" if is_best else f" (lowest {progress.best_eval_loss:.3f}, step {progress.best_step})"
-        evaluated = f"evaluation loss {progress.eval_loss:.3f}{lowest}"
-    figures = [
-        f"loss {progress.loss:.3f}" if progress.loss is not None else "",
-        evaluated,
-        f"lr {progress.learning_rate:.2e}" if progress.learning_rate is not None else "",
-        f"grad norm {progress.grad_norm:.3g}" if progress.grad_norm is not None else "",
-        f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second is not None else "",
-        f"MFU {progress.mfu:.0%}" if progress.mfu is not None else "",
-        f"data wait {progress.data_wait:.0%}" if progress.data_wait is not None else "",
-        f"packs in parts of {progress.micro_batch_tokens} tokens" if progress.micro_batch_tokens is not None else "",
-        f"memory {progress.memory_bytes / 1e9:.1f} GB" if progress.memory_bytes is not None else "",
-        f"{_counted(progress.skipped_steps, 'step')} skipped" if progress.skipped_steps else "",
-        f"saved step {progress.saved_step}" if progress.saved_step is not None else "",
-    ]
-    return [figure for figure in figures if figure]
-
-
-def how_far(progress: Progress) -> str:
-    """`step 420/1000`"""
-    return f"step {progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"
-
-
-def time_left(progress: Progress) -> str:
-    return f"{duration_in_words(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
 
 
 def exported_in_words(step: int | None, *, last_step: int | None) -> str:
@@ -109,14 +72,6 @@ def end_of_attempt(record: AttemptRecord) -> str:
     return f"attempt {record.number} ended{step}{saved}: {record.reason}{f': {explained}' if explained else ''}"
 
 
-def duration_in_words(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def trained_time(status: SFTJobStatus) -> str:
     """Over all attempts, without the time between them."""
     seconds = sum(
@@ -124,11 +79,7 @@ def trained_time(status: SFTJobStatus) -> str:
         for record in status.attempts.history
         if record.started_at is not None
     )
-    return f"{duration_in_words(seconds)} in {_counted(status.attempts.current, 'attempt')}"
-
-
-def _counted(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
+    return f"{duration_in_words(seconds)} in {counted(status.attempts.current, 'attempt')}"
 
 
 def _culprit(record: AttemptRecord) -> str:

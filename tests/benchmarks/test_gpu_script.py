@@ -43,6 +43,7 @@ def test_a_baseline_has_command_device_settings_and_both_trainers_with_equal_los
         "lora": {"rank": 16, "alpha": 32},
     }
     assert {"torch", "transformers", "trl", "peft"} <= report["versions"].keys()
+    assert report["leftOut"] == {"unsloth": "not installed"}
     assert report["models"].keys() == {"tiny"}
     # NF4 is for GPUs.
     assert report["models"]["tiny"].keys() == {"full", "lora"}
@@ -54,6 +55,8 @@ def test_a_baseline_has_command_device_settings_and_both_trainers_with_equal_los
         for result in (ours, trl):
             assert (result["mfu"], result["recompute"], len(result["losses"])) == (None, "none", 2)
             assert 0.97 < result["tflops"] * 1e12 / result["tokensPerSecond"] / A_TOKEN[method] < 1.01
+        assert compared["leftOut"] == report["leftOut"]
+        assert f"tiny        {method:8}unsloth left out: not installed" in said.stderr
         # A row for each as soon as it is there.
         assert f"tiny        {method:8}{compared['ratio']} times as fast as TRL" in said.stderr
 

@@ -7,8 +7,10 @@ import pytest
 from rich.console import Console
 
 from sft_cli.display import Display
+from sftjob.inspection import Piece, ShownSamples
 from sftjob.job import SFTJob
 from sftjob.progress import Progress, Stage
+from sftjob.receipt import DataReceipt
 from sftjob.status import Phase, SFTJobStatus
 from tests.sftjob.bad_manifests import LEAST
 
@@ -56,7 +58,7 @@ def screen(progress: Progress | None, *, width: int, is_terminal: bool = True) -
         (
             100,
             [
-                "attempt 1: training  ━━━━━━━━━━━━━                     step 420/1000  42%  14 min 10 s left",
+                "attempt 1: training  ━━━━━━━━━━━━━───────────────────  step 420/1000  42%  14 min 10 s left",
                 "loss 1.310, evaluation loss 1.420 (lowest 1.400, step 300), lr 5.90e-05, grad norm 0.842",
                 "12,345 tokens/s, MFU 48%, data wait 1%, memory 71.2 GB, 1 step skipped, saved step 400",
             ],
@@ -65,7 +67,7 @@ def screen(progress: Progress | None, *, width: int, is_terminal: bool = True) -
             60,
             [
                 "attempt 1: training",
-                "━━━━━━━━              step 420/1000  42%  14 min 10 s left",
+                "━━━━━━━━────────────  step 420/1000  42%  14 min 10 s left",
                 "loss 1.310, evaluation loss 1.420 (lowest 1.400, step 300)",
                 "lr 5.90e-05, grad norm 0.842, 12,345 tokens/s, MFU 48%",
                 "data wait 1%, memory 71.2 GB, 1 step skipped",
@@ -98,3 +100,17 @@ def test_the_newest_evaluation_that_is_the_best_is_told_once() -> None:
     best = TRAINING.model_copy(update={"eval_loss": 1.4})
     [line] = screen(best, width=60, is_terminal=False)
     assert "evaluation loss 1.400, lr" in line
+
+
+def test_samples_stand_above_the_bar_with_what_is_trained_in_green() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=60, _environ={})
+    pieces = [Piece(text="asked ", is_trained=False), Piece(text="answered", is_trained=True)]
+    prepared = ShownSamples(
+        receipt=DataReceipt(samples=1, tokens=2, trained_tokens=1, packs=1), samples=[pieces, pieces]
+    )
+    display = Display(console, known=SFTJobStatus())
+    display.data(prepared)
+    display.data(prepared)
+    shown = console.file.getvalue()
+    assert shown.startswith("data: 1 samples, 2 tokens, 1 of them trained")
+    assert shown.count("asked \x1b[1;32manswered\x1b[0m") == 2

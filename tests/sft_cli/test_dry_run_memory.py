@@ -35,13 +35,22 @@ def test_the_table_tells_the_bytes_of_the_tensors_of_a_rank(tmp_path: Path) -> N
     assert weights < sum(parameter.nbytes for parameter in model.parameters()) / 1.9
     moments = [state[name].chunk(2)[0] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     lines = dry_run(tmp_path, "--processes-per-node", "2", "--max-length", "64", "--precision", "fp32")
-    assert lines[-7].startswith("# memory of each rank, fp32 activations, a pack of 64 tokens")
-    table = {line.split()[1]: float(line.split()[2]) for line in lines[-6:]}
+    assert lines[-8].startswith("# memory of each rank, fp32 activations, a pack of 64 tokens")
+    table = {line.split()[1]: float(line.split()[2]) for line in lines[-7:]}
+    # Of the embedding and the head each rank has all from the forward to the backward, and of the norm of 256.
+    assert table["gathered"] == round((2 * 4001 * 256 + 256) * 4 / 1e9, 3)
     assert table["weights"] == table["gradients"] == round(weights / 1e9, 3)
     assert table["moments"] == round(sum(moment.nbytes for moment in moments) / 1e9, 3)
     # 64 rows of 4,001 logits, and the head's gradient of 4,001 x 256, in fp32.
     assert table["logits"] == round((64 * 4001 + 4001 * 256) * 4 / 1e9, 3)
     assert table["together"] >= round(4 * weights / 1e9, 3) > 0.01
+
+
+def test_a_sum_without_the_activations_says_so(tmp_path: Path) -> None:
+    tiny.save_random_model(tmp_path / "model", "qwen3_moe")
+    *_, activations, _, together = dry_run(tmp_path)
+    assert activations == "#   activations   unknown"
+    assert together.startswith("#   at least ")
 
 
 def test_a_model_that_a_job_would_refuse_is_told_and_the_job_is_printed_all_the_same(tmp_path: Path) -> None:
@@ -61,7 +70,7 @@ def test_of_a_model_on_a_hub_the_configuration_is_asked_for_and_no_weights(tmp_p
         lines = dry_run(tmp_path, model="hf://tiny/llama", HF_ENDPOINT=hub.url, **home)
         assert not any("safetensors" in path for path in hub.files_asked())
         missing = dry_run(tmp_path, model="hf://tiny/lama", HF_ENDPOINT=hub.url, **home)[-1]
-    assert lines[-6:] == dry_run(tmp_path, model=str(published))[-6:]
+    assert lines[-7:] == dry_run(tmp_path, model=str(published))[-7:]
     assert missing.startswith(
         "# memory: not told, for this job would fail: model.uri: hf://tiny/lama is not found at http"
     )
@@ -79,7 +88,7 @@ def test_a_packed_base_needs_a_gpu_that_the_job_asks_for(tmp_path: Path) -> None
         '  compute: {processesPerNode: 2, resources: {limits: {nvidia.com/gpu: "2"}}}\n'
     )
     lines = dry_run(tmp_path, str(job), "--quantize", "nf4")
-    table = {line.split()[1]: float(line.split()[2]) for line in lines[-6:]}
+    table = {line.split()[1]: float(line.split()[2]) for line in lines[-7:]}
     # Three matrices of 1024 x 4096; with 4 heads of 8, 2 for keys and values, two of 1024 x 32 and two of 1024 x 16:
     # 4 bits each and a byte for 64 of them, whole on both ranks. What is half of the rest is under 1 MB.
     packed = (3 * 1024 * 4096 + 2 * 1024 * 32 + 2 * 1024 * 16) * (0.5 + 1 / 64)

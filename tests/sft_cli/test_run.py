@@ -16,6 +16,10 @@ def test_a_run_ends_with_the_models_folder(user: User) -> None:
     ]
     data, succeeded, model, curve = run.stdout.splitlines()[-4:]
     assert data == "data: 3 samples, 30 tokens, 20 of them trained; 0 truncated, 0 dropped; 2 packs"
+    said = run.stdout.splitlines()
+    begin = said.index("sample 1; trained is what stands between ⟦ and ⟧")
+    assert said[begin - 2 : begin + 2] == [data, "", said[begin], "asked ⟦answered⟧"]
+    assert said.count(said[begin]) == 1
     assert succeeded.startswith("tiny succeeded: ")
     assert succeeded.endswith(" s in 1 attempt, final loss 0.486")
     assert model == f"model: {user.folder}/claims/models/tuned"

@@ -1,10 +1,15 @@
 """`sft train`: a job from flags, and what its flags are."""
 
+from collections.abc import Iterator
+
 import yaml
+from pydantic import BaseModel
 from sft_user import User
 
 from sft_cli.flags import flags
 from sftjob.job import parse_manifest
+from sftjob.shapes import shape
+from sftjob.spec import SFTJobSpec
 
 FLAGS = ("--data", "data/chats.jsonl", "--model", "models/base", "--output", "models/My_Tuned")
 
@@ -71,6 +76,42 @@ def test_configuration_split_and_revision_are_of_all_that_data_names(user: User)
     assert alone.stderr.startswith("--data-split: given without --data")
 
 
+def test_what_data_and_outputs_are_like_is_told_once_for_all_or_once_for_each(user: User) -> None:
+    dry = user.sft(
+        "train", *FLAGS, "--output-format", "hf", "--output-format", "adapter", "--output-dtype", "bf16", "--rank", "8",
+        "--output", "pvc://results/adapter", "--data", "more.jsonl", "--data-format", "alpaca",
+        "--data-sample-ratio", "1", "--data-sample-ratio", "0.5", "--eval-data", "held/chats.jsonl",
+        "--eval-data-format", "messages", "--dry-run",
+    )  # fmt: skip
+    assert (dry.returncode, dry.stderr) == (0, "")
+    spec, here = parse_manifest(yaml.safe_load(dry.stdout)).spec.to_json_dict(), f"file://{user.folder}"
+    assert spec["output"] == [
+        {"uri": f"{here}/models/My_Tuned", "format": "hf", "dtype": "bf16"},
+        {"uri": "pvc://results/adapter", "format": "adapter", "dtype": "bf16"},
+    ]
+    assert spec["data"]["datasets"] == [
+        {"name": "chats", "uri": f"{here}/data/chats.jsonl", "format": "alpaca", "sampleRatio": 1.0},
+        {"name": "more", "uri": f"{here}/more.jsonl", "format": "alpaca", "sampleRatio": 0.5},
+    ]
+    assert spec["data"]["evaluation"]["datasets"] == [
+        {"name": "chats", "uri": f"{here}/held/chats.jsonl", "format": "messages", "sampleRatio": 1.0}
+    ]
+    for flags_, said in (
+        (
+            ("--data", "b.jsonl", "--data", "c.jsonl", "--data-format", "text", "--data-format", "auto"),
+            "--data-format: given 2 times, for 3 of --data; give it once for all of them, or once for each\n",
+        ),
+        (
+            ("--eval-data-format", "text"),
+            "--eval-data-format: given without --eval-data, of which it tells; add it, or write the field into the "
+            "file\n",
+        ),
+        (("--output-format", "gguf"), "spec.output[0].format: 'gguf' is not allowed; use 'hf' or 'adapter'\n"),
+    ):
+        refused = user.sft("train", *FLAGS, *flags_, "--dry-run")
+        assert (refused.returncode, refused.stderr) == (64, said)
+
+
 def test_flags_win_over_the_file(user: User) -> None:
     user.file.write_text(user.file.read_text() + "  training: {totalStep: 5, seed: 7}\n")
     dry = user.sft("train", "job.yaml", "--seed", "8", "--dry-run")
@@ -93,6 +134,13 @@ def test_an_output_may_be_a_uri_and_keeps_the_form_that_the_file_wants(user: Use
     dry = user.sft("train", "job.yaml", "--output", "pvc://results/mine", "--dry-run")
     (output,) = parse_manifest(yaml.safe_load(dry.stdout)).spec.output
     assert (output.uri, output.format, output.dtype) == ("pvc://results/mine", "adapter", "bf16")
+    flags_ = ("--output", "pvc://a/b", "--output", "pvc://a/c", "--output-dtype", "fp32")
+    dry = user.sft("train", "job.yaml", *flags_, "--dry-run")
+    outputs = parse_manifest(yaml.safe_load(dry.stdout)).spec.output
+    assert [(one.uri, one.format, one.dtype) for one in outputs] == [
+        ("pvc://a/b", "adapter", "fp32"),
+        ("pvc://a/c", "hf", "fp32"),
+    ]
 
 
 def test_a_script_is_a_flag_too(user: User) -> None:
@@ -147,15 +195,37 @@ def test_wrong_and_missing_values_are_refused_together_by_the_path_that_is_the_f
 
 
 def test_every_flag_has_a_name_and_a_meaning_of_its_own(user: User) -> None:
-    names = [name for flag in flags() for name in flag.names] + [
-        "--data",
-        "--output",
-        "--name",
-        "--work-dir",
-        "--claim",
-    ]
+    names = [name for flag in flags() for name in flag.names] + ["--name", "--dry-run", "--work-dir", "--claim"]
     assert len(names) == len(set(names))
     assert [flag.path for flag in flags() if not flag.meaning] == []
     shown = user.sft("train", "--help").stdout
-    for name in ("--lr", "--max-length", "--keep-last", "--retries", "--tokenizer"):
+    for name in ("--lr", "--max-length", "--keep-last", "--retries", "--tokenizer", "--data", "--output-format"):
         assert name in shown
+
+
+def test_every_field_is_a_flag_but_those_that_only_clusters_heed_and_the_environment() -> None:
+    def fields(model: type[BaseModel], prefix: str) -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            path = f"{prefix}{field.alias or name}"
+            _, nested, _ = shape(field.annotation)
+            yield from fields(nested, f"{path}.") if nested else (path,)
+
+    assert sorted(set(fields(SFTJobSpec, "")) - {flag.path for flag in flags()}) == [
+        "compute.env.name",
+        "compute.env.value",
+        "compute.env.valueFrom.secretKeyRef.key",
+        "compute.env.valueFrom.secretKeyRef.name",
+        "compute.image",
+        "compute.imagePullSecrets.name",
+        "compute.nodeSelector",
+        "compute.priorityClassName",
+        "compute.resources.limits",
+        "compute.resources.requests",
+        "compute.tolerations.effect",
+        "compute.tolerations.key",
+        "compute.tolerations.operator",
+        "compute.tolerations.tolerationSeconds",
+        "compute.tolerations.value",
+        "queue.name",
+        "runPolicy.suspend",
+    ]

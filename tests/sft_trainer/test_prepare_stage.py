@@ -11,6 +11,7 @@ from sft_trainer.progress import write_progress
 from sft_trainer.report import Report, read_reports
 from sft_trainer.task import RankTask
 from sftjob.base import utc_now
+from sftjob.inspection import ShownSamples
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.progress import Progress, Stage
 from sftjob.spec import SFTJobSpec
@@ -59,6 +60,11 @@ def test_a_large_file_is_tokenised_by_a_process_for_each_cpu(tmp_path: Path, mon
     monkeypatch.setattr(prepare, "available_cpus", lambda: 2.5)
     report = prepared(tmp_path)
     assert report.data is not None
+    shown = ShownSamples.from_json((tmp_path / "scratch/samples.json").read_text())
+    assert shown.receipt == report.data
+    assert [[piece.text for piece in sample if piece.is_trained] for sample in shown.samples] == [
+        [f"{answer}<|eot_id|>"] for answer in "012"
+    ]
     assert report.data.samples == 100
     assert started == [0, 1]
 

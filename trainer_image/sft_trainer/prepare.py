@@ -36,7 +36,7 @@ _MOST_WORKERS = 16
 """Each needs some 100 MB, which a pod of many CPUs may not have counted."""
 
 
-def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
+def _prepare(plan: LaunchPlan, reporter: ProgressReporter, *, scratch: Path) -> Report:
     """Raises JobFailure for whatever a user has to mend before a rank can start."""
     _refuse_too_many_processes(plan)
     refuse_unusable_trackers(plan.spec.training.report_to, field="spec.training.reportTo")
@@ -58,7 +58,7 @@ def _prepare(plan: LaunchPlan, reporter: ProgressReporter) -> Report:
     reporter.report(data=receipt)
     log_receipt(data)
     if plan.attempt == 1:
-        log_samples(data, tokenizer_path=options.tokenizer_path)
+        log_samples(data, tokenizer_path=options.tokenizer_path, scratch=scratch)
     if receipt.packs < world:
         raise JobFailure(
             Reason.INVALID_CONFIGURATION,
@@ -114,7 +114,7 @@ def prepare_stage(scratch: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s prepare %(message)s", datefmt="%H:%M:%S")
     reporter = ProgressReporter(scratch)
     try:
-        report = _prepare(RankTask.read(scratch).plan, reporter)
+        report = _prepare(RankTask.read(scratch).plan, reporter, scratch=scratch)
     except JobFailure as failure:
         report = Report(reason=failure.reason, message=failure.message)
     finally:

@@ -19,10 +19,11 @@ from sft_operator.lifecycle.observation import NodeObservation, NodeState
 from sft_operator.local.files import replace_file
 from sft_operator.local.lock import is_locked, locked
 from sftjob import names
+from sftjob.inspection import ShownSamples
 from sftjob.outcome import Outcome
 from sftjob.progress import Progress
 
-_R = TypeVar("_R", Outcome, Progress)
+_R = TypeVar("_R", Outcome, Progress, ShownSamples)
 
 # The pid is written before anything can go wrong in the launcher: no process ever runs that nobody can name.
 _START = 'echo $$ > "$0" && exec "$@"'
@@ -58,6 +59,10 @@ class LocalNode:
 
     def progress(self) -> Progress | None:
         return _read_record(self.progress_file, Progress)
+
+    def samples(self) -> ShownSamples | None:
+        """Of a first attempt, once its data is prepared."""
+        return _read_record(self.folder / names.SAMPLES, ShownSamples)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Raises Locked where a launcher lives here. In a session of its own: a terminal's Ctrl-C isn't for it."""

@@ -135,6 +135,14 @@ def test_a_frozen_base_in_bf16_gives_the_numbers_of_one_in_fp32_on_two_ranks(ran
         assert torch.equal(rank["bf16 adapted"]["loss"], rank["bf16 whole"]["loss"])
 
 
+def test_what_stays_whole_on_each_rank_until_the_backward_is_estimated(ranks: list) -> None:
+    outside = 2 * 96 * 32 + 32
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+    for rank in ranks:
+        assert rank["bf16 whole"]["gathered"] == rank["bf16 whole"]["estimated"] == outside * 2
+        assert rank["bf16 unfreed"]["gathered"] == rank["bf16 unfreed"]["estimated"] == (outside + 2 * layer) * 2
+
+
 def test_each_rank_packs_all_of_the_base_and_its_adapters_learn_as_on_one(
     folder: Path, ranks: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

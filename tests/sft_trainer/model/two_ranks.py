@@ -109,9 +109,14 @@ def work(rank: int, folder: Path) -> None:
     loss = held(each_ranks_pack(rank))
     loss.backward()
     results["bf16 adapted"] = {"loss": loss.detach(), "dtype": held.model.layers[0].mlp.up_proj.weight.dtype}
-    results["bf16 whole"] = {
-        "loss": tiny.built(str(folder / "bf16"), mesh=mesh, precision="bf16")(each_ranks_pack(rank)).detach()
-    }
+    halves = tiny.built(str(folder / "bf16"), mesh=mesh, precision="bf16")
+    results["bf16 whole"] = {"estimated": gathered(halves, FSDPConfig())}
+    results["bf16 whole"] |= {"loss": halves(each_ranks_pack(rank)).detach(), "gathered": whole_here(halves)}
+    unfreed = FSDPConfig(reshard_after_forward=False)
+    kept = tiny.built(str(folder / "bf16"), mesh=mesh, precision="bf16", fsdp_cfg=unfreed)
+    results["bf16 unfreed"] = {"estimated": gathered(kept, unfreed)}
+    kept(each_ranks_pack(rank))
+    results["bf16 unfreed"]["gathered"] = whole_here(kept)
     nf4.DEVICES = ("cpu",)
     packed = tiny.built(str(folder / "llama"), mesh=mesh, lora_cfg=PACKED)
     fill_b(packed)
@@ -136,6 +141,16 @@ def work(rank: int, folder: Path) -> None:
     export_model(packed, folder / "packed merged", source=str(folder / "llama"), tokenizer_path=str(folder / "llama"))
     torch.save(results, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def gathered(model: torch.nn.Module, fsdp_cfg: FSDPConfig) -> int:
+    options = {"loss_cfg": CELossConfig(), "optim_cfg": AdamWConfig()}
+    return estimate_memory(model, pack_tokens=9, precision="bf16", fsdp_cfg=fsdp_cfg, **options).gathered
+
+
+def whole_here(model: torch.nn.Module) -> int:
+    """After a forward: what is no DTensor is gathered until the backward."""
+    return sum(p.nbytes for p in model.parameters() if not isinstance(p, DTensor))
 
 
 def fill_b(model: torch.nn.Module) -> None:

@@ -27,18 +27,21 @@ def kept_bytes(model: torch.nn.Module) -> tuple[torch.Tensor, int]:
     return loss, live.nbytes(but=model.get_output_embeddings().weight.shape)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", ["llama", "qwen3_tied", "mistral"])
 @pytest.mark.parametrize(("ratio", "selectively"), [(0.0, False), (0.5, False), (1.0, False), (0.0, True), (0.5, True)])
-def test_the_estimate_is_what_a_step_makes(case: str, ratio: float, selectively: bool, tmp_path) -> None:
+def test_the_estimate_is_what_a_step_makes(
+    case: str, ratio: float, selectively: bool, precision: str, tmp_path
+) -> None:
     fsdp_cfg = FSDPConfig(recompute_ratio=ratio, recompute_selectively=selectively)
     loss_cfg = CELossConfig(chunk_size=48)
     folder = tiny.save_random_model(tmp_path, case, **SIZES | ({"sliding_window": 512} if case == "mistral" else {}))
-    model = tiny.built(folder, fsdp_cfg=fsdp_cfg, loss_cfg=loss_cfg)
+    model = tiny.built(folder, fsdp_cfg=fsdp_cfg, loss_cfg=loss_cfg, precision=precision)
     optim_cfg = AdamWConfig(moments="bf16" if case == "llama" else "fp32")
     optimizer = build_optimizer(model, optim_cfg)
     create_optimizer_state(model, optimizer)
     estimate = estimate_memory(
-        model, pack_tokens=TOKENS, precision="fp32", loss_cfg=loss_cfg, fsdp_cfg=fsdp_cfg, optim_cfg=optim_cfg
+        model, pack_tokens=TOKENS, precision=precision, loss_cfg=loss_cfg, fsdp_cfg=fsdp_cfg, optim_cfg=optim_cfg
     )
     loss, kept = kept_bytes(model)
     loss.backward()
@@ -49,18 +52,25 @@ def test_the_estimate_is_what_a_step_makes(case: str, ratio: float, selectively:
     assert estimate.moments == sum(moment.nbytes for moment in moments)
     whole_again = 0
     if ratio or selectively:
-        plain, recomputed = (tiny.built(folder, fsdp_cfg=FSDPConfig(recompute_ratio=r)) for r in (0.0, 1.0))
+        plain, recomputed = (
+            tiny.built(folder, fsdp_cfg=FSDPConfig(recompute_ratio=share), precision=precision) for share in (0.0, 1.0)
+        )
         whole_again = (kept_bytes(plain)[1] - kept_bytes(recomputed)[1]) // SIZES["num_hidden_layers"]
     if selectively and not ratio:
         # Of which are there already: the MLP's two halves and what the attention gives; values, and before their norms
         # queries and keys; 8 heads of queries and 2 of keys, of 20 each.
         normed = 160 + 40 if case == "qwen3_tied" else 0
-        whole_again -= TOKENS * 4 * (2 * 160 + 160 + 40 + normed)
+        whole_again -= TOKENS * (4 if precision == "fp32" else 2) * (2 * 160 + 160 + 40 + normed)
     # The rest: at most four hidden states outside of the layers, and the few numbers of each token that norms and
     # attention keep in each layer.
     assert 0 <= kept + whole_again - estimate.activations <= TOKENS * 4 * (4 * 160 + 6 * 20)
-    # 48 rows of 96 logits, whose place their gradient takes, and the head's [96, 160], in fp32.
-    assert estimate.logits == 48 * 96 * 4 + 96 * 160 * 4
+    logits_bytes = 4 if precision == "fp32" else 6
+    # 48 rows of 96 logits, whose place their gradient takes, for a moment in bf16 too; and the head's [96, 160].
+    assert estimate.logits == 48 * 96 * logits_bytes + 96 * 160 * 4
+    total = kept + whole_again + estimate.together - estimate.activations
+    assert 0.9 * total <= estimate.together <= total
+    assert estimate.gathered == 0
+    assert "together at least" not in memory_line(estimate)
 
 
 def test_layers_of_another_form_are_not_guessed(tmp_path) -> None:
@@ -69,7 +79,9 @@ def test_layers_of_another_form_are_not_guessed(tmp_path) -> None:
         model, pack_tokens=9, precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig(), optim_cfg=AdamWConfig()
     )
     assert estimate.activations is None
-    assert "activations unknown" in memory_line(estimate)
+    line = memory_line(estimate)
+    assert "activations unknown" in line
+    assert f"together at least {estimate.together / 1e9:.2f}" in line
 
 
 def test_frozen_weights_have_neither_gradient_nor_moments(tmp_path) -> None:

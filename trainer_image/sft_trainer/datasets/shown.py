@@ -6,12 +6,14 @@ Called at the start of a run, by the prepare stage or by `Trainer.fit`, and by `
 import itertools
 import logging
 import sys
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.datasets.render import load_tokenizer
-from sftjob.inspection import Piece, marked
+from sftjob import names
+from sftjob.inspection import Piece, ShownSamples, marked
 
 _SAMPLES = 3
 _MOST_CHARACTERS = 600
@@ -27,15 +29,21 @@ def log_receipt(data: PreparedData) -> None:
         log.info("%s", line)
 
 
-def log_samples(data: PreparedData, *, tokenizer_path: str) -> None:
-    """Three at most: the first of each dataset, then the second."""
+def log_samples(data: PreparedData, *, tokenizer_path: str, scratch: Path | None = None) -> None:
+    """Three at most: the first of each dataset, then the second. Into `scratch` too, where `sft run` finds them."""
     tokenizer = load_tokenizer(tokenizer_path)
-    has_colours = sys.stdout.isatty()
+    samples = [
+        [piece.model_copy(update={"text": _shortened(piece.text)}) for piece in pieces(data, tokenizer, sample)]
+        for sample in _first_samples(data)
+    ]
+    # Where log lines go.
+    has_colours = sys.stderr.isatty()
     marks = ("\x1b[1;32m", "\x1b[0m") if has_colours else ("⟦", "⟧")
-    for number, sample in enumerate(_first_samples(data), start=1):
-        shown = [piece.model_copy(update={"text": _shortened(piece.text)}) for piece in pieces(data, tokenizer, sample)]
+    for number, sample in enumerate(samples, start=1):
         where = "in green" if has_colours else "between ⟦ and ⟧"
-        log.info("sample %d; trained is what stands %s\n%s", number, where, marked(shown, *marks))
+        log.info("sample %d; trained is what stands %s\n%s", number, where, marked(sample, *marks))
+    if scratch:
+        (scratch / names.SAMPLES).write_text(ShownSamples(receipt=data.receipt, samples=samples).to_json())
 
 
 def pieces(data: PreparedData, tokenizer: PreTrainedTokenizerBase, sample_id: int) -> list[Piece]:

@@ -136,7 +136,7 @@ def _prepare(launch: Launch, options: RunOptions) -> PreparedData:
             reporter.report(data=data.receipt)
             log_receipt(data)
             if launch.plan.attempt == 1:
-                log_samples(data, tokenizer_path=options.tokenizer_path)
+                log_samples(data, tokenizer_path=options.tokenizer_path, scratch=launch.scratch)
         return data
     finally:
         if reporter:

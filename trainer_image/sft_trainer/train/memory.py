@@ -1,19 +1,21 @@
 """What a rank's tensors need, by kind: told before the first step, when a run that can't fit has cost nothing yet.
 
-In: the built model and the options. Out: bytes. Pure; called by the loop. Weights, gradients and moments are exact; the
-others are what plain kernels keep, and compiled layers keep less. The allocator's own overhead and the layers that
-FSDP2 gathers for a moment come on top.
+In: the built model and the options. Out: bytes. Pure; called by the loop. Weights, gradients, moments and what stays
+gathered are exact; the others are what plain kernels keep, and compiled layers keep less. The allocator's own overhead
+and the layers that FSDP2 gathers for a moment come on top.
 """
 
 import math
 import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from sft_trainer.model import nf4
+from sft_trainer.model import nf4, transformers_private
 from sft_trainer.model.recompute import recomputed_layers
 from sftjob.memory import MemoryEstimate
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
@@ -36,6 +38,7 @@ def estimate_memory(
     `ranks`: over how many a model that is not sharded yet will be; the first of them holds the most.
     """
     parameters = list(model.parameters())
+    is_sharded = ranks > 1 or any(isinstance(parameter, DTensor) for parameter in parameters)
     trained = sum(_local_bytes(parameter, ranks) for parameter in parameters if parameter.requires_grad)
     head = model.get_output_embeddings().weight
     element = _BF16 if precision == "bf16" else _FP32
@@ -52,7 +55,10 @@ def estimate_memory(
         gradients=trained,
         # Weights that are trained are kept in fp32.
         moments=2 * trained if optim_cfg.moments == "fp32" else trained,
-        activations=_activations(model, pack_tokens=pack_tokens, element=element, fsdp_cfg=fsdp_cfg),
+        gathered=sum(p.numel() * element for p in _staying_gathered(model, fsdp_cfg)) if is_sharded else 0,
+        activations=_activations(
+            model, pack_tokens=pack_tokens, precision=precision, is_sharded=is_sharded, fsdp_cfg=fsdp_cfg
+        ),
         logits=logits,
     )
 
@@ -66,7 +72,8 @@ def peak_memory(device: torch.device) -> int:
 
 def memory_line(estimate: MemoryEstimate) -> str:
     told = [f"{kind} {'unknown' if size is None else f'{size / 1e9:.2f}'}" for kind, size in estimate.kinds.items()]
-    return f"memory a rank, in GB: {', '.join(told)}; together {estimate.together / 1e9:.2f}"
+    least = "at least " if estimate.is_least else ""
+    return f"memory a rank, in GB: {', '.join(told)}; together {least}{estimate.together / 1e9:.2f}"
 
 
 def _local_bytes(parameter: torch.nn.Parameter, ranks: int) -> int:
@@ -79,7 +86,46 @@ def _local_bytes(parameter: torch.nn.Parameter, ranks: int) -> int:
     return parameter.nbytes // len(parameter) * math.ceil(len(parameter) / ranks)
 
 
-def _activations(model: PreTrainedModel, *, pack_tokens: int, element: int, fsdp_cfg: FSDPConfig) -> int | None:
+def _staying_gathered(model: PreTrainedModel, fsdp_cfg: FSDPConfig) -> Iterator[torch.nn.Parameter]:
+    """Those that FSDP2 has whole on each rank from the forward to the backward: all that stand outside of layers."""
+    layers = transformers_private.decoder_layers(model).values() if fsdp_cfg.reshard_after_forward else ()
+    freed = {parameter for layer in layers for parameter in layer.parameters()}
+    return (p for p in model.parameters() if p not in freed and not nf4.is_packed(p))
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """Of one number of a token."""
+
+    stream: int
+    """Of the residual stream, which a layer gets."""
+    norm: int
+    """Of all that a norm of the stream keeps for its own backward, with what it gives to the products."""
+    head_norm: int
+    """The same of a norm of queries and keys."""
+    product: int
+    """Of what products and attention give and take, and of what stands between them."""
+
+
+_KEPT = {
+    # What comes in, normalised, and as it is given to the products.
+    "fp32": _Bytes(stream=4, norm=12, head_norm=8, product=4),
+    # The stream and all of the norm are fp32; each product makes a copy of its own, three after one norm and two after
+    # the other: five for two norms. Queries and keys become fp32 for their norm, and are given back.
+    "autocast": _Bytes(stream=4, norm=8 + 5, head_norm=6, product=2),
+    # The stream is bf16, and becomes fp32 for the norm.
+    "bf16": _Bytes(stream=2, norm=8, head_norm=6, product=2),
+}
+
+
+def _activations(
+    model: PreTrainedModel,
+    *,
+    pack_tokens: int,
+    precision: Literal["fp32", "bf16"],
+    is_sharded: bool,
+    fsdp_cfg: FSDPConfig,
+) -> int | None:
     config = model.config.get_text_config()
     modules = [name.rpartition(".")[2] for name, _ in model.named_modules()]
     if any(parameter.ndim == 3 for parameter in model.parameters()) or not {"q_proj", "gate_proj"} <= set(modules):
@@ -88,17 +134,19 @@ def _activations(model: PreTrainedModel, *, pack_tokens: int, element: int, fsdp
     # A list by layers (gemma3n), or a name of the model's own (hrm_text).
     if not all(isinstance(getattr(config, size, None), int) for size in sizes):
         return None
+    is_autocast = precision == "bf16" and not is_sharded
+    size = _KEPT["autocast" if is_autocast else precision]
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or hidden // heads
     queries, keys = heads * head_size, config.num_key_value_heads * head_size
     normed = queries + keys if "q_norm" in modules else 0
-    # The residual and two norms, each twice, the MLP's gate, its activation, the other half and their product; queries,
-    # the attention's result and their halves turned by the rotary embedding; keys and values.
-    whole = 6 * hidden + 4 * inner + 3 * queries + 2 * keys + 2 * normed
+    # Two norms; the MLP's gate, its activation, the other half and their product; queries, the attention's result and
+    # their halves turned by the rotary embedding; keys and values.
+    whole = 2 * size.norm * hidden + size.head_norm * normed + size.product * (4 * inner + 3 * queries + 2 * keys)
     # The layer's input, what each of its matrices and the attention give. Some of it is kept for nothing but to compute
     # the rest again; the other part is what the layer would have kept too.
-    products = 3 * hidden + 2 * inner + 2 * queries + 2 * keys
-    products_of_whole = hidden + 2 * inner + queries + keys + normed
+    products = size.stream * hidden + size.product * (2 * hidden + 2 * inner + 2 * queries + 2 * keys)
+    products_of_whole = size.stream * hidden + size.product * (2 * inner + queries + keys + normed)
     layers = config.num_hidden_layers
     recomputed = len(recomputed_layers(layers, ratio=fsdp_cfg.recompute_ratio))
     others = products if fsdp_cfg.recompute_selectively else whole
@@ -108,4 +156,12 @@ def _activations(model: PreTrainedModel, *, pack_tokens: int, element: int, fsdp
         again = whole
     elif fsdp_cfg.recompute_selectively:
         again = whole - products_of_whole
-    return pack_tokens * element * ((layers - recomputed) * others + recomputed * hidden + again)
+    copied = 0 if fsdp_cfg.recompute_selectively else layers - recomputed
+    copies = _copies_of_a_layer(model) * (copied + bool(again)) if is_autocast else 0
+    return pack_tokens * ((layers - recomputed) * others + recomputed * size.stream * hidden + again) + copies
+
+
+def _copies_of_a_layer(model: PreTrainedModel) -> int:
+    """Autocast keeps one in bf16 of each matrix in fp32, for the backward."""
+    first = next(iter(transformers_private.decoder_layers(model).values()))
+    return sum(p.numel() * _BF16 for p in first.parameters() if p.ndim == 2 and p.dtype == torch.float32)

@@ -1,4 +1,4 @@
-"""What a run says of itself: log lines, the attempt's metrics file, trackers, progress for the launcher.
+"""What a run says of itself: a bar or log lines, the attempt's metrics file, trackers, progress for the launcher.
 
 Called by the loop.
 
@@ -21,10 +21,13 @@ from sft_trainer.train.memory import memory_line, peak_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none, last_step_before
 from sft_trainer.train.queued import QueuedStep
 from sft_trainer.train.schedule import learning_rate, warmup_steps
+from sft_trainer.train.terminal_bar import terminal_bar
 from sft_trainer.train.world import World
+from sftjob.base import utc_now
 from sftjob.manifest import EvaluationRecord
 from sftjob.memory import MemoryEstimate
-from sftjob.progress import Stage
+from sftjob.progress import Progress, Stage
+from sftjob.progress_words import progress_line
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +37,11 @@ class RunTeller:
         self._world, self._stream, self._fence = world, stream, place.fence
         self._marker = Marker(place.scratch, world.rank) if place.scratch else None
         self._reporter = ProgressReporter(place.scratch) if place.scratch and world.is_first else None
+        self._latest = Progress(attempt=place.fence.attempt, stage=Stage.STARTING, reported_at=utc_now())
         self._metrics = MetricsLog(place.fence.storage, place.fence.attempt) if world.is_first else None
         self._tracking = place.tracking
         self._trackers: Trackers | None = None
+        self._bar = terminal_bar() if world.is_first else None
         self._peak = peak_flops(world.device, precision=precision)
         self.flops: ModelFlops | None = None
         """Of the model, once it is built."""
@@ -116,6 +121,9 @@ class RunTeller:
     def progress(self, **changes: Any) -> None:
         if "stage" in changes or "detail" in changes:
             self.mark(changes.get("stage"), step=changes.get("step"))
+        self._latest = self._latest.model_copy(update=changes)
+        if self._bar:
+            self._bar.show(self._latest)
         if self._reporter:
             self._reporter.report(**changes)
 
@@ -159,16 +167,6 @@ class RunTeller:
         self._metrics.write({**line, "samples": self._stream.sample_ids(step)})
         self._track(step, {f"train/{name}": value for name, value in line.items() if name != "step"})
         self.save_stall_seconds = 0.0
-        log.info(
-            "step %d/%d loss %.4f lr %.2e grad norm %.3f %.0f tokens/s%s",
-            step,
-            total_steps,
-            loss,
-            queued.rate,
-            grad_norm,
-            speed,
-            f" MFU {reached['mfu']:.1%}" if "mfu" in reached else "",
-        )
         self.progress(
             stage=Stage.TRAINING,
             detail=None,
@@ -184,6 +182,8 @@ class RunTeller:
             memory_bytes=line["memory_bytes"],
             eta_seconds=round((total_steps - step) * seconds),
         )
+        if not self._bar:
+            log.info("%s", progress_line(self._latest))
 
     def evaluation(self, record: EvaluationRecord, *, total_steps: int) -> None:
         if self._metrics:
@@ -206,6 +206,8 @@ class RunTeller:
         )
 
     def close(self, *, at_the_end: bool) -> None:
+        if self._bar:
+            self._bar.close()
         if self._reporter:
             self._reporter.close()
         if self._metrics:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sftjob.failure import Reason, exit_code
+from sftjob.inspection import Piece, ShownSamples
 from sftjob.outcome import Artifact, Outcome
 from sftjob.plan import LaunchPlan
 from sftjob.progress import Progress, Stage
@@ -73,6 +74,10 @@ print(f"stub launcher of attempt {plan.attempt}", flush=True)
 report(Stage.PREPARING_DATA, detail="3 of 3 rows")
 if fault == "InvalidData":
     end(Reason.INVALID_DATA, message="data.jsonl:3: not JSON; correct this line")
+receipt = DataReceipt(samples=3, tokens=30, trained_tokens=20, packs=2)
+if plan.attempt == 1:
+    pieces = [Piece(text="asked ", is_trained=False), Piece(text="answered", is_trained=True)]
+    (scratch / "samples.json").write_text(ShownSamples(receipt=receipt, samples=[pieces]).to_json())
 step = resumed_from or 0
 while step < 20:
     if stopping:
@@ -100,6 +105,6 @@ end(
     last_step=20,
     final_digest="sha256:00",
     artifacts=[Artifact(uri=plan.spec.output[0].uri, format="hf", digest="sha256:01", bytes=1)],
-    data=DataReceipt(samples=3, tokens=30, trained_tokens=20, packs=2),
+    data=receipt,
     progress=progress if resumed_from != 20 else None,
 )
