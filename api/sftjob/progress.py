@@ -3,6 +3,7 @@
 from pydantic import AwareDatetime
 
 from sftjob.base import OpenWord, Record, Whole
+from sftjob.failure import Reason
 from sftjob.receipt import DataReceipt
 
 
@@ -35,6 +36,20 @@ class Resolved(Record):
     """Of `spec.model.tokenizer`."""
     data_revisions: list[str] = []
     """Of each dataset, those of evaluation after the others; empty for one that is neither a hub's nor in a bucket."""
+
+
+class EndBefore(Record):
+    """How the attempt before ended, by the launcher of it that ended first and left its last words in storage."""
+
+    attempt: Whole
+    node_rank: Whole
+    reason: Reason
+    exit_code: Whole
+    message: str = ""
+    rank: Whole | None = None
+    signal: Whole | None = None
+    log_tail: str = ""
+    ended_at: AwareDatetime
 
 
 class Progress(Record):
@@ -90,6 +105,8 @@ class Progress(Record):
     """Told by the attempt. In a status it stands beside the progress."""
     data: DataReceipt | None = None
     """What became of the data, once it is prepared; a status has it at `data` instead."""
+    end_before: EndBefore | None = None
+    """Told by the attempt, for an operator that was not there to hear it. In a status it stands in the history."""
     pod_uid: str | None = None
     """Of the pod that reports; absent outside a cluster."""
     reported_at: AwareDatetime

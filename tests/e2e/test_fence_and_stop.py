@@ -14,6 +14,7 @@ import pytest
 from e2e.local_run import FAULTS, PATIENCE_SECONDS, LocalRun, assert_bit_equal, fingerprint
 
 from sft_operator.lifecycle.plan import launch_plan
+from sft_trainer.progress import read_progress
 from sftjob.job import SFTJob
 from sftjob.outcome import Outcome
 
@@ -168,6 +169,9 @@ def test_a_signal_to_one_rank_saves_on_all_and_comes_to_the_others_too_late(
     second = Launcher(launched, attempt=2, scratch=launched.folder / "s2").outcome()
     assert (second.reason, second.resumed_from) == ("Succeeded", stopped.saved_step)
     assert_bit_equal(launched, undisturbed)
+    # For an operator that saw nothing of the first one.
+    told = read_progress(launched.folder / "s2").end_before
+    assert (told.attempt, told.reason, told.node_rank, told.ended_at) == (1, "Preempted", 0, stopped.ended_at)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from sft_operator.lifecycle.observation import AttemptObservation, NodeObservati
 from sft_operator.lifecycle.plan import launch_plan
 from sftjob.failure import NEVER_RETRIED, Reason
 from sftjob.outcome import Artifact, Outcome
-from sftjob.progress import Resolved
+from sftjob.progress import EndBefore, Resolved
 from sftjob.receipt import DataReceipt
 from sftjob.status import AttemptRecord, AttemptsStatus, Columns, Condition, Phase, SFTJobStatus
 
@@ -321,6 +321,45 @@ def test_a_lost_launchers_last_report_counts_as_its_progress() -> None:
         ended_at=NOW,
     )
     assert decision.status.attempts.without_progress == 0
+
+
+@pytest.mark.parametrize(
+    ("seen_as", "number", "reason"),
+    [
+        (Reason.LAUNCHER_LOST, 1, Reason.RANK_KILLED),
+        (Reason.LAUNCHER_LOST, 7, Reason.LAUNCHER_LOST),
+        (Reason.NODE_LOST, 1, Reason.NODE_LOST),
+    ],
+)
+def test_what_an_attempt_that_nobody_saw_end_left_in_storage_is_told_by_the_next(
+    seen_as: Reason, number: int, reason: Reason
+) -> None:
+    lost = AttemptRecord(number=1, reason=seen_as, message="as it seemed", saved_step=4, ended_at=at(-30))
+    status = in_attempt(2).model_copy(
+        update={"attempts": in_attempt(2).attempts.model_copy(update={"history": [lost], "disruptions": 1})}
+    )
+    end = EndBefore(
+        attempt=number,
+        node_rank=1,
+        reason=Reason.RANK_KILLED,
+        exit_code=70,
+        message="rank 3 was killed",
+        rank=3,
+        signal=9,
+        log_tail="x" * 2000,
+        ended_at=at(-90),
+    )
+    told = observing(seen(2, RUNNING), progress=some_progress(attempt=2, end_before=end))
+    after_it = decide(a_job(status=status), told, now=NOW).status
+    (record,) = after_it.attempts.history
+    assert (record.reason, record.saved_step, after_it.attempts.disruptions) == (reason, 4, 1)
+    if reason is Reason.RANK_KILLED:
+        assert (record.rank, record.signal, record.node_rank, record.exit_code) == (3, 9, 1, 70)
+        assert (record.message, record.log_tail, record.ended_at) == ("rank 3 was killed", "x" * 600, at(-90))
+    else:
+        assert record == lost
+    assert after_it.progress is not None
+    assert after_it.progress.end_before is None
 
 
 @pytest.mark.parametrize(("without_progress", "seconds"), [(0, 1), (1, 10)])

@@ -6,12 +6,13 @@ from datetime import datetime
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob.failure import NEVER_RETRIED, Reason
 from sftjob.outcome import Outcome
-from sftjob.progress import Progress
+from sftjob.progress import EndBefore, Progress
 from sftjob.status import AttemptRecord, AttemptsStatus
 
 GPU_FAULT_SIGNS = ("uncorrectable ECC error encountered", "uncorrectable NVLink error detected during the execution")
 """In the words of a rank: how CUDA names errors 214 and 220, the two that only broken hardware brings about."""
 
+LOG_TAIL_CHARACTERS = 600
 _BY_OPERATOR = (Reason.HANG, Reason.NOT_STARTED)
 """Decided here: what the attempt's nodes say afterwards is how they were ended."""
 
@@ -80,6 +81,14 @@ def with_standstill_told(record: AttemptRecord) -> AttemptRecord:
     return record.model_copy(update={"message": f"{record.message}; {record.standstill.told()}"})
 
 
+def with_words_of_storage(record: AttemptRecord, end: EndBefore) -> AttemptRecord:
+    """Of an attempt whose launchers were gone when somebody looked, with what the next one found of them."""
+    told = end.model_dump(include={"node_rank", "reason", "exit_code", "rank", "signal", "ended_at"})
+    place = {} if record.node_rank == end.node_rank else {"pod": None, "node": None}
+    words = {"message": end.message, "log_tail": end.log_tail[-LOG_TAIL_CHARACTERS:]}
+    return record.model_copy(update=told | place | words)
+
+
 def untold_record(
     reason: Reason, message: str, *, attempts: AttemptsStatus, progress: Progress | None, now: datetime
 ) -> AttemptRecord:
@@ -135,7 +144,7 @@ def _node_record(node: NodeObservation, lost: AttemptRecord) -> AttemptRecord:
         "skipped_checkpoints": outcome.skipped_checkpoints,
         "last_step": outcome.last_step,
         "saved_step": outcome.saved_step,
-        "log_tail": outcome.log_tail[-600:],
+        "log_tail": outcome.log_tail[-LOG_TAIL_CHARACTERS:],
         "started_at": outcome.started_at,
         "ended_at": outcome.ended_at,
     }

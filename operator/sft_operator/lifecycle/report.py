@@ -1,8 +1,10 @@
 """What an attempt tells about itself, taken into the status. Called by `decide`; never changes the phase."""
 
+from sft_operator.lifecycle.cause import with_words_of_storage
+from sftjob.failure import Reason
 from sftjob.outcome import Outcome
-from sftjob.progress import Progress
-from sftjob.status import SFTJobStatus
+from sftjob.progress import EndBefore, Progress
+from sftjob.status import AttemptsStatus, SFTJobStatus
 
 COALESCE_SECONDS = 10
 """A report that only moves numbers is written this often: the status costs its store a write, whoever watches."""
@@ -35,8 +37,24 @@ def with_last_words(status: SFTJobStatus, outcome: Outcome | None) -> SFTJobStat
 
 def _with_own_places(status: SFTJobStatus, progress: Progress) -> tuple[SFTJobStatus, Progress]:
     """What has a place of its own in the status: what later attempts don't tell any more still holds."""
-    told = {name: value for name in ("resolved", "data") if (value := getattr(progress, name)) is not None}
-    return status.model_copy(update=told), progress.model_copy(update=dict.fromkeys(told))
+    told: dict[str, object] = {
+        name: value for name in ("resolved", "data") if (value := getattr(progress, name)) is not None
+    }
+    if progress.end_before is not None:
+        told["attempts"] = _with_end(status.attempts, progress.end_before)
+    without = dict.fromkeys(("resolved", "data", "end_before"))
+    return status.model_copy(update=told), progress.model_copy(update=without)
+
+
+def _with_end(attempts: AttemptsStatus, end: EndBefore) -> AttemptsStatus:
+    """Of an attempt that nobody saw end, what its launcher left in storage. What it was counted as stays."""
+    history = [
+        with_words_of_storage(record, end)
+        if record.number == end.attempt and record.reason is Reason.LAUNCHER_LOST
+        else record
+        for record in attempts.history
+    ]
+    return attempts.model_copy(update={"history": history})
 
 
 def progress_of_current(status: SFTJobStatus) -> Progress | None:

@@ -62,6 +62,7 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
         gate = fence.enter(plan, node_rank=placement.node_rank, pod_uid=placement.pod_uid)
         entered = True
         if placement.node_rank == 0:
+            write_progress(placement.scratch, first.model_copy(update={"end_before": fence.end_before(plan)}))
             remove_unpublished(plan, gate)
             refuse_unwritable_outputs(plan)
             if gate.remote and not plan.prepare_only:
@@ -237,7 +238,7 @@ def _end(
         script_completed=plan.spec.script is not None and cause.reason is Reason.SUCCEEDED and final_digest is None,
         artifacts=artifacts,
         data=(first.data if first else None) or (prepared.data if prepared else None),
-        progress=progress and progress.model_copy(update={"data": None}),
+        progress=progress and progress.model_copy(update={"data": None, "end_before": None}),
         log_tail="" if cause.rank is None else log_tail(placement.scratch, cause.rank - first_rank),
         started_at=started_at,
         ended_at=utc_now(),

@@ -20,7 +20,7 @@ from sftjob.base import Record
 from sftjob.failure import JobFailure, Reason
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan, PinnedObject, RunRecord
-from sftjob.progress import Resolved
+from sftjob.progress import EndBefore, Resolved
 
 _SHARED_WITHIN_SECONDS = 60
 
@@ -132,6 +132,15 @@ def hangs_before(plan: LaunchPlan, *, node_rank: int) -> int:
     before = range(max(1, plan.attempt - 3), plan.attempt)
     outcomes = [_outcome(plan, attempt=attempt, node_rank=node_rank) for attempt in before]
     return sum(outcome is not None and outcome.reason is Reason.HANG for outcome in outcomes)
+
+
+def end_before(plan: LaunchPlan) -> EndBefore | None:
+    """Of the attempt before, as far as its launchers left any words: of those that failed the first, else the first."""
+    nodes = range(plan.spec.compute.nodes) if plan.attempt > 1 else ()
+    found = [_outcome(plan, attempt=plan.attempt - 1, node_rank=node) for node in nodes]
+    outcomes = [outcome for outcome in found if outcome is not None]
+    first = min(outcomes, key=lambda one: (one.reason is Reason.SUCCEEDED, one.ended_at), default=None)
+    return first and EndBefore.from_json(first.to_json())
 
 
 def _outcome(plan: LaunchPlan, *, attempt: int, node_rank: int) -> Outcome | None:
