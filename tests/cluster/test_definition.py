@@ -186,7 +186,7 @@ def own(api: Cluster, tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[Ro
         yield made
 
 
-@pytest.mark.parametrize("numbers", [range(300), pytest.param(range(300, 10_000), marks=pytest.mark.full)])
+@pytest.mark.parametrize("numbers", [range(100), pytest.param(range(100, 10_000), marks=pytest.mark.full)])
 def test_odd_jobs_are_refused_with_a_path_or_handled_and_the_operator_stays_well(own: Room, numbers: range) -> None:
     assert_odd_jobs_do_no_harm(own, own.start_operator(), numbers)
 

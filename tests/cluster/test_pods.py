@@ -16,7 +16,8 @@ from cluster.place import cache_folder, cluster_folder
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec
 
-pytestmark = pytest.mark.cluster
+# What an SFTJob needs of it, the tests of SFTJobs hold in each run.
+pytestmark = [pytest.mark.cluster, pytest.mark.full]
 
 ALL_REDUCE = """
 import os, socket, time, torch, torch.distributed as dist

@@ -277,6 +277,7 @@ def test_a_newer_definition_and_operator_take_a_running_job_over_as_it_is(
     assert_bit_equal(own.run(), undisturbed)
 
 
+@pytest.mark.full
 def test_a_job_deleted_in_mid_run_leaves_nothing_though_no_operator_is_there(own: Room) -> None:
     operator = own.start_operator()
     own.apply(small_job())

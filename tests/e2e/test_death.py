@@ -157,9 +157,8 @@ def test_a_rank_killed_at_the_end_of_an_epoch_goes_on_in_the_next_one(run: Local
     assert_bit_equal(run, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "victim", [pytest.param("sft_trainer.launcher.torchrun", marks=pytest.mark.full), "sft_trainer.launcher --plan"]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("victim", ["sft_trainer.launcher.torchrun", "sft_trainer.launcher --plan"])
 def test_no_rank_outlives_its_launcher_or_torchrun(run: LocalRun, undisturbed: LocalRun, victim: str) -> None:
     run.start()
     run.until_step(3)
@@ -174,6 +173,7 @@ def test_no_rank_outlives_its_launcher_or_torchrun(run: LocalRun, undisturbed: L
     assert_bit_equal(run, undisturbed)
 
 
+@pytest.mark.full
 def test_a_rank_that_ignores_sigterm_delays_the_end_by_seconds_only(run: LocalRun) -> None:
     run.start()
     run.until_step(3)
@@ -191,6 +191,7 @@ def test_a_rank_that_ignores_sigterm_delays_the_end_by_seconds_only(run: LocalRu
     run.succeed()
 
 
+@pytest.mark.full
 def test_the_system_s_temporary_folder_stays_as_it_was(run: LocalRun, tmp_path: Path) -> None:
     temporary = tmp_path / "system-tmp"
     temporary.mkdir()

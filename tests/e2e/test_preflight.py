@@ -49,6 +49,7 @@ def test_a_pre_flight_prepares_with_one_launcher_and_the_next_attempt_trains_fro
         assert words in run.log
 
 
+@pytest.mark.full
 def test_bad_data_is_told_by_the_pre_flight_and_nothing_follows_it(run: LocalRun, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [\n')
@@ -60,6 +61,7 @@ def test_bad_data_is_told_by_the_pre_flight_and_nothing_follows_it(run: LocalRun
     assert not (run.storage / "attempts" / "2").exists()
 
 
+@pytest.mark.full
 def test_a_script_is_looked_at_by_the_pre_flight_and_run_by_the_next_attempt(tmp_path: Path) -> None:
     """Its runs are told by what it writes, and only the second attempt may run it."""
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'x').write('once')\n")
