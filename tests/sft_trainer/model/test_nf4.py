@@ -143,6 +143,7 @@ def test_products_are_computed_in_bf16_where_the_run_is(tmp_path: Path) -> None:
     assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
 
 
+@pytest.mark.full
 def test_recomputed_and_compiled_layers_give_the_same_numbers(tmp_path: Path) -> None:
     # Wide enough that packed products are kept where layers are recomputed selectively.
     source = tiny.save_random_model(tmp_path, "qwen3_tied", hidden_size=144, intermediate_size=192)

@@ -250,6 +250,7 @@ def test_a_run_that_memory_has_ended_begins_anew_with_smaller_micro_batches_wher
     assert line["micro_batches"] == len(line["samples"]) > 2
 
 
+@pytest.mark.full
 def test_two_ranks_whose_run_does_not_resume_by_itself_say_how_it_goes_on_with_smaller_micro_batches(
     tmp_path: Path,
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_checkpoint_has_the_state_of_its_step_though_later_steps_were_done_mea
             assert torch.equal(run.tensors(step)[name], tensor), (step, name)
 
 
+@pytest.mark.full
 def test_a_run_that_ends_between_saves_beside_the_steps_goes_on_bit_equal(tmp_path: Path, after_step) -> None:
     plain = SmallRun(tmp_path / "plain", {"every_steps": 2})
     plain.go()
