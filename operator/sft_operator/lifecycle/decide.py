@@ -159,7 +159,8 @@ def _record_end(
         if attempt is not None:
             status = with_last_words(status, next(node for node in attempt.nodes if node.rank == 0).outcome)
         record = end_record(attempt, attempts=attempts, progress=progress_of_current(status), now=now)
-        record = with_loss_told(with_standstill_told(record))
+        record = with_standstill_told(record)
+    record = with_loss_told(record)
 
     ran = seconds_run(attempts, until=last_end(attempt, progress=progress_of_current(status), now=now))
     if attempts.recovery is not None:

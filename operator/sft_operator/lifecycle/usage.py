@@ -23,9 +23,5 @@ def _lost_share(record: AttemptRecord) -> float:
     """Of the attempt's steps those that no checkpoint has."""
     if record.reason is Reason.SUCCEEDED:
         return 0.0
-    first = record.resumed_from or 0
-    done = (record.last_step or 0) - first
-    if done <= 0:
-        return 1.0
-    kept = max(0, (record.saved_step or 0) - first)
-    return max(0, done - kept) / done
+    done = (record.last_step or 0) - (record.resumed_from or 0)
+    return (record.lost_steps or 0) / done if done > 0 else 1.0

@@ -66,7 +66,9 @@ def test_elsewhere_each_step_is_a_line_with_every_figure(tmp_path: Path, caplog:
 
 
 @pytest.mark.parametrize("terminal", ["stdout", "stderr"])
-def test_samples_have_colour_where_the_log_is_a_terminal(tmp_path: Path, caplog, monkeypatch, terminal: str) -> None:
+def test_samples_have_colour_where_the_log_is_a_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, terminal: str
+) -> None:
     run = SmallRun(tmp_path / "run")
     options = run.options()
     data = prepare_data(

@@ -24,7 +24,8 @@ def choose_checkpoint(
         return None
     remove_leftovers(fence)
     found = find_newest(fence.storage)
-    set_aside(fence, list(found.corrupt))
+    if found.corrupt:
+        set_aside(fence, list(found.corrupt))
     skipped = [f"{names.checkpoint_folder(step)}: {what}" for step, what in found.corrupt.items()]
     latest = names.checkpoint_step(fence.records.read(names.LATEST) or "")
     if latest is not None and latest > max([found.manifest.step if found.manifest else 0, *found.corrupt]):
