@@ -47,6 +47,26 @@ def test_kernels_give_the_values_and_gradients_of_the_written_out_form(
         assert (ours - expected).norm() < tolerance * expected.norm()
 
 
+@pytest.mark.parametrize("torch_compile", [False, True])
+@pytest.mark.parametrize("lengths", [[40], [23, 17]])
+def test_packs_of_one_and_of_several_documents_train_as_on_a_cpu(
+    lengths: list[int], torch_compile: bool, tmp_path: Path
+) -> None:
+    folder = tiny.save_random_model(tmp_path, "qwen3_tied", head_dim=16)
+    torch.compiler.reset()
+    results = []
+    for device, precision, compiled in ((GPU, "bf16", torch_compile), (tiny.CPU, "fp32", False)):
+        fsdp_cfg = FSDPConfig(torch_compile=compiled)
+        model = tiny.built(folder, device=device, precision=precision, fsdp_cfg=fsdp_cfg)
+        loss = model(tiny.pack(tiny.documents(lengths)).to(device))
+        loss.backward()
+        results.append((loss.item(), {name: g.cpu() for name, g in tiny.gradients(model).items()}))
+    (loss, gradients), (expected_loss, expected) = results
+    assert loss == pytest.approx(expected_loss, rel=1e-2)
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() < 0.1 * gradient.norm(), name
+
+
 @pytest.mark.parametrize("case", ["gemma2", "gpt_oss"])
 def test_a_models_compiled_layers_train_with_softcaps_and_sinks(case: str, tmp_path: Path) -> None:
     folder = tiny.save_random_model(tmp_path, case, head_dim=16, num_hidden_layers=4, layer_types=test_flex.WINDOWS)

@@ -6,6 +6,8 @@ calls `summed_cross_entropy`; nothing here knows of batches, ranks or denominato
 
 # ruff: noqa: N803, N806 -- a tensor's name ends with its shape
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +54,17 @@ def summed_cross_entropy(
     labels_N: torch.Tensor,
     config: CELossConfig,
     arithmetic: HeadArithmetic,
+    compiled: bool = False,
 ) -> torch.Tensor:
-    """The fp32 sum over N of -log softmax(head(hidden))[label]; 0 and still differentiable where N is 0."""
+    """The fp32 sum over N of -log softmax(head(hidden))[label]; 0 and still differentiable where N is 0.
+
+    `compiled`: between its products a chunk's logits are read and written as few times as can be.
+    """
     if config.mode == "eager":
         logits_NV = arithmetic.apply(F.linear(hidden_ND, weight_VD, bias_V).float())
         return F.cross_entropy(logits_NV, labels_N, reduction="sum")
     return _ChunkedCrossEntropy.apply(
-        hidden_ND, weight_VD, bias_V, labels_N, config.chunk_size, arithmetic, torch.is_grad_enabled()
+        hidden_ND, weight_VD, bias_V, labels_N, config.chunk_size, arithmetic, torch.is_grad_enabled(), compiled
     )
 
 
@@ -78,6 +84,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         arithmetic: HeadArithmetic,
         with_gradients: bool,
+        compiled: bool,
     ) -> torch.Tensor:
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
@@ -88,34 +95,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Summed over chunks in fp32: in bf16 the later chunks of a long pack would be rounded away.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
+        of_logits = _compiled_of_logits() if compiled else _of_logits
 
         with torch.autocast(device, enabled=False):
             for start in range(0, len(labels_N), chunk_size):
                 hidden_CD = hidden_ND[start : start + chunk_size].to(dtype)
                 labels_C1 = labels_N[start : start + chunk_size, None]
-                logits_CV = F.linear(hidden_CD, head_VD, None if bias_V is None else bias_V.to(dtype)).float()
-                logits_CV = arithmetic.apply(logits_CV)
-                max_C1 = logits_CV.amax(dim=-1, keepdim=True)
-                label_logits_C1 = logits_CV.gather(-1, labels_C1)
-                # In place, for nothing on the way is larger: logits, then exponentials, then their gradient.
-                shifted_CV = logits_CV - max_C1 if arithmetic.needs_logits else logits_CV.sub_(max_C1)
-                grad_CV = shifted_CV.exp_()
-                sum_C1 = grad_CV.sum(dim=-1, keepdim=True)
-                loss += (sum_C1.log() + max_C1 - label_logits_C1).sum()
-                if not with_gradients:
+                logits_CV = F.linear(hidden_CD, head_VD, None if bias_V is None else bias_V.to(dtype))
+                chunk_loss, grad_CV = of_logits(logits_CV, labels_C1, arithmetic, with_gradients)
+                loss += chunk_loss
+                if grad_CV is None:
                     continue
-                grad_CV.div_(sum_C1)
-                grad_CV.scatter_add_(-1, labels_C1, torch.full_like(sum_C1, -1.0))
-                grad_CV = arithmetic.pull_back(grad_CV, logits_CV)
                 if grad_bias_V is not None:
-                    grad_bias_V += grad_CV.sum(dim=0)
-                grad_CV = grad_CV.to(dtype)
+                    grad_bias_V += grad_CV.sum(dim=0, dtype=torch.float32)
                 if grad_hidden_ND is not None:
                     grad_hidden_ND[start : start + chunk_size] = grad_CV @ head_VD
-                if grad_weight_VD is not None and dtype == torch.float32:
-                    grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
-                elif grad_weight_VD is not None:
-                    grad_weight_VD += grad_CV.T @ hidden_CD
+                if grad_weight_VD is not None:
+                    _add_product(grad_weight_VD, grad_CV.T, hidden_CD)
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         return loss
@@ -128,4 +124,41 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if grad is None else grad.mul_(grad_loss).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
+
+
+def _of_logits(
+    head_output_CV: torch.Tensor, labels_C1: torch.Tensor, arithmetic: HeadArithmetic, with_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The summed loss, a scalar in fp32, and its gradient with respect to the head's output, in that one's dtype."""
+    logits_CV = arithmetic.apply(head_output_CV.float())
+    max_C1 = logits_CV.amax(dim=-1, keepdim=True)
+    label_logits_C1 = logits_CV.gather(-1, labels_C1)
+    # In place, for nothing on the way is larger: logits, then exponentials, then their gradient.
+    shifted_CV = logits_CV - max_C1 if arithmetic.needs_logits else logits_CV.sub_(max_C1)
+    grad_CV = shifted_CV.exp_()
+    sum_C1 = grad_CV.sum(dim=-1, keepdim=True)
+    loss = (sum_C1.log() + max_C1 - label_logits_C1).sum()
+    if not with_gradient:
+        return loss, None
+    grad_CV.div_(sum_C1)
+    label_grad_C1 = arithmetic.pull_back(grad_CV.gather(-1, labels_C1) - 1, label_logits_C1)
+    grad_CV = arithmetic.pull_back(grad_CV, logits_CV).to(head_output_CV.dtype)
+    # Last, into what is finished: in between, a compiled softmax would be written out for it.
+    return loss, grad_CV.scatter_(-1, labels_C1, label_grad_C1.to(grad_CV.dtype))
+
+
+@functools.cache
+def _compiled_of_logits() -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    compiled: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = torch.compile(_of_logits)
+    return compiled
+
+
+def _add_product(sum_VD: torch.Tensor, left_VC: torch.Tensor, right_CD: torch.Tensor) -> None:
+    """In fp32, whatever the factors are in: on a GPU by the product's own kernel, which rounds nothing on the way."""
+    if left_VC.dtype == torch.float32:
+        sum_VD.addmm_(left_VC, right_CD)
+    elif sum_VD.device.type == "cuda":
+        torch.addmm(sum_VD, left_VC, right_CD, out_dtype=torch.float32, out=sum_VD)
+    else:
+        sum_VD += left_VC @ right_CD

@@ -135,10 +135,14 @@ def _on_gpu(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """PyTorch's own variable-length kernel, without a host synchronisation."""
+    """Without a host synchronisation."""
+    if starts.shape[0] == 2 and window is None and value_TKD.shape[-1] == query_THD.shape[-1]:
+        # One document as long as the pack: on Hopper cuDNN's kernel takes 0.56 times as long as the one below.
+        return _one_document(query_THD, key_TKD, value_TKD, scaling, None)
     # T bounds every document. Their true maximum is an integer of its own in each pack: it would recompile the layer.
     longest = query_THD.shape[0]
     value_size = value_TKD.shape[-1]
+    # PyTorch's own variable-length kernel.
     padded_TKD = F.pad(value_TKD, (0, query_THD.shape[-1] - value_size))
     attended_THD = varlen_attn(
         query_THD,

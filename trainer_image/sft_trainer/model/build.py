@@ -46,11 +46,20 @@ def build_model(
     autocast = precision == "bf16" and mesh is None
     if autocast:
         experts.follow_autocast(model)
-    _replace_forward(model, loss_cfg=loss_cfg, autocast=autocast, device=device)
+    compiled = compiles(fsdp_cfg, device)
+    forward = PackForward(
+        model,
+        loss_cfg=loss_cfg,
+        autocast_to=torch.bfloat16 if autocast else None,
+        device=device,
+        compiled=compiled,
+    )
+    # On the instance, before FSDP2 hooks it.
+    model.forward = types.MethodType(forward, model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = list(transformers_private.decoder_layers(model).values())
     recompute_in_backward(layers, fsdp_cfg)
-    if fsdp_cfg.torch_compile or (fsdp_cfg.torch_compile is None and device.type == "cuda"):
+    if compiled:
         for layer in layers:
             layer.compile()
     if mesh is not None:
@@ -72,6 +81,12 @@ def chosen_precision(precision: Precision, device: torch.device) -> Literal["fp3
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def compiles(fsdp_cfg: FSDPConfig, device: torch.device) -> bool:
+    if fsdp_cfg.torch_compile is None:
+        return device.type == "cuda"
+    return fsdp_cfg.torch_compile
 
 
 def model_on_meta(
@@ -136,12 +151,6 @@ def _hold_frozen_matrices_in_bf16(model: PreTrainedModel) -> None:
         for parameter in module.parameters(recurse=False):
             if module is not embedding and parameter.ndim >= 2 and not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
-
-
-def _replace_forward(model: PreTrainedModel, *, loss_cfg: CELossConfig, autocast: bool, device: torch.device) -> None:
-    """On the instance, before FSDP2 hooks it."""
-    forward = PackForward(model, loss_cfg=loss_cfg, autocast_to=torch.bfloat16 if autocast else None, device=device)
-    model.forward = types.MethodType(forward, model)
 
 
 def _shard(model: PreTrainedModel, *, mesh: DeviceMesh, fsdp_cfg: FSDPConfig, precision: str) -> None:

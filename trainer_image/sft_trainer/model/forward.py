@@ -33,6 +33,7 @@ class PackForward:
         loss_cfg: CELossConfig,
         autocast_to: torch.dtype | None,
         device: torch.device,
+        compiled: bool,
     ) -> None:
         # Methods of the class, which FSDP2 does not replace; an attribute that is a module would be registered twice.
         self._own_forward = type(model).forward
@@ -40,6 +41,7 @@ class PackForward:
         self._arithmetic = head_arithmetic(model)
         self._autocast_to = autocast_to
         self._device_type = device.type
+        self._compiled = compiled
         self._shares_masks = has_softcaps_or_sinks(model)
 
     def __call__(self, model: PreTrainedModel, batch: PackedBatch, *, output: Output = "loss") -> torch.Tensor:
@@ -58,6 +60,7 @@ class PackForward:
                 labels_N=batch.labels[0].index_select(0, batch.trained_rows),
                 config=self._loss_cfg,
                 arithmetic=self._arithmetic,
+                compiled=self._compiled,
             )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
-from sft_trainer.model.build import chosen_precision
+from sft_trainer.model.build import chosen_precision, compiles
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest
@@ -67,10 +67,8 @@ class _Run:
         self.options, self.place, self.data = options, place, data
         self.world, self.stop, self.state = world, stop, state
         self.precision = chosen_precision(options.precision, world.device)
-        compiled = options.fsdp_cfg.torch_compile
-        if compiled is None:
-            compiled = world.device.type == "cuda"
         # A compiled layer is compiled anew for each length.
+        compiled = compiles(options.fsdp_cfg, world.device)
         pad_to = options.dataloader_cfg.pack_max_length if compiled else None
         self.stream = BatchStream(
             data,
