@@ -1,13 +1,18 @@
-"""One run of one trainer, in a process of its own: `python -m benchmarks.contenders NAME SETTINGS RESULT`.
+"""One run of one trainer, in a process of its own: `python -m benchmarks.contenders NAME`, by `benchmarks.turns`.
 
-In: settings as a JSON file. Out: a JSON file with the loss and seconds of every step and the peak memory. Called by
-`benchmarks.trainer_vs_trl`. All train the same weights on the same packs in the same order, with the same AdamW and a
-constant learning rate; the packs are those that our Trainer makes. `gemm` trains nothing: it is the machine's limit.
+In: on standard input, once what it needs is imported, a line of JSON: its settings, and the path of its result. Out: a
+JSON file with the loss and seconds of every step and the peak memory. All train the same weights on the same packs in
+the same order, with the same AdamW and a constant learning rate; the packs are those that our Trainer makes. `gemm`
+trains nothing: it is the machine's limit.
 """
 
+import _thread
+import contextlib
+import importlib
 import json
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,7 +53,10 @@ class Settings:
     max_length: int
     """Tokens a pack holds."""
     steps: int
-    """Of one pack each."""
+    packs: int = 1
+    """A step, one after another."""
+    liger: bool = False
+    """TRL with Liger Kernel's norms, rotary embeddings and activations."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: of the products, with fp32 weights and moments."""
     recompute: Recompute = "none"
@@ -83,20 +91,21 @@ class Measured:
 
 
 def ours(settings: Settings) -> tuple[list[float], list[float]]:
-    """The Trainer as users call it. A step's seconds contain the making of its batch."""
+    """The Trainer as users call it, until it has told of the last step. A step's seconds contain the making of its
+    batch; the save at the end of a run, tens of gigabytes for a model of billions, is left out for all."""
     from sft_trainer.model import get_model_config_from_hf
     from sft_trainer.train import Trainer
 
     with tempfile.TemporaryDirectory(dir=settings.cache) as work_dir:
-        folder = Trainer(
+        trainer = Trainer(
             model_cfg=get_model_config_from_hf(settings.model),
             load_from=settings.model,
             tokenizer_path=settings.model,
             dataloader_cfg=settings.dataloader,
             optim_cfg=OPTIMIZER,
             lr_cfg=LRConfig(lr_type="constant", warmup_ratio=0),
-            global_batch_size=1,
-            total_step=settings.steps,
+            global_batch_size=settings.packs,
+            total_step=1_000_000,
             precision=settings.precision,
             fsdp_cfg=FSDPConfig(
                 recompute_ratio=1.0 if settings.recompute == "full" else 0.0,
@@ -105,10 +114,23 @@ def ours(settings: Settings) -> tuple[list[float], list[float]]:
             lora_cfg=settings.lora,
             work_dir=work_dir,
             seed=SEED,
-        ).fit()
-        metrics = next(folder.parent.rglob("metrics.jsonl"))
-        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+        )
+        rows: list[dict[str, Any]] = []
+        threading.Thread(target=_interrupt, args=(Path(work_dir), settings.steps, rows), daemon=True).start()
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.fit()
     return [row["loss"] for row in rows], [row["step_seconds"] for row in rows]
+
+
+def _interrupt(work_dir: Path, steps: int, rows: list[dict[str, Any]]) -> None:
+    """The main thread, once the metrics have that many rows: those."""
+    lines: list[str] = []
+    while len(lines) < steps:
+        time.sleep(0.05)
+        for metrics in work_dir.rglob("metrics.jsonl"):
+            lines = metrics.read_text().splitlines()
+    rows += [json.loads(line) for line in lines[:steps]]
+    _thread.interrupt_main()
 
 
 def plain(settings: Settings) -> tuple[list[float], list[float]]:
@@ -200,7 +222,7 @@ def _sft_trainer(settings: Settings, model: PreTrainedModel, *, adapter: Any) ->
             dataset_kwargs={"skip_prepare_dataset": True},
             train_sampling_strategy="sequential",
             per_device_train_batch_size=1,
-            gradient_accumulation_steps=1,
+            gradient_accumulation_steps=settings.packs,
             max_steps=settings.steps,
             learning_rate=OPTIMIZER.lr,
             lr_scheduler_type="constant",
@@ -212,6 +234,7 @@ def _sft_trainer(settings: Settings, model: PreTrainedModel, *, adapter: Any) ->
             max_grad_norm=OPTIMIZER.max_grad_norm,
             bf16=settings.precision == "bf16",
             gradient_checkpointing=settings.recompute != "none",
+            use_liger_kernel=settings.liger,
             use_cpu=not torch.cuda.is_available(),
             seed=SEED,
             logging_steps=1,
@@ -272,7 +295,10 @@ def _trl_model(settings: Settings) -> PreTrainedModel:
             bnb_4bit_compute_dtype=dtype,
         )
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        settings.model, dtype=dtype, quantization_config=packed
+        settings.model,
+        dtype=dtype,
+        quantization_config=packed,
+        device_map={"": 0} if torch.cuda.is_available() else None,
     )
     return model
 
@@ -298,7 +324,7 @@ def _trl_row(batch: PackedBatch) -> dict[str, list[int]]:
 
 def _stream(settings: Settings) -> BatchStream:
     data = prepare_data(settings.dataloader, tokenizer_path=settings.model, cache_dir=Path(settings.cache), seed=SEED)
-    return BatchStream(data, seed=SEED, global_batch_size=1, world_size=1, rank=0)
+    return BatchStream(data, seed=SEED, global_batch_size=settings.packs, world_size=1, rank=0)
 
 
 def _on_meta(settings: Settings) -> PreTrainedModel:
@@ -329,8 +355,15 @@ CONTENDERS: dict[str, Callable[[Settings], tuple[list[float], list[float]]]] = {
 }
 
 
-def main(name: str, settings_file: Path, result_file: Path) -> None:
-    settings = Settings(**json.loads(settings_file.read_text()))
+_IMPORTED_BEFORE = {"ours": ("sft_trainer.train", "sft_trainer.model"), "trl": ("trl", "peft")}
+"""Its settings are awaited."""
+
+
+def main(name: str) -> None:
+    for module in _IMPORTED_BEFORE.get(name, ()):
+        importlib.import_module(module)
+    order = json.loads(sys.stdin.readline())
+    settings = Settings(**order["settings"])
     losses, seconds = CONTENDERS[name](settings)
     stream, steps = _stream(settings), range(1, settings.steps + 1)
     count = count_flops(_on_meta(settings))
@@ -348,8 +381,8 @@ def main(name: str, settings_file: Path, result_file: Path) -> None:
         ],
         peak_bytes=peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     )
-    result_file.write_text(json.dumps(asdict(measured)))
+    Path(order["result"]).write_text(json.dumps(asdict(measured)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1])

@@ -4,7 +4,8 @@
 every version; `--output FILE` writes it anew after every comparison, so that what is cut off leaves what it has. The
 models have Qwen3's sizes and random weights, the same for both, and the data are documents as long as a pack, all
 tokens trained, so that figures can be held against published ones; speed depends on neither weights nor words. All
-train one pack a step with bf16 products, packed and padding-free, with the fused AdamW:
+train the same packs a step with bf16 products, packed and padding-free, with the fused AdamW; TRL with Liger Kernel
+where that is installed:
 
     full   fp32 weights
     lora   rank 16 beside every linear module of a frozen base in bf16
@@ -35,7 +36,7 @@ import torch
 from benchmarks import random_qwen3
 from benchmarks.contenders import ALPHA, RANK, Method, Settings
 from benchmarks.machine import machine_now
-from benchmarks.turns import ContenderFailed, largest_difference, measure
+from benchmarks.turns import ContenderFailed, Turns, largest_difference
 from sft_trainer.train.flops import peak_flops
 
 _QWEN3 = {"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8, "max_position_embeddings": 40960}
@@ -69,6 +70,10 @@ def main() -> int:
     libraries = ["torch", "transformers", "trl", "accelerate", "peft"]
     if "qlora" in arguments.methods:
         libraries.append("bitsandbytes")
+    # TRL's best on a GPU.
+    liger = device.type == "cuda" and find_spec("liger_kernel") is not None
+    if liger:
+        libraries.append("liger-kernel")
     left_out = _left_out(device)
     if OPTIONAL not in left_out:
         libraries.append(OPTIONAL)
@@ -78,6 +83,7 @@ def main() -> int:
         "peakFlopsPerSecond": peak,
         "settings": {
             "maxLength": arguments.max_length,
+            "packsPerStep": arguments.packs,
             "steps": arguments.steps,
             "warmup": arguments.warmup,
             "rounds": arguments.rounds,
@@ -92,34 +98,43 @@ def main() -> int:
     ends_at = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")
     failed = False
     print(_HEADER, file=sys.stderr, flush=True)
-    for name in arguments.models:
-        with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder) / "documents.jsonl"
-            data.write_text("".join(_documents(arguments.max_length)))
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            fields = TINY if arguments.tiny else MODELS[name]
-            model = random_qwen3.save(Path(folder) / "model", dtype=dtype, **fields)
-            for method in arguments.methods:
-                settings = Settings(
-                    str(model),
-                    str(data),
-                    folder,
-                    arguments.max_length,
-                    arguments.steps,
-                    precision=precision,
-                    method=method,
-                )
-                try:
-                    compared = _compared(
-                        settings, arguments.rounds, arguments.warmup, peak, ends_at=ends_at, left_out=left_out
+    with Turns() as processes:
+        for name in arguments.models:
+            with tempfile.TemporaryDirectory() as folder:
+                data = Path(folder) / "documents.jsonl"
+                data.write_text("".join(_documents(arguments.max_length)))
+                dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+                fields = TINY if arguments.tiny else MODELS[name]
+                model = random_qwen3.save(Path(folder) / "model", dtype=dtype, **fields)
+                for method in arguments.methods:
+                    settings = Settings(
+                        str(model),
+                        str(data),
+                        folder,
+                        arguments.max_length,
+                        arguments.steps,
+                        packs=arguments.packs,
+                        liger=liger,
+                        precision=precision,
+                        method=method,
                     )
-                except _NotCompared as reason:
-                    # What else was asked for is measured all the same: time on a GPU is dear.
-                    failed, compared = True, {"notCompared": str(reason)}
-                report["models"].setdefault(name, {})[method] = compared
-                print("\n".join(_rows(name, method, compared)), file=sys.stderr, flush=True)
-                if arguments.output:
-                    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+                    try:
+                        compared = _compared(
+                            processes,
+                            settings,
+                            arguments.rounds,
+                            arguments.warmup,
+                            peak,
+                            ends_at=ends_at,
+                            left_out=left_out,
+                        )
+                    except _NotCompared as reason:
+                        # What else was asked for is measured all the same: time on a GPU is dear.
+                        failed, compared = True, {"notCompared": str(reason)}
+                    report["models"].setdefault(name, {})[method] = compared
+                    print("\n".join(_rows(name, method, compared)), file=sys.stderr, flush=True)
+                    if arguments.output:
+                        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2) if arguments.json else _table(report))
     return int(failed)
 
@@ -131,15 +146,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--max-length", type=int, default=4096, help="tokens of a pack, and of each document")
-    parser.add_argument("--steps", type=int, default=40, help="of one pack each, a turn")
-    parser.add_argument("--warmup", type=int, default=15, help="steps of each turn that don't count")
+    parser.add_argument("--packs", type=int, default=8, help="of a step, which go through the model one by one")
+    parser.add_argument("--steps", type=int, default=10, help="of a turn")
+    parser.add_argument("--warmup", type=int, default=3, help="steps of each turn that don't count")
     parser.add_argument("--rounds", type=int, default=2, help="turns that each contender takes")
     parser.add_argument("--seconds", type=float, help="begin no turn later than this after the start")
     parser.add_argument("--tiny", action="store_true", help="a model of two narrow layers, two steps, any device")
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.models, arguments.max_length, arguments.rounds = ["tiny"], 64, 1
-        arguments.steps, arguments.warmup = 2, 1
+        arguments.packs, arguments.steps, arguments.warmup = 2, 2, 1
         if not torch.cuda.is_available():
             arguments.methods = [method for method in arguments.methods if method != "qlora"]
     elif not torch.cuda.is_available():
@@ -166,6 +182,7 @@ def _left_out(device: torch.device) -> dict[str, str]:
 
 
 def _compared(
+    processes: Turns,
     settings: Settings,
     rounds: int,
     warmup: int,
@@ -178,6 +195,8 @@ def _compared(
     left_out = dict(left_out)
     chosen: dict[str, Settings] = {}
     turns: dict[str, list[dict[str, Any]]] = {}
+    taking_part = [name for name in CONTENDERS if name not in left_out]
+    following = dict(zip(taking_part, taking_part[1:] + taking_part[:1], strict=True))
     for turn in range(rounds):
         if time.monotonic() > ends_at:
             break
@@ -186,7 +205,7 @@ def _compared(
                 continue
             print(f"  round {turn + 1} of {rounds}: {settings.method}, {name}", file=sys.stderr, flush=True)
             try:
-                measured, chosen[name] = _measured(name, chosen.get(name, settings))
+                measured, chosen[name] = _measured(processes, name, chosen.get(name, settings), then=following[name])
             except _NotCompared as reason:
                 if name != OPTIONAL:
                     raise
@@ -218,14 +237,14 @@ def _compared(
     }
 
 
-def _measured(name: str, settings: Settings) -> tuple[dict[str, Any], Settings]:
+def _measured(processes: Turns, name: str, settings: Settings, *, then: str) -> tuple[dict[str, Any], Settings]:
     """With the settings that it took: recomputed layers where memory ran out without. Raises _NotCompared."""
     try:
-        return measure(name, settings), settings
+        return processes.measure(name, settings, then=then), settings
     except ContenderFailed as failed:
         if "OutOfMemoryError" not in str(failed) or settings.recompute != "none":
             raise _NotCompared(str(failed)) from None
-    return _measured(name, replace(settings, recompute="full"))
+    return _measured(processes, name, replace(settings, recompute="full"), then=then)
 
 
 def _result(turns: list[dict[str, Any]], warmup: int, peak: float | None) -> dict[str, Any]:

@@ -27,7 +27,10 @@ def save(folder: Path, *, dtype: torch.dtype = torch.float32, **fields: Any) -> 
     """`fields` replace those of SHAPE. Returns the folder."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3", **SHAPE | fields)
-    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+    # Billions of random numbers take minutes on a CPU.
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+    torch.cuda.empty_cache()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate([*_SPECIAL, *alphabet])}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -3,9 +3,8 @@
 import unsloth  # noqa: F401, I001 - first
 
 import sys
-from pathlib import Path
 
 from benchmarks.contenders import main
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1])

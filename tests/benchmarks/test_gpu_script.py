@@ -36,6 +36,7 @@ def test_a_baseline_has_command_device_settings_and_both_trainers_with_equal_los
     assert (report["device"], report["peakFlopsPerSecond"]) == ("CPU", None)
     assert report["settings"] == {
         "maxLength": 64,
+        "packsPerStep": 2,
         "steps": 2,
         "warmup": 1,
         "rounds": 1,
