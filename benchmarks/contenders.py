@@ -10,6 +10,7 @@ import _thread
 import contextlib
 import importlib
 import json
+import signal
 import sys
 import tempfile
 import threading
@@ -116,6 +117,8 @@ def ours(settings: Settings) -> tuple[list[float], list[float]]:
             seed=SEED,
         )
         rows: list[dict[str, Any]] = []
+        # A shell has it ignored for what it runs in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Thread(target=_interrupt, args=(Path(work_dir), settings.steps, rows), daemon=True).start()
         with contextlib.suppress(KeyboardInterrupt):
             trainer.fit()
