@@ -138,6 +138,8 @@ def test_a_killed_rank_is_told_with_its_place_and_the_next_attempt_ends_bit_equa
     assert first["logTail"]
     assert last["resumedFrom"] == first["savedStep"] >= 4
     assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (1, 0)
+    print("recovery: ", last["recovery"])
+    assert {"detectSeconds", "cleanUpSeconds", "startSeconds"} <= last["recovery"].keys()
     assert [item["metadata"]["labels"]["sftjob.dev/attempt"] for item in own.items("pytorchjobs")] == ["2"]
     assert_bit_equal(own.run(), undisturbed)
     story = own.kubectl("describe", "sftjob", "small")
@@ -451,6 +453,25 @@ def test_what_the_namespace_refuses_is_told_and_the_job_starts_by_itself_once_it
     print(f"runs {time.monotonic() - mended:.0f} s after it was mended")
     assert own.condition("Stalled") == {}
     assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
+
+
+@pytest.mark.full
+def test_labels_that_are_taken_from_an_attempt_without_pods_are_put_back(own: Room) -> None:
+    own.start_operator()
+    own.apply(
+        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "limit"}, "spec": {"hard": {"pods": "0"}}}
+    )
+    own.until(lambda: "used" in own.get("resourcequota", "limit").get("status", {}))
+    own.apply(small_job())
+    own.until(lambda: own.condition("Stalled"))
+    (before,) = own.items("pytorchjobs")
+    labels = before["metadata"]["labels"]
+    own.kubectl("label", "pytorchjob", before["metadata"]["name"], *(f"{name}-" for name in labels))
+    own.until(lambda: own.items("pytorchjobs")[0]["metadata"].get("labels") == labels)
+    own.kubectl("delete", "resourcequota", "limit")
+    assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
+    (after,) = own.items("pytorchjobs")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
 
 
 def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:

@@ -111,12 +111,12 @@ class ClusterApi:
     async def create_pytorch_job(self, body: Object) -> Object:
         return await self._call("POST", _pytorch_jobs_path(body["metadata"]["namespace"]), body=body)
 
-    async def mark_pytorch_job(self, found: Object, annotations: dict[str, str]) -> None:
-        """This very object, and no other of its name."""
+    async def mark_pytorch_job(self, found: Object, marks: dict[str, dict[str, str]]) -> Object:
+        """This very object, and no other of its name. `marks`: labels or annotations, by these words."""
         metadata = found["metadata"]
-        patch = {"metadata": {"uid": metadata["uid"], "annotations": annotations}}
+        patch = {"metadata": {"uid": metadata["uid"]} | marks}
         path = f"{_pytorch_jobs_path(metadata['namespace'])}/{metadata['name']}"
-        await self._call("PATCH", path, body=patch, kind="application/merge-patch+json")
+        return await self._call("PATCH", path, body=patch, kind="application/merge-patch+json")
 
     async def delete_pytorch_job(self, found: Object) -> None:
         """This very object, and no other of its name; it stays until its pods are gone."""

@@ -13,7 +13,7 @@ from sft_operator.kubernetes import observe, trouble
 from sft_operator.kubernetes.api import ClusterApi, Object, message_of
 from sft_operator.kubernetes.cache import Cache, attempt_of
 from sft_operator.kubernetes.progress import ProgressPoller
-from sft_operator.kubernetes.pytorch_job import TrainerDefaults, is_ours, pytorch_job
+from sft_operator.kubernetes.pytorch_job import TrainerDefaults, attempt_labels, is_ours, pytorch_job
 from sft_operator.kubernetes.queued import QueueNews
 from sft_operator.kubernetes.warnings import Warnings
 from sft_operator.lifecycle.backend import JobKey, NotNow
@@ -86,7 +86,7 @@ class PyTorchJobBackend:
             else:
                 raise
         self._refused.pop(uid, None)
-        self._cache.put_pytorch_job(created)
+        await self._take_note(job, created, plan.attempt)
 
     async def delete(self, job: SFTJob, attempt: int) -> None:
         """Nothing where it is being deleted already, or only its pods are left: those go with it."""
@@ -115,7 +115,8 @@ class PyTorchJobBackend:
             return
         self._tried_again[uid] = now
         try:
-            await self._api.mark_pytorch_job(known, {names.TRIED_AGAIN_ANNOTATION: utc_now().isoformat()})
+            marks = {"annotations": {names.TRIED_AGAIN_ANNOTATION: utc_now().isoformat()}}
+            await self._api.mark_pytorch_job(known, marks)
         except (ApiException, ClientError, TimeoutError) as error:
             log.warning("%s can't be marked: %s", known["metadata"]["name"], error)
 
@@ -144,9 +145,16 @@ class PyTorchJobBackend:
         name = names.attempt_name(metadata.name, metadata.uid, job.status.attempts.current)
         found = await self._api.get_pytorch_job(metadata.namespace, name)
         if found is not None and is_ours(found, uid=metadata.uid):
-            self._cache.put_pytorch_job(found)
+            await self._take_note(job, found, job.status.attempts.current)
         for pod in await self._api.list_pods_of(JobKey(metadata.namespace, metadata.name), metadata.uid):
             self._cache.put_pod(pod)
+
+    async def _take_note(self, job: SFTJob, found: Object, attempt: int) -> None:
+        """Labels that somebody took away are put back: without them no watch tells of it."""
+        labels = attempt_labels(job.metadata, attempt)
+        if not labels.items() <= found["metadata"].get("labels", {}).items():
+            found = await self._api.mark_pytorch_job(found, {"labels": labels})
+        self._cache.put_pytorch_job(found)
 
     async def _look_again(self, key: JobKey, uid: str, attempt: int) -> None:
         """The cache may be old: the job must still want this attempt, and no pod of another one may live."""

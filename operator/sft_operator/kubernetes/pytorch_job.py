@@ -13,7 +13,7 @@ from sft_operator.kubernetes.mounts import volumes
 from sftjob import names
 from sftjob.base import digest
 from sftjob.compute import EnvVar, ResourcesSpec
-from sftjob.job import SFTJob
+from sftjob.job import ObjectMeta, SFTJob
 from sftjob.plan import LaunchPlan
 
 CONTAINER = "pytorch"
@@ -38,11 +38,7 @@ class TrainerDefaults:
 
 def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Object:
     metadata = job.metadata
-    labels = {
-        names.JOB_LABEL: metadata.name,
-        names.JOB_UID_LABEL: metadata.uid,
-        names.ATTEMPT_LABEL: str(plan.attempt),
-    }
+    labels = attempt_labels(metadata, plan.attempt)
     queue = plan.spec.queue
     # Whoever keeps the queue lets it run, and may take it back: `suspend` is never touched from here.
     queued = {names.QUEUE_LABEL: queue.name} if queue else {}
@@ -74,6 +70,15 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
             "runPolicy": {"cleanPodPolicy": "Running"} | ({"suspend": True} if queue else {}),
             "pytorchReplicaSpecs": {"Worker": worker},
         },
+    }
+
+
+def attempt_labels(metadata: ObjectMeta, attempt: int) -> dict[str, str]:
+    """By which watches and lists find it, and its pods."""
+    return {
+        names.JOB_LABEL: metadata.name,
+        names.JOB_UID_LABEL: metadata.uid,
+        names.ATTEMPT_LABEL: str(attempt),
     }
 
 
