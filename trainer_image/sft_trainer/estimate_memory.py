@@ -13,7 +13,7 @@ import torch
 from sft_trainer.from_plan import model_config
 from sft_trainer.hub.cached import cached
 from sft_trainer.model import nf4
-from sft_trainer.model.build import chosen_precision, model_on_meta
+from sft_trainer.model.build import chosen_precision, compiles, model_on_meta
 from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit
 from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure, exit_code
@@ -22,13 +22,14 @@ from sftjob.spec import TrainingSpec
 
 
 def estimate(task: MemoryTask) -> MemoryEstimate:
-    """Raises JobFailure. Precision `auto` is that of accelerators where the job asks for some, else of this machine."""
+    """Raises JobFailure. What a job leaves open is as on accelerators where it asks for some, else as here."""
     spec, training = task.spec, task.spec.training or TrainingSpec()
     precision = training.precision
     folder = task.folder
     if folder is None and spec.model.preset is None:
         folder = cached("model", spec.model.load_from, on_detail=partial(print, flush=True))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compiled = compiles(training.fsdp, torch.device("cuda") if spec.compute.resources.devices else device)
     if spec.compute.resources.devices:
         if precision == "auto":
             precision = "bf16"
@@ -48,6 +49,7 @@ def estimate(task: MemoryTask) -> MemoryEstimate:
         fsdp_cfg=training.fsdp,
         optim_cfg=training.optimizer,
         ranks=spec.compute.world_size,
+        compiled=compiled,
     )
 
 

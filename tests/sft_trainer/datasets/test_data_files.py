@@ -61,7 +61,7 @@ def write(path: Path, rows: list[Any], *, row_group_size: int = 7) -> Path:
         case "jsonl" | "ndjson" | "txt":
             path.write_bytes(lines)
         case "jsonl.gz":
-            path.write_bytes(gzip.compress(lines))
+            path.write_bytes(gzip.compress(lines, mtime=0))
         case "jsonl.zst":
             path.write_bytes(pa.compress(lines, codec="zstd", asbytes=True))
         case "json":
@@ -150,10 +150,10 @@ def test_a_bad_row_is_told_with_its_file_and_line_or_number(ending, place, token
         ("d.json", b'[{"text": "\xff"}]', "byte 12 is not UTF-8; save the file as UTF-8"),
         ("d.json", b"[]", "no row in it; give it some"),
         ("d.parquet", b"PAR1 torn", "is damaged, or not what its ending says ("),
-        ("d.parquet.gz", gzip.compress(b"PAR1"), "Parquet is compressed by itself; unpack the file around it"),
+        ("d.parquet.gz", gzip.compress(b"PAR1", mtime=0), "Parquet is compressed by itself; unpack the file around it"),
         ("d.arrow", b"\xff" * 90, "is damaged, or not what its ending says ("),
         ("d.jsonl.gz", b'{"text": "a"}\n', "is damaged, or not what its ending says ("),
-        ("d.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-9], "is damaged, or not what its ending says ("),
+        ("d.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-9], "is damaged, or not what its ending says ("),
         ("d.jsonl", b"", "the file is empty; write one row a line"),
     ],
 )

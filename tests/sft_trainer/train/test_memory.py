@@ -1,8 +1,15 @@
 """The estimate of a rank's memory against the tensors that a step really makes."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoConfig
 
+from benchmarks import gpu
+from sft_trainer.model import get_model_config_from_hf
+from sft_trainer.model.build import model_on_meta
 from sft_trainer.train.checkpoint import create_optimizer_state
 from sft_trainer.train.memory import estimate_memory, memory_line
 from sft_trainer.train.optimizer import build_optimizer
@@ -10,6 +17,7 @@ from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig, LoRAConfig
 from tests.sft_trainer.model import tiny_models as tiny
 from tests.sft_trainer.model.live_tensors import LiveTensors
 
+MEASURED = json.loads((Path(gpu.__file__).parent / "gpu-h200.json").read_text())
 TOKENS = 192
 SIZES = {
     "hidden_size": 160,
@@ -65,8 +73,9 @@ def test_the_estimate_is_what_a_step_makes(
     # attention keep in each layer.
     assert 0 <= kept + whole_again - estimate.activations <= TOKENS * 4 * (4 * 160 + 6 * 20)
     logits_bytes = 4 if precision == "fp32" else 6
-    # 48 rows of 96 logits, whose place their gradient takes, for a moment in bf16 too; and the head's [96, 160].
-    assert estimate.logits == 48 * 96 * logits_bytes + 96 * 160 * 4
+    # 48 rows of 96 logits, whose place their gradient takes, for a moment in bf16 too; and the head's [96, 160], its
+    # gradient in fp32 and its copy in bf16.
+    assert estimate.logits == 48 * 96 * logits_bytes + 96 * 160 * (4 if precision == "fp32" else 6)
     total = kept + whole_again + estimate.together - estimate.activations
     assert 0.9 * total <= estimate.together <= total
     assert estimate.gathered == 0
@@ -113,3 +122,27 @@ def test_lora_is_counted_as_a_step_makes_it(tmp_path) -> None:
     assert sum(moment.nbytes for moment in moments) == 8 * adapters
     assert estimate.weights == sum(parameter.nbytes for parameter in model.parameters())
     assert estimate.activations is not None
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("size", MEASURED["models"])
+def test_the_estimate_of_compiled_layers_is_what_a_gpu_was_measured_to_hold(
+    size: str, method: str, tmp_path: Path
+) -> None:
+    config = AutoConfig.for_model("qwen3", tie_word_embeddings=True, dtype="bfloat16", **gpu.MODELS[size])
+    config.architectures = ["Qwen3ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    lora_cfg = LoRAConfig(**MEASURED["settings"]["lora"]) if method == "lora" else None
+    model = model_on_meta(
+        get_model_config_from_hf(tmp_path), load_from=str(tmp_path), precision="bf16", lora_cfg=lora_cfg
+    )
+    estimate = estimate_memory(
+        model,
+        pack_tokens=MEASURED["settings"]["maxLength"],
+        precision="bf16",
+        loss_cfg=CELossConfig(),
+        fsdp_cfg=FSDPConfig(),
+        optim_cfg=AdamWConfig(),
+        compiled=True,
+    )
+    assert estimate.together == pytest.approx(MEASURED["models"][size][method]["ours"]["peakBytes"], rel=0.05)

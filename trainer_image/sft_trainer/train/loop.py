@@ -161,6 +161,7 @@ class _Run:
                 loss_cfg=options.loss_cfg,
                 fsdp_cfg=options.fsdp_cfg,
                 optim_cfg=options.optim_cfg,
+                compiled=compiles(options.fsdp_cfg, world.device),
             ),
         )
 

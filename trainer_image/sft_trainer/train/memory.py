@@ -1,8 +1,8 @@
 """What a rank's tensors need, by kind: told before the first step, when a run that can't fit has cost nothing yet.
 
 In: the built model and the options. Out: bytes. Pure; called by the loop. Weights, gradients, moments and what stays
-gathered are exact; the others are what plain kernels keep, and compiled layers keep less. The allocator's own overhead
-and the layers that FSDP2 gathers for a moment come on top.
+gathered are exact; the others are what kernels keep, of compiled layers as an H200 showed it. The allocator's own
+overhead and the layers that FSDP2 gathers for a moment come on top.
 """
 
 import math
@@ -32,6 +32,7 @@ def estimate_memory(
     fsdp_cfg: FSDPConfig,
     optim_cfg: AdamWConfig,
     ranks: int = 1,
+    compiled: bool = False,
 ) -> MemoryEstimate:
     """`pack_tokens`: of the longest pack. Parameters count as this rank holds them, frozen ones as weights alone.
 
@@ -43,9 +44,12 @@ def estimate_memory(
     head = model.get_output_embeddings().weight
     element = _BF16 if precision == "bf16" else _FP32
     if loss_cfg.mode == "chunk":
-        # Their gradient takes the logits' place; of bf16 products both forms are there for a moment.
-        logits = min(pack_tokens, loss_cfg.chunk_size) * head.shape[0] * (_FP32 + (_BF16 if element == _BF16 else 0))
+        # Compiled, they and their gradient; else it takes their place, and bf16 ones become fp32 for it.
+        number = 2 * element if compiled else _FP32 + (_BF16 if element == _BF16 else 0)
+        logits = min(pack_tokens, loss_cfg.chunk_size) * head.shape[0] * number
         logits += head.numel() * _FP32 if head.requires_grad else 0
+        # What is sharded has been gathered in bf16.
+        logits += head.numel() * _BF16 if element == _BF16 and not is_sharded and head.dtype == torch.float32 else 0
     else:
         logits = 2 * pack_tokens * head.shape[0] * _FP32
     return MemoryEstimate(
@@ -57,7 +61,12 @@ def estimate_memory(
         moments=2 * trained if optim_cfg.moments == "fp32" else trained,
         gathered=sum(p.numel() * element for p in _staying_gathered(model, fsdp_cfg)) if is_sharded else 0,
         activations=_activations(
-            model, pack_tokens=pack_tokens, precision=precision, is_sharded=is_sharded, fsdp_cfg=fsdp_cfg
+            model,
+            pack_tokens=pack_tokens,
+            precision=precision,
+            is_sharded=is_sharded,
+            fsdp_cfg=fsdp_cfg,
+            compiled=compiled,
         ),
         logits=logits,
     )
@@ -125,6 +134,7 @@ def _activations(
     precision: Literal["fp32", "bf16"],
     is_sharded: bool,
     fsdp_cfg: FSDPConfig,
+    compiled: bool,
 ) -> int | None:
     config = model.config.get_text_config()
     modules = [name.rpartition(".")[2] for name, _ in model.named_modules()]
@@ -143,6 +153,11 @@ def _activations(
     # Two norms; the MLP's gate, its activation, the other half and their product; queries, the attention's result and
     # their halves turned by the rotary embedding; keys and values.
     whole = 2 * size.norm * hidden + size.head_norm * normed + size.product * (4 * inner + 3 * queries + 2 * keys)
+    if compiled:
+        # What comes in and stands between attention and MLP, each normalised for the products, and what these two give;
+        # the MLP's gate and other half; queries and keys, also before their norms, values, and the attention's result.
+        # All else is computed again.
+        whole = 2 * size.stream * hidden + size.product * (4 * hidden + 2 * inner + 3 * queries + 2 * keys + normed)
     # The layer's input, what each of its matrices and the attention give. Some of it is kept for nothing but to compute
     # the rest again; the other part is what the layer would have kept too.
     products = size.stream * hidden + size.product * (2 * hidden + 2 * inner + 2 * queries + 2 * keys)
