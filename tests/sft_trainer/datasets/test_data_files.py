@@ -153,7 +153,11 @@ def test_a_bad_row_is_told_with_its_file_and_line_or_number(ending, place, token
         ("d.parquet.gz", gzip.compress(b"PAR1", mtime=0), "Parquet is compressed by itself; unpack the file around it"),
         ("d.arrow", b"\xff" * 90, "is damaged, or not what its ending says ("),
         ("d.jsonl.gz", b'{"text": "a"}\n', "is damaged, or not what its ending says ("),
-        ("d.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-9], "is damaged, or not what its ending says ("),
+        (
+            "d.jsonl.gz",
+            gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-9],
+            "is damaged, or not what its ending says (",
+        ),
         ("d.jsonl", b"", "the file is empty; write one row a line"),
     ],
 )
