@@ -131,7 +131,8 @@ def _interrupt(work_dir: Path, steps: int, rows: list[dict[str, Any]]) -> None:
     while len(lines) < steps:
         time.sleep(0.05)
         for metrics in work_dir.rglob("metrics.jsonl"):
-            lines = metrics.read_text().splitlines()
+            # Of the last one only a part may be there.
+            lines = metrics.read_text().split("\n")[:-1]
     rows += [json.loads(line) for line in lines[:steps]]
     _thread.interrupt_main()
 

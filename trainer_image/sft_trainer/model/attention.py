@@ -142,8 +142,8 @@ def _on_gpu(
     # T bounds every document. Their true maximum is an integer of its own in each pack: it would recompile the layer.
     longest = query_THD.shape[0]
     value_size = value_TKD.shape[-1]
-    # PyTorch's own variable-length kernel.
     padded_TKD = F.pad(value_TKD, (0, query_THD.shape[-1] - value_size))
+    # PyTorch's own variable-length kernel.
     attended_THD = varlen_attn(
         query_THD,
         key_TKD,

@@ -67,9 +67,9 @@ class _Run:
         self.options, self.place, self.data = options, place, data
         self.world, self.stop, self.state = world, stop, state
         self.precision = chosen_precision(options.precision, world.device)
+        self.compiled = compiles(options.fsdp_cfg, world.device)
         # A compiled layer is compiled anew for each length.
-        compiled = compiles(options.fsdp_cfg, world.device)
-        pad_to = options.dataloader_cfg.pack_max_length if compiled else None
+        pad_to = options.dataloader_cfg.pack_max_length if self.compiled else None
         self.stream = BatchStream(
             data,
             seed=options.seed,
@@ -161,7 +161,7 @@ class _Run:
                 loss_cfg=options.loss_cfg,
                 fsdp_cfg=options.fsdp_cfg,
                 optim_cfg=options.optim_cfg,
-                compiled=compiles(options.fsdp_cfg, world.device),
+                compiled=self.compiled,
             ),
         )
 
