@@ -22,7 +22,7 @@ TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "ch
 KILL_A_RANK = """
 import os, pathlib
 for folder in pathlib.Path("/proc").glob("[0-9]*"):
-    if b"sft_trainer.child\\0rank" in (folder / "cmdline").read_bytes():
+    if (folder / "comm").read_text().startswith("sft-rank"):
         os.kill(int(folder.name), 9)
         print("killed", folder.name)
 """

@@ -139,13 +139,15 @@ class LocalRun:
         self.until(lambda: path.exists() and path.read_text().count('"step"') and last_step(path) >= step)
 
     def processes(self, what: str) -> dict[int, dict[str, str]]:
-        """Environment by pid of this run's live processes whose command line contains `what`."""
+        """Environment by pid of this run's live processes whose name and command line contain `what`."""
         found = {}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdecimal():
                 continue
             try:
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                # A fork has its parent's command line.
+                command = (folder / "comm").read_text().replace("\n", " ")
+                command += (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 if what not in command or "multiprocessing" in command:
                     continue
                 environment = dict(
@@ -159,14 +161,7 @@ class LocalRun:
 
     def rank(self, number: int) -> int:
         """The pid of a rank, as soon as it runs."""
-        found = self.until(
-            lambda: [
-                pid
-                for pid, environment in self.processes("sft_trainer.child").items()
-                if environment.get("RANK") == str(number)
-            ]
-        )
-        return int(found[0])
+        return int(next(iter(self.until(lambda: self.processes(f"sft-rank-{number} ")))))
 
     def metrics(self) -> dict[int, dict[str, Any]]:
         """By step; of a step that several attempts trained, the last attempt's."""

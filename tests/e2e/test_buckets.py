@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_from_the_bucket_to_the_same_model_though_its_own_c
     rank = run.rank(0)
     run.process.send_signal(signal.SIGSTOP)
     kill(launcher)
-    run.until(lambda: rank not in run.processes("sft_trainer.child"))
+    run.until(lambda: rank not in run.processes("sft-rank"))
     s3.forget(held)
     subprocess.run(["rm", "-rf", run.folder / "s3"], check=True)
     run.process.send_signal(signal.SIGCONT)

@@ -158,15 +158,15 @@ def test_a_rank_killed_at_the_end_of_an_epoch_goes_on_in_the_next_one(run: Local
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("victim", ["sft_trainer.launcher.torchrun", "sft_trainer.launcher --plan"])
+@pytest.mark.parametrize("victim", ["sft-torchrun", "sft_trainer.launcher --plan"])
 def test_no_rank_outlives_its_launcher_or_torchrun(run: LocalRun, undisturbed: LocalRun, victim: str) -> None:
     run.start()
     run.until_step(3)
-    ranks = set(run.processes("sft_trainer.child rank"))
+    ranks = set(run.processes("sft-rank"))
     assert len(ranks) == 2
     (pid,) = run.processes(victim)
     kill(pid)
-    run.until(lambda: not ranks & set(run.processes("sft_trainer.child rank")))
+    run.until(lambda: not ranks & set(run.processes("sft-rank")))
     run.succeed()
     reasons = [record["reason"] for record in reversed(run.status()["attempts"]["history"])]
     assert reasons == ["TorchrunLost" if "torchrun" in victim else "LauncherLost", "Succeeded"]

@@ -220,7 +220,7 @@ def test_a_stop_with_a_dead_rank_ends_within_the_grace_period_and_leaves_the_las
     assert seconds < grace_seconds
     assert (stopped.reason, stopped.exit_code, stopped.saved) == ("Preempted", 75, False)
     assert stopped.saved_step == 2
-    assert not launched.processes("sft_trainer.child rank")
+    assert not launched.processes("sft-rank")
     assert fingerprint(launched.storage / "step-2") == whole
     assert (launched.storage / "latest").read_text() == "step-2"
 

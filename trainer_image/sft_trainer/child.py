@@ -1,6 +1,7 @@
-"""The launcher's children: `python -m sft_trainer.child download|prepare|rank|script <parent's pid> <scratch folder>`.
+"""Children of the launcher and of its torchrun: `python -m sft_trainer.child <stage> <parent's pid> <scratch folder>`.
 
-A script is followed by its path and its arguments.
+The stage is download, prepare, rank or script; a script's path and arguments follow. `forked` calls `main` without the
+command.
 
 What must hold from the first moment comes before the imports that take seconds: no child outlives its parent, and a
 rank that is told to stop while it starts still hears it.
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_trainer.death import die_with_parent
+from sft_trainer.launcher.processes import name_this_process
 from sft_trainer.stop import StopSignal
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 def main(stage: str, parent_pid: str, scratch: str, *script: str) -> int:
     die_with_parent(int(parent_pid))
+    name_this_process(f"sft-{stage}")
     if stage == "prepare":
         from sft_trainer.prepare import prepare_stage
 
@@ -57,6 +60,7 @@ def _tell_of_rank(scratch: Path, stage: "Stage") -> None:
     from sft_trainer.stacks import answer_with_stacks
 
     rank = int(os.environ["RANK"])
+    name_this_process(f"sft-rank-{rank}")
     answer_with_stacks(scratch, rank)
     Marker(scratch, rank).mark(stage)
 

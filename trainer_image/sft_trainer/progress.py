@@ -41,7 +41,7 @@ def write_progress(scratch: Path, progress: Progress) -> bool:
 
 
 def write_stage(scratch: Path, stage: Stage, detail: str | None = None) -> None:
-    """For the launcher, between its children: what they wrote stays."""
+    """For the launcher and torchrun, between their children: what these wrote stays."""
     progress = read_progress(scratch)
     write_progress(scratch, progress.model_copy(update={"stage": stage, "detail": detail, "reported_at": utc_now()}))
 

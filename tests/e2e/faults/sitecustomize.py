@@ -43,18 +43,6 @@ if "SFTJOB_TEST_FAULT" in os.environ:
 
     sys.addaudithook(signal_at)
 
-if "SFTJOB_TEST_MEMORY" in os.environ and "RANK" in os.environ:
-    import torch
-    from torch.nn.modules.module import register_module_forward_pre_hook
-
-    most = int(os.environ["SFTJOB_TEST_MEMORY"])
-
-    def ask(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        if isinstance(module, torch.nn.Embedding) and torch.is_grad_enabled() and arguments[0].numel() > most:
-            torch.empty(1 << 50)
-
-    register_module_forward_pre_hook(ask)
-
 
 class Changing:
     """A finder of modules that hands one of them to `change` when it has been imported."""
@@ -76,6 +64,21 @@ class Changing:
         spec.loader.exec_module = execute_and_change
         return spec
 
+
+if "SFTJOB_TEST_MEMORY" in os.environ:
+    most = int(os.environ["SFTJOB_TEST_MEMORY"])
+
+    def ask_for_too_much(_: ModuleType) -> None:
+        import torch
+        from torch.nn.modules.module import register_module_forward_pre_hook
+
+        def ask(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            if isinstance(module, torch.nn.Embedding) and torch.is_grad_enabled() and arguments[0].numel() > most:
+                torch.empty(1 << 50)
+
+        register_module_forward_pre_hook(ask)
+
+    sys.meta_path.insert(0, Changing("sft_trainer.rank", ask_for_too_much))
 
 if "SFTJOB_TEST_STAY" in os.environ:
     stay = json.loads(os.environ["SFTJOB_TEST_STAY"])
@@ -101,9 +104,10 @@ if "SFTJOB_TEST_STAY" in os.environ:
 
         def changed(*arguments: object, **options: object) -> object:
             nonlocal calls
-            calls += 1
-            if calls > stay["after"] and not mark.exists():
-                stays_for_ever()
+            if os.environ.get("RANK") == str(stay["rank"]):
+                calls += 1
+                if calls > stay["after"] and not mark.exists():
+                    stays_for_ever()
             return function(*arguments, **options)
 
         setattr(owner, name, changed)
@@ -114,7 +118,6 @@ if "SFTJOB_TEST_STAY" in os.environ:
             lambda times: stay["limit"] if stuck_rank_lives() and known(times) is not None else known(times)
         )
 
-    if os.environ.get("RANK") == str(stay["rank"]):
-        sys.meta_path.insert(0, Changing(stay["module"], change_function))
+    sys.meta_path.insert(0, Changing(stay["module"], change_function))
     if "limit" in stay:
         sys.meta_path.insert(0, Changing("sft_trainer.launcher.sections", change_limits))

@@ -118,7 +118,7 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     if script:
         environment |= script_environment(plan, placement.scratch)
 
-    write_stage(placement.scratch, Stage.RUNNING_SCRIPT if script else Stage.STARTING)
+    write_stage(placement.scratch, Stage.RUNNING_SCRIPT if script else Stage.PREPARING_DATA)
     torchrun = TorchrunTask(
         parent_pid=os.getpid(),
         nodes=plan.spec.compute.nodes,
@@ -137,6 +137,8 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
         code = children.run(
             "sft_trainer.launcher.torchrun", [torchrun.to_json()], environment=environment, meanwhile=watch.look
         )
+    if not script and (cause := _failure_of("prepare", Stage.PREPARING_DATA, code, placement, children)):
+        return cause
     # A script may exit 0 though its Trainer has failed.
     if code == 0 and all(report.reason is Reason.SUCCEEDED for report in _rank_reports(placement.scratch).values()):
         return Cause(Reason.SUCCEEDED, "")
@@ -160,24 +162,34 @@ def _prepare(plan: LaunchPlan, placement: Placement, children: Children) -> Caus
     for name, stage in _stages_before_ranks(plan).items():
         write_stage(placement.scratch, stage)
         code = children.run("sft_trainer.child", [name, str(os.getpid()), str(placement.scratch)], environment={})
-        report = read_reports(placement.scratch).get(name)
-        if code and report:
-            return Cause(report.reason, report.message)
-        if children.stopping:
-            return Cause(Reason.PREEMPTED, f"stopped before training, in stage {stage}")
-        if code:
-            return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
+        if cause := _failure_of(name, stage, code, placement, children):
+            return cause
     if children.stopping:
         return Cause(Reason.PREEMPTED, "stopped before training")
     return Cause(Reason.PREPARED, "found storage, model and data ready") if plan.prepare_only else None
 
 
 def _stages_before_ranks(plan: LaunchPlan) -> dict[str, Stage]:
-    """Each in a process of its own, by the name that `sft_trainer.child` knows it by."""
+    """Each in a process of its own, by the name that `sft_trainer.child` knows it by.
+
+    Where ranks follow, torchrun's process runs the prepare stage: with the imports that it does for them.
+    """
     if plan.spec.script:
         return {}
     downloads = {"download": Stage.DOWNLOADING_MODEL} if sources_of(plan) else {}
-    return downloads | {"prepare": Stage.PREPARING_DATA}
+    return downloads | ({"prepare": Stage.PREPARING_DATA} if plan.prepare_only else {})
+
+
+def _failure_of(name: str, stage: Stage, code: int, placement: Placement, children: Children) -> Cause | None:
+    """`code` is that of the process that ran the stage, and maybe ranks after it."""
+    report = read_reports(placement.scratch).get(name)
+    if code == 0 or (report and report.reason is Reason.SUCCEEDED):
+        return None
+    if report:
+        return Cause(report.reason, report.message)
+    if children.stopping:
+        return Cause(Reason.PREEMPTED, f"stopped before training, in stage {stage}")
+    return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
 
 
 def _rank_reports(scratch: Path) -> dict[int, Report]:

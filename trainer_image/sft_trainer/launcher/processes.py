@@ -3,6 +3,11 @@
 from pathlib import Path
 
 
+def name_this_process(name: str) -> None:
+    """As `top` and `ps -o comm` show it, up to 15 characters: forks have their parent's command line."""
+    Path("/proc/self/comm").write_text(name)
+
+
 def process_state(pid: int, *, parent: int) -> str | None:
     """R, S, D, T...; None where it is not, or no longer, a living child of this parent."""
     try:

@@ -1,6 +1,7 @@
 """The model that is trained: transformers' own module, sharded, with weights, its forward taking packs.
 
-Called once by the Trainer, on every rank: DoRA's lengths are taken of whole weights, which is collective.
+Called once by the Trainer, on every rank: DoRA's lengths are taken of whole weights, which is collective. `lora` is
+imported where a job has it: peft brings bitsandbytes and torch's compiler, which takes two seconds of every start.
 """
 
 import types
@@ -11,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sft_trainer.model import attention, experts, lora, nf4, scratch, transformers_private, weights
+from sft_trainer.model import attention, experts, nf4, scratch, transformers_private, weights
 from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
 from sft_trainer.model.recompute import recompute_in_backward
@@ -68,9 +69,14 @@ def build_model(
         scratch.initialise(model, device=device, seed=seed)
     else:
         drops_layers = isinstance(model_cfg, ModelConfig) and "num_hidden_layers" in model_cfg.model_fields_set
-        with lora.unwrapped(model):
+        if lora_cfg is None:
             weights.load(model, load_from, device=device, drops_layers=drops_layers)
-        lora.initialise(model, device=device, seed=seed)
+        else:
+            from sft_trainer.model import lora
+
+            with lora.unwrapped(model):
+                weights.load(model, load_from, device=device, drops_layers=drops_layers)
+            lora.initialise(model, device=device, seed=seed)
         for name, parameter in model.named_parameters():
             # The library's loader makes new parameters, which want a gradient.
             parameter.requires_grad_(name in trained)
@@ -100,6 +106,8 @@ def model_on_meta(
     fields = trained_config(model_cfg, load_from=load_from)
     model = _of_transformers(fields, said_by=f"{load_from}/config.json" if load_from else "model")
     if lora_cfg is not None:
+        from sft_trainer.model import lora
+
         lora.inject(model, lora_cfg)
         if precision == "bf16" and "bfloat16" in (fields.get("dtype"), fields.get("torch_dtype")):
             _hold_frozen_matrices_in_bf16(model)

@@ -6,8 +6,8 @@ Weights are gathered one by one; rank 0 alone keeps them (in the dtype of the ex
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
-from sft_trainer.model import lora, nf4, transformers_private
+from sft_trainer.model import nf4, transformers_private
 from sftjob.failure import JobFailure, storage_reason
 from sftjob.options import Precision
 
@@ -95,6 +95,8 @@ def export_adapter(
     `base` is where peft is to look for the adapted model: a hub's repository or a folder. With `dtype` auto in fp32, as
     it was trained.
     """
+    from sft_trainer.model import lora
+
     assert isinstance(model, PreTrainedModel)
     writes = not dist.is_initialized() or dist.get_rank() == 0
     tensors = lora.adapter_tensors(model, keeps=writes)
@@ -128,7 +130,7 @@ def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dic
     """Whole tensors on the host of the rank that `keeps`, without those tied to others."""
     tied = transformers_private.tied_weights(model)
     tensors = {}
-    with lora.unwrapped(model) as adapted:
+    with _without_adapters(model) as merged:
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         packed = nf4.quantisers(model).keys()
         for name, tensor in model.state_dict().items():
@@ -136,16 +138,25 @@ def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dic
                 continue
             module, _, of_module = name.rpartition(".")
             # An all-gather over the mesh, by every rank, in the order of the state dict, which is the same on all.
-            if module in adapted and of_module == "weight":
-                whole = lora.merged_weight(adapted[module])
+            if module in merged and of_module == "weight":
+                whole = merged[module]()
             elif name in packed:
-                whole = lora.whole_weight(model.get_submodule(module))
+                whole = model.get_submodule(module).whole_weight()
             else:
                 whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if keeps:
                 # Buffers (an expert's correction bias) keep the precision that the model wants for them.
                 tensors[name] = whole.to("cpu", dtype if name in parameters else whole.dtype)
     return tensors
+
+
+def _without_adapters(model: PreTrainedModel) -> AbstractContextManager[dict[str, Callable[[], torch.Tensor]]]:
+    """See `lora.unwrapped`, which a job without adapters does not import."""
+    if not hasattr(model, "peft_config"):
+        return nullcontext({})
+    from sft_trainer.model import lora
+
+    return lora.unwrapped(model)
 
 
 def _write_tokenizer(folder: Path, *, tokenizer_path: str, chat_template: str | None) -> None:

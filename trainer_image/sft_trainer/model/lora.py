@@ -8,8 +8,9 @@ asks for merged weights and for what peft stores.
 # Peft adds to its classes what their types do not have.
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
@@ -65,10 +66,10 @@ def inject(model: PreTrainedModel, config: LoRAConfig) -> None:
 
 
 @contextmanager
-def unwrapped(model: PreTrainedModel) -> Iterator[dict[str, LoraLayer]]:
+def unwrapped(model: PreTrainedModel) -> Iterator[dict[str, Callable[[], torch.Tensor]]]:
     """The tree as the library made it: base weights, and modules trained whole, by the names that a model folder has.
 
-    Yields LoRA's layers by the names of the modules that they adapt; none where nothing was injected.
+    Yields, by the names of the modules that are adapted, what merges their adapters into their weights.
     """
     wrappers = {
         name: module for name, module in model.named_modules() if isinstance(module, LoraLayer | ModulesToSaveWrapper)
@@ -77,7 +78,7 @@ def unwrapped(model: PreTrainedModel) -> Iterator[dict[str, LoraLayer]]:
         adapted = isinstance(wrapper, LoraLayer)
         model.set_submodule(name, wrapper.get_base_layer() if adapted else wrapper.modules_to_save[_ADAPTER])
     try:
-        yield {name: wrapper for name, wrapper in wrappers.items() if isinstance(wrapper, LoraLayer)}
+        yield {name: partial(_merged, wrapper) for name, wrapper in wrappers.items() if isinstance(wrapper, LoraLayer)}
     finally:
         for name, wrapper in wrappers.items():
             model.set_submodule(name, wrapper)
@@ -105,19 +106,19 @@ def _initialise_layer(layer: LoraLayer, *, device: torch.device) -> None:
     if _ADAPTER in layer.lora_magnitude_vector:
         dora = layer.lora_magnitude_vector[_ADAPTER]
         # B is 0, so that what DoRA learns begins as the lengths of the base weight's rows.
-        lengths = dora.get_weight_norm(whole_weight(layer.get_base_layer()), 0.0, scaling=1.0)
+        lengths = dora.get_weight_norm(_whole_weight(layer.get_base_layer()), 0.0, scaling=1.0)
         scratch.put(dora, "weight", scratch.this_ranks_part(lengths, of=dora.weight))
 
 
 @torch.no_grad()
-def merged_weight(layer: LoraLayer) -> torch.Tensor:
+def _merged(layer: LoraLayer) -> torch.Tensor:
     """The adapted module's weight with its adapter in it, whole, in fp32. Called by every rank, and leaves `layer`.
 
     A packed weight counts as it was computed with: the adapter was trained beside that one.
     """
     parameters = {
         id(parameter): torch.nn.Parameter(
-            whole_weight(module) if name == "weight" else _whole(parameter), requires_grad=False
+            _whole_weight(module) if name == "weight" else _whole(parameter), requires_grad=False
         )
         for module in layer.modules()
         for name, parameter in module.named_parameters(recurse=False)
@@ -137,9 +138,9 @@ def adapter_tensors(model: PreTrainedModel, *, keeps: bool) -> dict[str, torch.T
         if name in frozen:
             continue
         # One after the other: all whole at once may be more than a GPU has left.
-        whole = _whole(tensor)
+        gathered = _whole(tensor)
         if keeps:
-            trained[name] = whole.cpu()
+            trained[name] = gathered.cpu()
     if not keeps:
         return {}
     found = get_peft_model_state_dict(model, state_dict=trained, adapter_name=_ADAPTER, save_embedding_layers=False)
@@ -155,7 +156,7 @@ def adapter_config(model: PreTrainedModel, *, base: str) -> LoraConfig:
     return config
 
 
-def whole_weight(module: torch.nn.Module) -> torch.Tensor:
+def _whole_weight(module: torch.nn.Module) -> torch.Tensor:
     """A copy in fp32, of a packed weight too. Called by every rank."""
     return module.whole_weight() if isinstance(module, Nf4Linear) else _whole(module.weight)
 
