@@ -1,11 +1,14 @@
 """What the kernel knows of a rank's process. Linux."""
 
+import contextlib
 from pathlib import Path
 
 
 def name_this_process(name: str) -> None:
     """As `top` and `ps -o comm` show it, up to 15 characters: forks have their parent's command line."""
-    Path("/proc/self/comm").write_text(name)
+    # For people only: where the kernel is another one, it need not work.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
 
 
 def process_state(pid: int, *, parent: int) -> str | None:
