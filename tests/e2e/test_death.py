@@ -157,6 +157,16 @@ def test_a_rank_killed_at_the_end_of_an_epoch_goes_on_in_the_next_one(run: Local
     assert_bit_equal(run, undisturbed)
 
 
+def test_ranks_that_are_no_forks_train_the_same(run: LocalRun, undisturbed: LocalRun) -> None:
+    """As on a machine where a library opens the GPU when it is imported."""
+    run.environment = {"PYTHONPATH": FAULTS, "SFTJOB_TEST_NO_FORKS": "1"}
+    run.start()
+    pid = run.rank(0)
+    assert b"sft_trainer.child\0rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    run.succeed()
+    assert_bit_equal(run, undisturbed)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("victim", ["sft-torchrun", "sft_trainer.launcher --plan"])
 def test_no_rank_outlives_its_launcher_or_torchrun(run: LocalRun, undisturbed: LocalRun, victim: str) -> None:

@@ -10,6 +10,8 @@ process that has been stopped must stop again, whoever wakes it.
 calls pass before, and a file for its pid. As long as that process lives, and no longer, the launcher's limits are
 `limit` seconds, if one is given.
 
+`SFTJOB_TEST_NO_FORKS`: torchrun's process takes each file that it has open for a GPU, and does not fork.
+
 `SFTJOB_TEST_MEMORY` is a number of tokens: a rank whose micro-batch has more of them asks torch for memory that there
 is not.
 """
@@ -64,6 +66,9 @@ class Changing:
         spec.loader.exec_module = execute_and_change
         return spec
 
+
+if "SFTJOB_TEST_NO_FORKS" in os.environ:
+    sys.meta_path.insert(0, Changing("sft_trainer.launcher.forked", lambda forked: setattr(forked, "_DEVICES", ("/",))))
 
 if "SFTJOB_TEST_MEMORY" in os.environ:
     most = int(os.environ["SFTJOB_TEST_MEMORY"])
