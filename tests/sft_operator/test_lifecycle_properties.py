@@ -85,6 +85,10 @@ class World:
         self._may_crash()
         return self.job
 
+    async def confirm(self, job: SFTJob) -> None:
+        if job.metadata.resource_version != self.job.metadata.resource_version:
+            raise Conflict
+
     async def delete_job(self, job: SFTJob) -> None:
         self._may_crash()
         assert job.status == self.job.status
@@ -118,6 +122,9 @@ class World:
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         number, stored = plan.attempt, self.job.status.attempts
+        assert job.metadata.resource_version == self.job.metadata.resource_version, (
+            "acted on an object that has changed"
+        )
         assert number == stored.current, "created without being announced"
         assert not stored.current_has_ended, "created after its end was recorded"
         assert number in self.attempts or number not in self.seen_running, "a lost attempt was created again"
@@ -145,7 +152,9 @@ class World:
         self._may_crash()
 
     async def delete(self, job: SFTJob, attempt: int) -> None:
-        assert job.status == self.job.status, "acted on a status that is not stored"
+        assert job.metadata.resource_version == self.job.metadata.resource_version, (
+            "acted on an object that has changed"
+        )
         self._may_crash()
         assert attempt not in self.never_let_go or not self.waits(attempt), "what waits in its queue is given up"
         assert attempt in self.live() or attempt != self.job.status.attempts.current, "its logs are gone"
@@ -206,7 +215,8 @@ class Stored:
     """The world's store: both it and the backend have a `delete`."""
 
     def __init__(self, world: World) -> None:
-        self.read, self.write_status, self.delete = world.read, world.write_status, world.delete_job
+        self.read, self.confirm = world.read, world.confirm
+        self.write_status, self.delete = world.write_status, world.delete_job
 
 
 def _is_over(time: timedelta, limit: int | None) -> bool:

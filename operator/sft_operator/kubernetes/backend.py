@@ -1,6 +1,7 @@
-"""Attempts as PyTorchJobs: observes from the cache, acts only after a live look. Called by `reconcile`."""
+"""Attempts as PyTorchJobs: observes from the cache, acts on what lives. Called by `reconcile`.
 
-import asyncio
+That the job itself is the newest, the store has said."""
+
 import logging
 import time
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class PyTorchJobBackend:
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         """Raises NotNow where the attempt must wait, or its PyTorchJob can't be made."""
         key, uid = JobKey(job.metadata.namespace, job.metadata.name), job.metadata.uid
-        await self._look_again(key, uid, plan.attempt)
+        await self._refuse_beside_others(job, plan.attempt)
         body = pytorch_job(job, plan, self._defaults)
         name = body["metadata"]["name"]
         try:
@@ -94,14 +95,7 @@ class PyTorchJobBackend:
         known = next((found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == attempt), None)
         if known is None or "deletionTimestamp" in known["metadata"]:
             return
-        key = JobKey(job.metadata.namespace, job.metadata.name)
-        live = await self._api.get_job(key)
-        if live is None:
-            raise NotNow(f"{key.namespace}/{key.name} is gone")
-        self._cache.put_job(live)
-        if live["metadata"]["resourceVersion"] != job.metadata.resource_version:
-            raise NotNow("the job has changed meanwhile")
-        found = await self._api.get_pytorch_job(key.namespace, known["metadata"]["name"])
+        found = await self._api.get_pytorch_job(job.metadata.namespace, known["metadata"]["name"])
         if found is None or found["metadata"]["uid"] != known["metadata"]["uid"]:
             self._cache.drop_pytorch_job(known)
         elif is_ours(found, uid=uid) and "deletionTimestamp" not in found["metadata"]:
@@ -156,24 +150,15 @@ class PyTorchJobBackend:
             found = await self._api.mark_pytorch_job(found, {"labels": labels})
         self._cache.put_pytorch_job(found)
 
-    async def _look_again(self, key: JobKey, uid: str, attempt: int) -> None:
-        """The cache may be old: the job must still want this attempt, and no pod of another one may live."""
-        live, pods = await asyncio.gather(self._api.get_job(key), self._pods_of_others(key, uid, attempt))
-        if live is None or live["metadata"]["uid"] != uid or "deletionTimestamp" in live["metadata"]:
-            raise NotNow(f"{key.namespace}/{key.name} is gone")
-        self._cache.put_job(live)
-        job = SFTJob.model_validate(live, extra="ignore")
-        stored = job.status.attempts
-        if stored.current != attempt or stored.current_has_ended:
-            raise NotNow(f"attempt {attempt} is over: the job is at attempt {stored.current}")
+    async def _refuse_beside_others(self, job: SFTJob, attempt: int) -> None:
+        """No pod of another attempt may live; the cache may be old. Before the first one there was none."""
+        if attempt == 1:
+            return
+        pods = await self._api.list_pods_of(JobKey(job.metadata.namespace, job.metadata.name), job.metadata.uid)
         others = observe.attempts(job, pytorch_jobs=[], pods=pods, gone_pods=[], now=utc_now())
         alive = [other.number for other in others if other.number != attempt and other.is_live]
         if alive:
             raise NotNow(f"attempt {attempt} waits for the pods of attempt {alive[0]} to end")
-
-    async def _pods_of_others(self, key: JobKey, uid: str, attempt: int) -> list[Object]:
-        """Before the first attempt there was none that could have any."""
-        return await self._api.list_pods_of(key, uid) if attempt > 1 else []
 
     async def _found_instead(self, key: JobKey, name: str, plan: LaunchPlan) -> Object:
         """An earlier POST whose answer was lost, or somebody else's object."""

@@ -79,6 +79,14 @@ class ObjectStore:
             telling.add_done_callback(self._telling.discard)
         return SFTJob.model_validate(written, extra="ignore")
 
+    async def confirm(self, job: SFTJob) -> None:
+        key = JobKey(job.metadata.namespace, job.metadata.name)
+        found = await self._refresh(key)
+        if found is None or "deletionTimestamp" in found["metadata"]:
+            raise Conflict(f"{key.name}: the object is gone")
+        if found["metadata"]["resourceVersion"] != job.metadata.resource_version:
+            raise Conflict(f"{key.name}: the object has changed")
+
     async def delete(self, job: SFTJob) -> None:
         key, metadata = JobKey(job.metadata.namespace, job.metadata.name), job.metadata
         try:
@@ -100,13 +108,14 @@ class ObjectStore:
         self._cache.put_job(written)
         return written
 
-    async def _refresh(self, key: JobKey) -> None:
+    async def _refresh(self, key: JobKey) -> Object | None:
         """What the watch will tell in a moment: without it the next pass would decide on the old object again."""
         found = await self._api.get_job(key)
         if found is not None:
             self._cache.put_job(found)
         elif (known := self._cache.job(key)) is not None:
             self._cache.drop_job(known)
+        return found
 
     async def _tell(self, events: list[Object]) -> None:
         """In their order, beside the passes, which don't wait for it. Best effort: one that is lost changes nothing."""

@@ -44,5 +44,8 @@ class Store(Protocol):
     async def write_status(self, job: SFTJob) -> SFTJob:
         """The job with its new resource version. Raises Conflict where `job` isn't the newest."""
 
+    async def confirm(self, job: SFTJob) -> None:
+        """Asks where the object itself is kept. Raises Conflict where `job` isn't the newest, or is to go."""
+
     async def delete(self, job: SFTJob) -> None:
         """The object and no other of its name. Raises Conflict where `job` isn't the newest."""

@@ -24,11 +24,14 @@ async def reconcile(
     if job is None:
         return None
     decision = decide(job, await backend.observe(job), now=clock())
-    if decision.status != job.status:
-        try:
+    try:
+        if decision.status != job.status:
             job = await store.write_status(job.model_copy(update={"status": decision.status}))
-        except Conflict:
-            return 0.0
+        elif decision.action is not None:
+            # What was read may be old, and nobody has told it so yet.
+            await store.confirm(job)
+    except Conflict:
+        return 0.0
     # From here on the status tells what is about to be done: a process that dies now is taken up where it stopped.
     match decision.action:
         case CreateAttempt(number):

@@ -21,6 +21,9 @@ class FileStore:
     async def write_status(self, job: SFTJob) -> SFTJob:
         return self._replace(job)
 
+    async def confirm(self, job: SFTJob) -> None:
+        self._refuse_old(job, self.load())
+
     async def delete(self, job: SFTJob) -> None:
         """Never: what a run left is its user's, who has no other record of it."""
 
@@ -50,11 +53,15 @@ class FileStore:
     def _replace(self, job: SFTJob) -> SFTJob:
         """Only over the version that the caller read."""
         with locked(self.path.with_suffix(".lock"), wait=True):
-            stored = self.load()
-            version = stored.metadata.resource_version if stored else ""
-            if job.metadata.resource_version != version:
-                raise Conflict(f"{self.path}: version {job.metadata.resource_version!r} is not the newest, {version!r}")
+            version = self._refuse_old(job, self.load())
             metadata = job.metadata.model_copy(update={"resource_version": str(int(version or 0) + 1)})
             job = job.model_copy(update={"metadata": metadata})
             replace_file(self.path, job.to_json(indent=2))
         return job
+
+    def _refuse_old(self, job: SFTJob, stored: SFTJob | None) -> str:
+        """The version of both."""
+        version = stored.metadata.resource_version if stored else ""
+        if job.metadata.resource_version != version:
+            raise Conflict(f"{self.path}: version {job.metadata.resource_version!r} is not the newest, {version!r}")
+        return version
