@@ -4,6 +4,7 @@ The world below is a backend and a store in memory; its checks stand where the o
 """
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from jobs import NOW, a_job, an_outcome, seen, some_progress
 
 from sft_operator.lifecycle.backend import Conflict, JobKey
+from sft_operator.lifecycle.decide import decide
 from sft_operator.lifecycle.observation import NodeState, Observation
 from sft_operator.lifecycle.reconcile import reconcile
 from sftjob.failure import NEVER_RETRIED, Reason
@@ -58,6 +60,7 @@ class World:
         self.seen_running: set[int] = set()
         self.calls_until_crash: int | None = None
         self.between_read_and_write: Callable[[], None] | None = None
+        self.observed = Observation()
 
     # The store.
 
@@ -118,7 +121,8 @@ class World:
         if self.between_read_and_write:
             self.between_read_and_write()
             self.between_read_and_write = None
-        return Observation(attempts, self.progress, silent_seconds=self.silent_seconds)
+        self.observed = Observation(attempts, self.progress, silent_seconds=self.silent_seconds)
+        return self.observed
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         number, stored = plan.attempt, self.job.status.attempts
@@ -287,6 +291,11 @@ class LifeOfAJob(RuleBasedStateMachine):
             "a time": due is not None,
         }
         assert any(waits_for.values()), "it waits for nothing"
+        if due is None and not self.world.is_deleted:
+            # A report is told again every few seconds.
+            silent = replace(self.world.observed, progress=None)
+            again = decide(self.world.job, silent, now=self.world.now)
+            assert again.status == status, "only its own write would wake it"
 
     def overdue_attempt(self) -> int | None:
         """Told from the world: the current attempt, if it lives past one of its deadlines."""

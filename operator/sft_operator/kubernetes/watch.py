@@ -38,8 +38,10 @@ async def watch(
 
         async def change(event: Any, put: Any = put, drop: Any = drop, **_: Any) -> None:
             found = event["object"]
-            # A watch begins with a list: of what our own has told already.
-            if event["type"] is None and cache.knows(found):
+            # A watch begins with a list, of what our own has told already. And a job's new version may be our own
+            # status: the pass that wrote it has left nothing to do, but at a time that it named.
+            may_be_known = event["type"] is None or (found["kind"] == names.KIND and event["type"] != "DELETED")
+            if may_be_known and cache.knows(found):
                 return
             queue.add((drop if event["type"] == "DELETED" else put)(found))
 
