@@ -35,7 +35,7 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant("a new attempt has a new number", "decide.py", "number = attempts.current + 1", "number = attempts.current"),
+    Mutant("a new attempt has a new number", "decide.py", "kind = attempts.current + 1,", "kind = attempts.current,"),
     Mutant(
         "nothing is created while another attempt lives",
         "decide.py",

@@ -10,7 +10,7 @@ from e2e.local_run import LocalRun, assert_bit_equal
 from operator_room import Room, room, small_job
 from real_cluster import Cluster, run_tool
 
-pytestmark = [pytest.mark.cluster, pytest.mark.full]
+pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 QUEUES = "kueue.x-k8s.io/v1beta2"
@@ -105,6 +105,7 @@ def test_the_second_of_two_jobs_waits_with_the_queue_s_own_words_and_runs_after_
         assert [record["reason"] for record in status["attempts"]["history"]] == ["Succeeded"]
 
 
+@pytest.mark.full
 def test_a_job_that_names_no_queue_waits_in_the_one_called_default(own: Room) -> None:
     """Kueue gives it to whatever names none, and suspends it."""
     default = {"apiVersion": QUEUES, "kind": "LocalQueue", "metadata": {"name": "default"}}
@@ -124,6 +125,7 @@ def test_a_job_that_names_no_queue_waits_in_the_one_called_default(own: Room) ->
     assert [record["reason"] for record in status["attempts"]["history"]] == ["Succeeded"]
 
 
+@pytest.mark.full
 def test_a_job_that_has_to_make_room_saves_waits_and_goes_on_where_it_was(own: Room) -> None:
     own.apply(queued_job(own, "patient"))
     own.until_phase("Running", name="patient")

@@ -222,7 +222,6 @@ def test_a_script_from_a_config_map_goes_on_after_a_pod_is_deleted_and_ends_bit_
     assert_bit_equal(own.run(), undisturbed)
 
 
-@pytest.mark.full
 def test_an_operator_killed_around_a_creation_and_in_mid_run_makes_one_attempt(
     own: Room, undisturbed: LocalRun
 ) -> None:
@@ -249,8 +248,7 @@ def test_an_operator_killed_around_a_creation_and_in_mid_run_makes_one_attempt(
     assert_bit_equal(own.run(), undisturbed)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("old", ["f8f3a62", "3ef866a"])
+@pytest.mark.parametrize("old", [pytest.param("f8f3a62", marks=pytest.mark.full), "3ef866a"])
 def test_a_newer_definition_and_operator_take_a_running_job_over_as_it_is(
     own: Room, undisturbed: LocalRun, tmp_path: Path, old: str
 ) -> None:
@@ -279,7 +277,6 @@ def test_a_newer_definition_and_operator_take_a_running_job_over_as_it_is(
     assert_bit_equal(own.run(), undisturbed)
 
 
-@pytest.mark.full
 def test_a_job_deleted_in_mid_run_leaves_nothing_though_no_operator_is_there(own: Room) -> None:
     operator = own.start_operator()
     own.apply(small_job())
@@ -521,7 +518,6 @@ def test_a_running_job_takes_over_a_limit_that_is_edited_and_leaves_its_checkpoi
     assert own.condition("Failed")["reason"] == "DeadlineExceeded"
 
 
-@pytest.mark.full
 def test_a_failed_job_goes_on_by_annotation_and_is_deleted_once_its_time_is_over(own: Room) -> None:
     data = own.claim_folder("inputs") / "chats.jsonl"
     whole = data.read_text()
@@ -587,7 +583,6 @@ def test_the_same_job_applied_again_on_the_same_storage_is_refused_and_overwrite
     assert fingerprint(results) == before
 
 
-@pytest.mark.full
 def test_a_suspended_job_saves_and_goes_on_when_it_is_wanted_again(own: Room, undisturbed: LocalRun) -> None:
     own.start_operator()
     own.apply(small_job())
