@@ -164,6 +164,8 @@ def test_ranks_that_are_no_forks_train_the_same(run: LocalRun, undisturbed: Loca
     pid = run.rank(0)
     assert b"sft_trainer.child\0rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
     run.succeed()
+    log = (run.folder / "attempts/1/node-0/launcher.log").read_text()
+    assert "ranks are no forks: an import has opened /" in log
     assert_bit_equal(run, undisturbed)
 
 

@@ -19,17 +19,19 @@ _DEVICES = ("/dev/nvidia", "/dev/dxg", "/dev/kfd")
 _fork = get_context("fork")
 
 
-def import_what_children_need() -> bool:
-    """False: a library has opened a GPU meanwhile, which no fork could use; the children must be new processes.
-
-    None is known that does. Nor may one have started to compute: its threads would be missing in a fork.
-    """
+def import_what_children_need() -> None:
+    """Computes nothing: a fork would lack the threads of a library that has begun to."""
     # torch's question whether there is a GPU must not open it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import sft_trainer.prepare
     import sft_trainer.rank  # noqa: F401
 
-    return not any(path.startswith(_DEVICES) for path in _open_files())
+
+def opened_devices() -> list[str]:
+    """GPUs that this process holds, which no fork of it could use. None is known that an import opens."""
+    # The folder's own link is gone when it is read.
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sorted({path for link in links if (path := str(link.readlink())).startswith(_DEVICES)})
 
 
 def run_forked(stage: str, scratch: Path) -> int:
@@ -87,8 +89,3 @@ def _wait_and_run(pipe: Any, parent_pid: int, scratch: str) -> None:
 
 def _run_stage(stage: str, parent_pid: int, scratch: str) -> None:
     raise SystemExit(child.main(stage, str(parent_pid), scratch))
-
-
-def _open_files() -> list[str]:
-    # That of the folder itself is closed when it is read.
-    return [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]

@@ -14,7 +14,7 @@ from typing import Any
 
 from sft_trainer.death import die_with_parent
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, rank_exits_path, torchrun_logs
-from sft_trainer.launcher.forked import ForkedRank, import_what_children_need, run_forked
+from sft_trainer.launcher.forked import ForkedRank, import_what_children_need, opened_devices, run_forked
 from sft_trainer.launcher.processes import name_this_process
 from sft_trainer.progress import write_stage
 from sftjob.progress import Stage
@@ -29,12 +29,15 @@ def main(task: TorchrunTask) -> int:
     name_this_process("sft-torchrun")
     scratch, ranks = Path(task.scratch), []
     if not task.script:
-        forks = import_what_children_need()
-        code = run_forked("prepare", scratch) if forks else subprocess.call(_command("prepare", task))
+        import_what_children_need()
+        devices = opened_devices()
+        if devices:
+            print(f"ranks are no forks: an import has opened {', '.join(devices)}", file=sys.stderr)
+        code = subprocess.call(_command("prepare", task)) if devices else run_forked("prepare", scratch)
         if code:
             return code if code > 0 else 128 - code
         write_stage(scratch, Stage.STARTING)
-        if forks:
+        if not devices:
             ranks = [ForkedRank(scratch) for _ in range(task.processes_per_node)]
     return _launch(task, ranks)
 
