@@ -1,7 +1,7 @@
 """The download stage: one process a node, before anything is read. Called by `sft_trainer.child`.
 
-Where the nodes share the job's storage, node 0 downloads into it and the others wait until it is there. Where it is in a
-bucket, each downloads into its own copy: what node 0 has looked up.
+Where the nodes share the job's storage, node 0 downloads into it and the others wait until it is there. Where that is
+in a bucket, each downloads into its own copy: what node 0 has looked up.
 """
 
 import logging
