@@ -64,8 +64,10 @@ def test_of_a_model_comes_what_training_needs_and_a_later_attempt_asks_for_nothi
 
 
 def test_of_nodes_with_storage_in_a_bucket_each_downloads_what_node_0_has_pinned(
-    s3: S3Server, node: Callable[..., Node]
+    s3: S3Server, node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
     zero, other = (node(nodes_=2, rank=rank, output="s3://bucket/tuned") for rank in range(2))
     s3.requests.clear()
     other.start()
