@@ -73,10 +73,9 @@ def test_killed_between_a_node_s_files_and_the_manifest_it_goes_on_though_that_n
 
 
 @pytest.mark.full
-def test_a_rank_of_another_node_killed_beside_an_asynchronous_save(
+def test_a_killed_rank_of_another_node_is_named_and_the_run_ends_bit_equal(
     run: BucketRun, undisturbed: BucketRun, s3: S3Server
 ) -> None:
-    run.manifest["spec"]["checkpoint"]["saveMode"] = "async"
     run.start()
     run.until_step(4)
     kill(run.rank(1))
