@@ -139,9 +139,13 @@ class JobFailure(Exception):
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
+        # Both, so that it can be pickled: ranks tell each other of it.
+        super().__init__(reason, message)
         self.reason = reason
         self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def signal_name(number: int) -> str:

@@ -69,8 +69,6 @@ EXPORT_MANIFEST = "sftjob-manifest.json"
 EXPORT_OWNER = "sftjob-owner.json"
 """Of an output in a bucket that is being uploaded; gone when its manifest is there."""
 METRICS = "metrics.jsonl"
-STACKS = "stacks-node-*.txt"
-"""All of an attempt's, as a pattern; one of them is `stacks`."""
 SHORTAGE = "out-of-memory"
 TENSORBOARD = "tensorboard"
 TRACKIO = "trackio"
@@ -129,6 +127,11 @@ def node_claim(storage: Path, attempt: int, node_rank: int) -> Path:
 def shortage(storage: Path, attempt: int) -> Path:
     """Says that memory ran out in this attempt, where no operator counts such ends."""
     return attempt_folder(storage, attempt) / SHORTAGE
+
+
+def chosen_checkpoint(storage: Path, attempt: int) -> Path:
+    """Of a storage in a bucket: which checkpoint node 0 has found, for the other nodes."""
+    return attempt_folder(storage, attempt) / "resumes-from.json"
 
 
 def stacks(storage: Path, attempt: int, node_rank: int) -> Path:

@@ -43,7 +43,9 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "make room or enlarge the volume, or lower `spec.checkpoint.keepLast`",
     ),
     Reason.STORAGE_NOT_SHARED: Explanation(
-        "A node does not see what node 0 writes to storage.", "use a volume that all nodes mount (ReadWriteMany)"
+        "A node does not see what node 0 writes to storage.",
+        "use a volume that all nodes mount (ReadWriteMany); for a bucket, see that `AWS_ENDPOINT_URL` is the same on "
+        "all nodes",
     ),
     Reason.PREEMPTED: Explanation(
         "It was told to stop: evicted, displaced, its pod deleted, or suspended.",

@@ -279,13 +279,6 @@ STORAGE_FROM_SOMEWHERE = Rule(
 
 _STORAGE = "(has(self.checkpoint.storage) ? self.checkpoint.storage : has(self.output) ? self.output[0].uri : '')"
 _IN_A_BUCKET = f"{_STORAGE}.startsWith('{S3}')"
-BUCKET_STORAGE_IS_OF_ONE_NODE = Rule(
-    "checkpoint.storage",
-    f"self.compute.nodes == 1 || !({_IN_A_BUCKET})",
-    "{nodes} nodes share the files of their storage, and this one is in a bucket; name a folder on a volume claim that "
-    "all nodes mount (outputs may be in a bucket), or use compute.nodes: 1",
-    {"nodes": "self.compute.nodes"},
-)
 BUCKET_STORAGE_NEEDS_AN_OUTPUT = Rule(
     "output",
     f"has(self.output) || !({_IN_A_BUCKET})",

@@ -31,7 +31,6 @@ from sftjob.rules import (
     BATCH_IS_DIVISIBLE,
     BEST_IS_OF_CHECKPOINTS,
     BEST_IS_OF_EVALUATED_CHECKPOINTS,
-    BUCKET_STORAGE_IS_OF_ONE_NODE,
     BUCKET_STORAGE_NEEDS_AN_OUTPUT,
     DATA_OR_SCRIPT,
     LORA_NEEDS_A_MODEL,
@@ -208,7 +207,6 @@ class SFTJobSpec(Declared):
         NOT_TRAINING_AND_SCRIPT,
         STORAGE_FROM_SOMEWHERE,
         BUCKET_STORAGE_NEEDS_AN_OUTPUT,
-        BUCKET_STORAGE_IS_OF_ONE_NODE,
         BATCH_IS_DIVISIBLE,
         BEST_IS_OF_CHECKPOINTS,
         BEST_IS_OF_EVALUATED_CHECKPOINTS,
@@ -256,8 +254,6 @@ class SFTJobSpec(Declared):
         storage = self.checkpoint.storage or (self.outputs[0].uri if self.outputs else "")
         if storage.startswith(S3) and self.output is None:
             problems.append(BUCKET_STORAGE_NEEDS_AN_OUTPUT.told())
-        if storage.startswith(S3) and self.compute.nodes > 1:
-            problems.append(BUCKET_STORAGE_IS_OF_ONE_NODE.told(nodes=self.compute.nodes))
         batch, world = self.training.global_batch_size if self.training else None, self.compute.world_size
         if batch is not None and batch % world:
             problems.append(BATCH_IS_DIVISIBLE.told(batch=batch, world=world))

@@ -7,72 +7,27 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from e2e.local_run import LocalRun, fingerprint, kill
+from e2e.bucket_run import BucketRun, bucket_job
+from e2e.local_run import fingerprint, kill
 from s3_server import S3Server
 from transformers import AutoModelForCausalLM
 
 from sftjob.outcome import Outcome
-from tests.sft_trainer.model.tiny_models import save_random_model
-from tests.sft_trainer.train.small_run import TRAINED, VOCAB_SIZE, save_tokenizer
-
-STEPS = 6
-
-
-class BucketRun(LocalRun):
-    """Its storage is the run's own copy."""
-
-    @property
-    def storage(self) -> Path:
-        return self.folder / "s3" / "bucket" / self.name / "model.checkpoints"
-
-    @property
-    def claims(self) -> list[str]:
-        return []
-
-    @property
-    def name(self) -> str:
-        return str(self.manifest["metadata"]["name"])
-
-
-@pytest.fixture
-def sources(s3: S3Server, tmp_path: Path) -> S3Server:
-    folder = tmp_path / "published"
-    save_random_model(folder, "llama", vocab_size=VOCAB_SIZE)
-    save_tokenizer(folder)
-    s3.put_folder("llama", folder)
-    rows = "".join(json.dumps({"messages": chat}) + "\n" for chat in TRAINED)
-    s3.put("chats/train.jsonl", rows.encode())
-    return s3
-
-
-def job(name: str) -> dict[str, Any]:
-    spec = {
-        "model": {"loadFrom": {"uri": "s3://bucket/llama"}},
-        "data": {
-            "datasets": [{"name": "chats", "uri": "s3://bucket/chats/train.jsonl"}],
-            "packing": {"maxLength": 64},
-        },
-        "training": {"totalStep": STEPS},
-        "checkpoint": {"everySteps": 1},
-        "output": [{"uri": f"s3://bucket/{name}/model"}],
-    }
-    return {"apiVersion": "sftjob.dev/v1alpha1", "kind": "SFTJob", "metadata": {"name": name}, "spec": spec}
 
 
 @pytest.fixture
 def run(tmp_path: Path, sources: S3Server) -> Iterator[BucketRun]:
-    run = BucketRun(tmp_path / "run", job("killed"), sources.environment)
+    run = BucketRun(tmp_path / "run", bucket_job("killed"), sources.environment)
     yield run
     run.stop()
 
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, sources: S3Server) -> BucketRun:
-    return BucketRun(tmp_path / "undisturbed", job("undisturbed"), sources.environment).start().succeed()
+    return BucketRun(tmp_path / "undisturbed", bucket_job("undisturbed"), sources.environment).start().succeed()
 
 
 @pytest.mark.usefixtures("undisturbed")

@@ -19,6 +19,8 @@ from sft_operator.local.backend import LocalBackend
 from sft_operator.local.claims import Claims
 from sftjob.failure import Reason
 from sftjob.job import SFTJob
+from sftjob.plan import LaunchPlan
+from sftjob.spec import OutputSpec
 from sftjob.status import AttemptsStatus, Phase, SFTJobStatus
 
 STUB = (sys.executable, str(Path(__file__).with_name("stub_launcher.py")))
@@ -177,6 +179,8 @@ from pathlib import Path
 sys.path[:0] = {sys.path!r}
 from test_local_backend import Attempt
 from sftjob.job import SFTJob
+from sftjob.plan import LaunchPlan
+from sftjob.spec import OutputSpec
 Attempt(Path({str(tmp_path)!r}), SFTJob.from_json({one.job.to_json()!r})).create()
 time.sleep(60)
 """
@@ -270,3 +274,21 @@ def test_a_pid_that_another_process_has_by_now_is_not_signalled(attempt: Callabl
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+def test_each_node_has_its_own_copy_of_what_lies_in_buckets(tmp_path: Path) -> None:
+    spec = a_job(nodes=2).spec.model_copy(update={"output": [OutputSpec(uri="s3://bucket/tuned")]})
+    job = a_job(nodes=2).model_copy(update={"spec": spec})
+    claims = Claims(Path("/c"), {}, scratch=tmp_path)
+    backend = LocalBackend(tmp_path, command=("sh", "-c", "echo $2 > $SFTJOB_SCRATCH/plan", "launcher"))
+    asyncio.run(backend.create(job, launch_plan(job, 1, path_of=claims.path_of)))
+    paths = []
+    for rank in range(2):
+        file = backend.node(1, rank).folder / "plan"
+        eventually(lambda file=file: file.exists() and file.read_text().endswith("\n"))
+        plan = LaunchPlan.from_json(file.read_text())
+        paths.append([plan.storage, plan.path("s3://bucket/tuned"), plan.path("pvc://models/base")])
+    assert paths == [
+        [f"{tmp_path}/s3/bucket/tuned.checkpoints", f"{tmp_path}/s3/bucket/tuned", "/c/models/base"],
+        [f"{tmp_path}/node-1/s3/bucket/tuned.checkpoints", f"{tmp_path}/node-1/s3/bucket/tuned", "/c/models/base"],
+    ]

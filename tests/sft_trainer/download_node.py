@@ -22,7 +22,7 @@ from sftjob.spec import SFTJobSpec
 
 
 class Node:
-    """One node of an attempt, with its scratch folder; storage is shared by all. A variable that is None is not set."""
+    """One node of an attempt, with its scratch folder. A variable that is None is not set."""
 
     def __init__(self, plan: LaunchPlan, scratch: Path, *, rank: int, **environment: str | None) -> None:
         self.plan = plan
@@ -78,17 +78,26 @@ def nodes_of(folder: Path, *, model: dict[str, Any], environment: dict[str, str]
     nodes: list[Node] = []
 
     def make(
-        *, attempt: int = 1, rank: int = 0, nodes_: int = 1, model: Any = model, data: Any = None, **more: str | None
+        *,
+        attempt: int = 1,
+        rank: int = 0,
+        nodes_: int = 1,
+        model: Any = model,
+        data: Any = None,
+        output: str = f"file://{folder}/tuned",
+        **more: str | None,
     ) -> Node:
         spec = {
             "model": model,
             "data": {"datasets": data or [{"name": "chats", "uri": "file:///chats.jsonl"}]},
-            "output": [{"uri": f"file://{folder}/tuned"}],
+            "output": [{"uri": output}],
             "compute": {"nodes": nodes_},
         }
         metadata = ObjectMeta(name="job", namespace="default", uid="uid-1")
         job = SFTJob(metadata=metadata, spec=SFTJobSpec.model_validate(spec))
-        plan = launch_plan(job, attempt, path_of=lambda uri: uri.removeprefix("file://"))
+        copy = f"{folder}/copy-{rank}/"
+        path_of = lambda uri: uri.removeprefix("file://").replace("s3://", copy)  # noqa: E731
+        plan = launch_plan(job, attempt, path_of=path_of)
         nodes.append(Node(plan, folder / f"scratch-{attempt}-{rank}", rank=rank, **environment | more))
         return nodes[-1]
 

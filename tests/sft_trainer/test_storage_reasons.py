@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sft_trainer.storage import fence, records
+from sft_trainer.storage import fence, nodes, records
 from sft_trainer.storage.exports import refuse_unwritable_outputs
 from sftjob.failure import JobFailure, Reason
 from sftjob.plan import JobReference, LaunchPlan, Mount
@@ -61,7 +61,7 @@ def test_an_output_that_could_not_be_written_after_training_is_told_before_it(tm
 def test_storage_that_a_node_does_not_share_with_node_0_has_a_reason_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fence, "_SHARED_WITHIN_SECONDS", 0)
+    monkeypatch.setattr(nodes, "_SHARED_WITHIN_SECONDS", 0)
     with pytest.raises(JobFailure, match="is not shared") as failure:
-        fence.wait_for_node_zero(a_plan(tmp_path))
+        nodes.wait_for_node_zero(a_plan(tmp_path))
     assert failure.value.reason is Reason.STORAGE_NOT_SHARED

@@ -385,18 +385,6 @@ BAD = [
         {"output": [{"uri": "s3://bucket"}]},
     ),
     Bad(
-        "spec.checkpoint.storage",
-        "2 nodes share the files of their storage, and this one is in a bucket; name a folder on a volume claim that "
-        "all nodes mount (outputs may be in a bucket), or use compute.nodes: 1",
-        {"output": [{"uri": "s3://bucket/model"}], "compute": {"nodes": 2}},
-    ),
-    Bad(
-        "spec.checkpoint.storage",
-        "3 nodes share the files of their storage, and this one is in a bucket; name a folder on a volume claim that "
-        "all nodes mount (outputs may be in a bucket), or use compute.nodes: 1",
-        {"checkpoint": {"storage": "s3://bucket/checkpoints"}, "compute": {"nodes": 3}},
-    ),
-    Bad(
         "spec.output[0].uri",
         f"'pvc://results/../other' has the wrong form; {PLACE}",
         {"output": [{"uri": "pvc://results/../other"}]},

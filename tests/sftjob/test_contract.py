@@ -77,10 +77,6 @@ def test_every_problem_is_told_at_once_with_path_value_and_remedy() -> None:
         ),
         ({"output": [{"uri": "pvc://models/../other"}]}, "spec.output[0].uri: 'pvc://models/../other' has the wrong"),
         ({"output": [{"uri": "s3://bucket"}]}, "spec.output[0].uri: 's3://bucket' has the wrong form"),
-        (
-            {"output": [{"uri": "s3://bucket/x"}], "compute": {"nodes": 2}},
-            "spec.checkpoint.storage: 2 nodes share the files of their storage, and this one is in a bucket",
-        ),
     ],
 )
 def test_what_fields_can_t_say_alone_is_refused_too(spec: dict[str, Any], said: str) -> None:

@@ -22,6 +22,7 @@ LAUNCHER = (sys.executable, "-m", "sft_trainer.launcher")
 
 class LocalBackend:
     def __init__(self, work_folder: Path, *, command: Sequence[str] = LAUNCHER) -> None:
+        self._folder = work_folder
         self._attempts = work_folder / names.ATTEMPTS
         self._command = command
         self._children: list[subprocess.Popen[bytes]] = []
@@ -51,7 +52,7 @@ class LocalBackend:
             replace_file(self._grace_file(plan.attempt), str(grace_seconds))
         for node in self._nodes(job, plan.attempt):
             if node.observe().state is NodeState.MISSING:
-                command = [*self._command, "--plan", plan.to_json()]
+                command = [*self._command, "--plan", self._plan_of(node, plan).to_json()]
                 self._children.append(node.start(command, self._environment(job, plan, node, port=port)))
 
     async def delete(self, job: SFTJob, attempt: int) -> None:
@@ -86,6 +87,19 @@ class LocalBackend:
         if all(node.state is NodeState.MISSING for node in seen):
             return None
         return AttemptObservation(number, seen, is_deleting=any(node.is_terminated for node in nodes))
+
+    def _plan_of(self, node: LocalNode, plan: LaunchPlan) -> LaunchPlan:
+        """Each node has its own copy of what lies in buckets, as in a cluster."""
+        if node.rank == 0:
+            return plan
+        here, own = self._folder.absolute(), self._folder.absolute() / f"node-{node.rank}"
+        mounts = [
+            mount.model_copy(update={"path": str(own / Path(mount.path).relative_to(here))})
+            if mount.uri.startswith(names.S3)
+            else mount
+            for mount in plan.mounts
+        ]
+        return plan.model_copy(update={"mounts": mounts})
 
     def _environment(self, job: SFTJob, plan: LaunchPlan, node: LocalNode, *, port: int) -> dict[str, str]:
         name = names.attempt_name(job.metadata.name, job.metadata.uid, plan.attempt)

@@ -12,7 +12,7 @@ from sftjob.spec import SFTJobSpec
 class Claims:
     """Folders that stand for persistent volume claims: those named, and `<root>/<claim>` for the rest.
 
-    `scratch` is where a run keeps its own copy of what it writes into buckets.
+    `scratch` is where node 0 of a run keeps its own copy of what it writes into buckets.
     """
 
     root: Path

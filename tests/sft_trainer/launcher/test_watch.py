@@ -1,8 +1,8 @@
 """The launcher's watch over real processes that stand still as ranks do, below a parent in torchrun's place."""
 
 import os
-import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sftjob.outcome import Outcome
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.progress import Stage
 from sftjob.spec import SFTJobSpec
+from tests.s3_server import S3Server
 
 TORCHRUN = """
 import os, signal, subprocess, sys
@@ -61,20 +62,28 @@ STORAGE = "pvc://results/job"
 class Node:
     """A launcher's watch, called as often as its ranks stand where they are meant to."""
 
-    def __init__(self, folder: Path, *, nodes: int = 1, attempt: int = 1, deadline: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int = 1,
+        attempt: int = 1,
+        deadline: int | None = None,
+        storage: str = STORAGE,
+    ) -> None:
         self.scratch, self.storage = folder / "scratch", folder / "storage"
         spec = SFTJobSpec.model_validate(
             {
                 "model": {"loadFrom": {"uri": "pvc://models/base"}},
                 "data": {"datasets": [{"name": "chats", "uri": "pvc://data/chats.jsonl"}]},
                 "output": [{"uri": "pvc://results/model"}],
-                "checkpoint": {"storage": STORAGE},
+                "checkpoint": {"storage": storage},
                 "compute": {"nodes": nodes, "processesPerNode": 2},
                 "runPolicy": {"progressDeadlineSeconds": deadline},
             }
         )
         reference = JobReference(namespace="default", name="tiny", uid="uid-1")
-        mounts = [Mount(uri=STORAGE, path=str(self.storage))]
+        mounts = [Mount(uri=storage, path=str(self.storage))]
         self.plan = LaunchPlan(job=reference, attempt=attempt, spec=spec, mounts=mounts)
         names.attempt_folder(self.storage, attempt).mkdir(parents=True)
         self.stop = StopSignal()
@@ -127,16 +136,6 @@ def test_ranks_that_stand_still_are_ended_and_the_one_behind_is_named_with_its_f
     assert text.count("in waits_for_the_other") == 2
 
 
-def test_stacks_are_kept_though_no_ledger_has_made_the_attempt_s_folder_yet(tmp_path: Path) -> None:
-    """In the copy of a storage that is in a bucket: the claims are not there."""
-    node = Node(tmp_path)
-    shutil.rmtree(node.storage)
-    standstill = node.run(Stage.TRAINING, Stage.TRAINING).standstill
-    assert standstill is not None
-    assert standstill.stacks == f"{STORAGE}/attempts/1/stacks-node-0.txt"
-    assert "in waits_for_the_other" in (node.storage / "attempts" / "1" / "stacks-node-0.txt").read_text()
-
-
 @pytest.mark.parametrize("deadline", [0, 600])
 def test_where_the_user_has_said_how_long_the_launcher_ends_nothing(tmp_path: Path, deadline: int) -> None:
     node = Node(tmp_path, deadline=deadline)
@@ -176,6 +175,58 @@ def test_a_node_is_ended_only_when_the_others_stand_still_too(tmp_path: Path) ->
 
     assert node.run(Stage.TRAINING, Stage.TRAINING, meanwhile=others_follow).is_hang
     assert len(waited) == 3
+
+
+def test_of_nodes_that_share_a_bucket_each_sees_there_that_the_others_stand_still(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    node = Node(tmp_path, nodes=2, storage="s3://bucket/job")
+    waited = []
+
+    def other_follows(watched: RankWatch) -> None:
+        if watched.standstill and not watched.is_hang:
+            waited.append(node.looks)
+        if len(waited) == 3:
+            # That the bucket does not answer is no word of a hang.
+            s3.busy[:] = [403] * 4
+        if len(waited) == 6:
+            s3.busy.clear()
+            s3.put("job/attempts/1/stacks-node-1.txt", b"in waits_for_ever")
+
+    watched = node.run(Stage.TRAINING, Stage.TRAINING, meanwhile=other_follows)
+    assert (watched.is_hang, len(waited)) == (True, 6)
+    assert watched.standstill is not None
+    assert watched.standstill.stacks == "s3://bucket/job/attempts/1/stacks-node-0.txt"
+    assert b"in waits_for_the_other" in s3.get("job/attempts/1/stacks-node-0.txt")
+
+
+def test_in_a_bucket_too_it_is_taken_back_and_where_that_fails_it_is_tried_again(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    node = Node(tmp_path, nodes=2, storage="s3://bucket/job")
+    said = []
+
+    def goes_on(watched: RankWatch) -> None:
+        if watched.standstill is None and said:
+            node.children.kill()
+        elif watched.standstill and not said:
+            said.append(s3.listed("job"))
+            before = node.marks()
+            (node.scratch / "go").touch()
+            while node.marks() == before:
+                time.sleep(0.01)
+            s3.busy = [403]
+        elif watched.standstill:
+            said.append(s3.listed("job"))
+
+    watched = node.run(Stage.TRAINING, Stage.TRAINING, meanwhile=goes_on)
+    assert len(said) >= 2
+    assert said[0] == said[1] == ["job/attempts/1/stacks-node-0.txt"]
+    assert (watched.is_hang, s3.listed("job")) == (False, [])
 
 
 def test_a_node_whose_ranks_go_on_takes_back_what_it_said(tmp_path: Path) -> None:

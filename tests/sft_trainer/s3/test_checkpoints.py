@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sft_trainer.storage import checkpoints
+from sft_trainer.storage.best import best_first
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.metrics import last_step_before
 from sftjob.failure import JobFailure, Reason
@@ -45,34 +46,42 @@ def save(fence: Fence, step: int, *, loss: float | None = None, state: bytes | N
         saved_at=datetime(2026, 1, 1, tzinfo=UTC),
         evaluation=loss
         and EvaluationRecord(step=step, loss=loss, best_step=step, best_loss=loss, without_improvement=0),
-        files=[],
+        files=checkpoints.store_files(fence, temporary, [".metadata", "__0_0.distcp"], step=step),
     )
-    return checkpoints.publish_checkpoint(fence, temporary, manifest)
+    checkpoints.publish_checkpoint(fence, temporary, manifest)
+    return manifest
 
 
-def fetch(fence: Fence, *, with_best: bool = False) -> list[str]:
-    fence.remote.fetch(fence.storage, attempt=fence.attempt, with_best=with_best, on_detail=lambda _: None)
+def fetch(fence: Fence) -> list[str]:
+    fence.remote.fetch_newest(fence.storage, attempt=fence.attempt, on_detail=lambda _: None)
     return sorted(path.name for path in fence.storage.iterdir())
+
+
+def fetch_best(fence: Fence) -> int | None:
+    """As the ranks do before the export."""
+    manifests = fence.remote.manifests()
+    return next(
+        (
+            step
+            for step in best_first(manifests)
+            if fence.remote.fetch(fence.storage, step, attempt=fence.attempt, on_detail=lambda _: None) is None
+        ),
+        None,
+    )
 
 
 def steps(s3: S3Server) -> list[str]:
     return sorted({key.split("/")[1] for key in s3.listed(STORAGE) if "/step-" in key})
 
 
-def test_the_manifest_comes_last_after_what_the_ranks_have_told(s3: S3Server, tmp_path: Path) -> None:
-    fence = a_fence(tmp_path / "storage")
-    told = fence.storage / "attempts" / "1"
-    told.mkdir(parents=True)
-    (told / "ledger-0.jsonl").write_text('{"step":1}\n')
-    save(fence, 1)
+def test_the_manifest_comes_last(s3: S3Server, tmp_path: Path) -> None:
+    save(a_fence(tmp_path / "storage"), 1)
     assert [one.key.removeprefix(f"bucket/{STORAGE}/") for one in s3.asked("PUT", STORAGE)] == [
-        "attempts/1/ledger-0.jsonl",
         "step-1/.metadata",
         "step-1/__0_0.distcp",
         "step-1/manifest.json",
         "latest",
     ]
-    assert s3.get(f"{STORAGE}/attempts/1/ledger-0.jsonl") == b'{"step":1}\n'
     assert s3.get(f"{STORAGE}/latest") == b"step-1"
 
 
@@ -169,23 +178,18 @@ def test_an_amended_manifest_is_the_one_that_is_fetched(s3: S3Server, tmp_path: 
     assert amended.total_steps == 1
 
 
-def test_another_machine_fetches_the_best_too_where_it_is_exported(s3: S3Server, tmp_path: Path) -> None:
+def test_another_machine_fetches_the_best_where_it_is_exported(s3: S3Server, tmp_path: Path) -> None:
     fence = a_fence(tmp_path / "first")
     for step, loss in ((3, 1.0), (6, 2.0), (9, 1.5)):
         save(fence, step, loss=loss)
     other = a_fence(tmp_path / "other", attempt=2)
-    assert fetch(other, with_best=True) == ["step-3", "step-9"]
-    best = checkpoints.find_best(other.storage)
-    assert best is not None
-    assert best.step == 3
+    assert fetch(other) == ["step-9"]
+    assert fetch_best(other) == 3
     checkpoints.retain(other, keep_last=1)
     assert {path.name for path in other.storage.glob("step-*")} == {"step-3", "step-9"}
     # One that does not verify is not the best.
     s3.put(f"{STORAGE}/step-3/__0_0.distcp", b"state of step ?")
-    third = a_fence(tmp_path / "third", attempt=3)
-    save(other, 12, loss=1.7)
-    assert fetch(third, with_best=True) == ["step-12", "step-9"]
-    assert fetch(a_fence(tmp_path / "fourth", attempt=4)) == ["step-12"]
+    assert fetch_best(a_fence(tmp_path / "third", attempt=3)) == 9
 
 
 @pytest.mark.usefixtures("s3")
@@ -196,11 +200,11 @@ def test_another_machine_finds_the_checkpoint_whose_weights_were_exported(tmp_pa
     save(fence, 9, loss=1.5)
     final = checkpoints.amend_manifest(fence, 9, {"exported_step": 3})
     other = a_fence(tmp_path / "other", attempt=2)
-    assert fetch(other) == ["step-3", "step-9"]
-    assert checkpoints.exported_checkpoint(other.storage, final) == exported
-    # It may be gone.
-    checkpoints.amend_manifest(fence, 9, {"exported_step": 2})
     assert fetch(other) == ["step-9"]
+    assert checkpoints.exported_checkpoint(other, final) == exported
+    # It may be gone.
+    final = checkpoints.amend_manifest(fence, 9, {"exported_step": 2})
+    assert checkpoints.exported_checkpoint(other, final) is None
 
 
 def log_in_trackio(fence: Fence, step: int) -> sqlite3.Connection:
@@ -219,28 +223,23 @@ def steps_in_trackio(storage: Path) -> list[int]:
         return [step for (step,) in database.execute("SELECT step FROM metrics ORDER BY step")]
 
 
-def test_stacks_and_curves_lie_in_the_bucket_and_another_machine_goes_on_with_them(
-    s3: S3Server, tmp_path: Path
-) -> None:
+def test_curves_lie_in_the_bucket_and_another_machine_goes_on_with_them(s3: S3Server, tmp_path: Path) -> None:
     fence = a_fence(tmp_path / "first")
     told, events = fence.storage / "attempts" / "1", fence.storage / "tensorboard"
     told.mkdir(parents=True)
     events.mkdir()
-    (told / "stacks-node-0.txt").write_text("in waits_for_ever")
     (told / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2)))
     (events / "events.1.host.a1").write_bytes(b"curve")
     (events / "events.0.host.a0").write_bytes(b"of another attempt")
+    fence.remote.tell(fence.storage, attempt=1)
     with closing(log_in_trackio(fence, 2)):
         save(fence, 2)
     assert [key.removeprefix(f"{STORAGE}/") for key in s3.listed() if "/step-" not in key] == [
         "attempts/1/metrics.jsonl",
-        "attempts/1/stacks-node-0.txt",
         "latest",
         "tensorboard/events.1.host.a1",
         "trackio/sftjob.db",
     ]
-    assert s3.get(f"{STORAGE}/attempts/1/stacks-node-0.txt") == b"in waits_for_ever"
-
     other = a_fence(tmp_path / "other", attempt=2)
     assert fetch(other) == ["attempts", "step-2", "trackio"]
     assert last_step_before(other.storage, 2) == 2
@@ -275,3 +274,32 @@ def test_a_folder_without_room_for_what_is_fetched_is_told_with_a_remedy(s3: S3S
         f"s3://bucket/tuned.checkpoints are fetched into {other.storage}: make room there, or give the pod's user "
         "write access"
     )
+
+
+def test_another_node_fetches_what_node_0_has_chosen_and_nothing_else(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "first")
+    save(fence, 1)
+    save(fence, 2)
+    other = a_fence(tmp_path / "other", attempt=2)
+    for leftover in ("step-3", "step-3.tmp-a1", "step-2.tmp-a3"):
+        (other.storage / leftover).mkdir()
+
+    def fetch_chosen(step: int | None) -> set[str]:
+        other.remote.fetch_chosen(other.storage, step, attempt=2, on_detail=lambda _: None)
+        return {path.name for path in other.storage.iterdir()}
+
+    # Of a later attempt on the same machine nothing is touched.
+    assert fetch_chosen(1) == {"step-1", "step-2.tmp-a3"}
+    assert fetch_chosen(2) == {"step-2", "step-2.tmp-a3"}
+    s3.requests.clear()
+    assert fetch_chosen(2) == {"step-2", "step-2.tmp-a3"}
+    assert s3.asked("GET", "distcp") == []
+    s3.put(f"{STORAGE}/step-1/__0_0.distcp", b"state of step ?")
+    with pytest.raises(JobFailure) as ended:
+        fetch_chosen(1)
+    assert ended.value.message == (
+        f"spec.checkpoint.storage: s3://bucket/{STORAGE}/step-1 was whole on node 0, and did not arrive so here "
+        "(__0_0.distcp has other content than was saved); where that happens again, delete its manifest.json, and the "
+        "job goes on from the one before"
+    )
+    assert fetch_chosen(None) == {"step-2.tmp-a3"}

@@ -1,6 +1,7 @@
 """Models and data in a bucket: what comes of them, how a download goes on, and what is said where it can't."""
 
 import random
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,6 +61,32 @@ def test_of_a_model_comes_what_training_needs_and_a_later_attempt_asks_for_nothi
     assert second.run() == 0
     assert s3.requests == []
     assert second.progress.resolved == one.progress.resolved
+
+
+def test_of_nodes_with_storage_in_a_bucket_each_downloads_what_node_0_has_pinned(
+    s3: S3Server, node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    zero, other = (node(nodes_=2, rank=rank, output="s3://bucket/tuned") for rank in range(2))
+    s3.requests.clear()
+    other.start()
+    until(lambda: other.progress.detail or (other.process and other.process.poll() is not None))
+    assert other.progress.detail == "node 0 looks up what is downloaded"
+    assert s3.asked("GET", "llama") == []
+    assert zero.run() == 0
+    assert other.wait() == 0
+    assert len(s3.asked("GET", r"^bucket\?llama/")) == 1
+    assert other.progress.resolved == zero.progress.resolved
+    own, theirs = (Path(run_options(one.plan).load_from or "") for one in (other, zero))
+    assert own != theirs
+    assert downloaded(own) == downloaded(theirs) == {path: MODEL[path] for path in NEEDED}
+    # One that comes later takes no other version.
+    s3.put("llama/config.json", b"moved on")
+    late = node(attempt=2, nodes_=2, rank=1, output="s3://bucket/tuned")
+    shutil.rmtree(own.parents[3])
+    assert late.run() == 66
+    assert "config.json of s3://bucket/llama has changed since the job's first attempt listed it" in late.report.message
 
 
 def test_data_is_an_object_or_those_directly_in_a_folder(s3: S3Server, node: Callable[..., Node]) -> None:

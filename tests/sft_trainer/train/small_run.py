@@ -88,6 +88,8 @@ class SmallRun:
     scratch: Path | None = None
     shortages: int = 0
     report_to: tuple[Tracker, ...] = ()
+    uri: str | None = None
+    """Of a storage in a bucket, of which `storage` is the copy."""
     attempts: int = field(default=0)
 
     @property
@@ -115,7 +117,7 @@ class SmallRun:
             seed=options.seed,
         )
         place = RunPlace(
-            fence=Fence(self.storage, "tests", self.attempts),
+            fence=Fence(self.storage, "tests", self.attempts, self.uri),
             resume=True,
             exports=[Export(self.exported, "hf"), *([Export(self.adapter, "adapter")] if self.lora else [])],
             checkpoint_interval=self.interval,

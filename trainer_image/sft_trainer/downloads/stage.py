@@ -1,6 +1,7 @@
 """The download stage: one process a node, before anything is read. Called by `sft_trainer.child`.
 
-Node 0 downloads into the job's storage, which all nodes share; the others wait until it is there.
+Where the nodes share the job's storage, node 0 downloads into it and the others wait until it is there. Where that is
+in a bucket, each downloads into its own copy: what node 0 has looked up.
 """
 
 import logging
@@ -38,7 +39,9 @@ def download_stage(scratch: Path) -> int:
     plan, reporter = RankTask.read(scratch).plan, ProgressReporter(scratch)
     try:
         if Placement.from_environment(os.environ).node_rank == 0:
-            _download_all(plan, reporter)
+            _download_all(plan, reporter, *_pins(plan, reporter))
+        elif fence.Fence.of(plan).remote:
+            _download_all(plan, reporter, *_pins_of_node_zero(plan, reporter))
         else:
             _wait_for_all(plan, reporter)
         report = Report(reason=Reason.SUCCEEDED)
@@ -50,17 +53,33 @@ def download_stage(scratch: Path) -> int:
     return exit_code(report.reason)
 
 
-def _download_all(plan: LaunchPlan, reporter: ProgressReporter) -> None:
+_Pins = tuple[Resolved, dict[str, list[PinnedObject]]]
+
+
+def _pins(plan: LaunchPlan, reporter: ProgressReporter) -> _Pins:
     """Raises JobFailure."""
-    sources = sources_of(plan)
     pins = fence.pins_before(plan)
     if pins is None:
-        pins = _looked_up(plan, sources, reporter)
+        pins = _looked_up(plan, sources_of(plan), reporter)
         fence.record_pins(plan, *pins)
-    resolved, objects = pins
+    return pins
+
+
+def _pins_of_node_zero(plan: LaunchPlan, reporter: ProgressReporter) -> _Pins:
+    """As `_wait_for_all`."""
+    while (pins := fence.pins_before(plan)) is None:
+        _tell(reporter, sources_of(plan)[0], "node 0 looks up what is downloaded")
+        time.sleep(_LOOK_SECONDS)
+    return pins
+
+
+def _download_all(
+    plan: LaunchPlan, reporter: ProgressReporter, resolved: Resolved, objects: dict[str, list[PinnedObject]]
+) -> None:
+    """Raises JobFailure."""
     reporter.report(resolved=resolved)
     commits = _commits(plan, resolved)
-    for source in sources:
+    for source in sources_of(plan):
         if isinstance(source, HubSource):
             hub.download(source, commits[source.of], on_detail=_teller(reporter, source))
         else:
@@ -85,9 +104,7 @@ def _teller(reporter: ProgressReporter, source: Source) -> Callable[[str], None]
     return partial(_tell, reporter, source)
 
 
-def _looked_up(
-    plan: LaunchPlan, sources: list[Source], reporter: ProgressReporter
-) -> tuple[Resolved, dict[str, list[PinnedObject]]]:
+def _looked_up(plan: LaunchPlan, sources: list[Source], reporter: ProgressReporter) -> _Pins:
     """What the revisions stand for now, each of a repository asked for once, and what lies in buckets.
 
     Raises JobFailure.

@@ -1,6 +1,6 @@
 """One source from the hub: which files, and each of them by ranges until its content has the hash that the hub lists.
 
-In: a source and the commit to take. Called by `downloads.stage` on node 0 alone.
+In: a source and the commit to take. Called by `downloads.stage`.
 
 `http_get` is the library's own. What it has around it, `hf_hub_download`, begins a file anew after a restart: in 2.4
 the unfinished part is named by the process.

@@ -29,7 +29,7 @@ from sft_trainer.launcher.watch import RankWatch
 from sft_trainer.progress import read_progress, write_progress, write_stage
 from sft_trainer.report import Report, read_reports
 from sft_trainer.stop import StopSignal
-from sft_trainer.storage import fence
+from sft_trainer.storage import fence, nodes
 from sft_trainer.storage.checkpoints import newest_step
 from sft_trainer.storage.exports import refuse_unwritable_outputs, remove_unpublished
 from sft_trainer.storage.fence import Fence
@@ -65,13 +65,13 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
             write_progress(placement.scratch, first.model_copy(update={"end_before": fence.end_before(plan)}))
             remove_unpublished(plan, gate)
             refuse_unwritable_outputs(plan)
-            if gate.remote and not plan.prepare_only:
-                _fetch_checkpoint(plan, gate, placement, children)
         else:
             wait_for_name(placement.master_address, is_stopped=lambda: children.stopping)
             if children.stopping:
                 raise JobFailure(Reason.PREEMPTED, "stopped before node 0 started")
-            fence.wait_for_node_zero(plan)
+            nodes.wait_for_node_zero(plan)
+        if gate.remote and not plan.prepare_only:
+            _fetch_checkpoint(plan, gate, placement, children)
         finished = finished_before(plan)
         if finished:
             log.info("an earlier attempt has trained and published everything")
@@ -91,12 +91,15 @@ def run_attempt(plan: LaunchPlan, placement: Placement, stop: StopSignal) -> Out
 
 
 def _fetch_checkpoint(plan: LaunchPlan, gate: Fence, placement: Placement, children: Children) -> None:
-    """Of a storage in a bucket. Raises JobFailure."""
-    evaluation = plan.spec.data and plan.spec.data.evaluation
-    # What a script does with its checkpoints nobody knows.
-    with_best = plan.spec.script is not None or (evaluation is not None and evaluation.export_best)
+    """Of a storage in a bucket. Node 0 chooses, so that a checkpoint which only one node sees as bad does not split the
+    ranks. Raises JobFailure."""
     tell = _teller(Stage.LOADING_CHECKPOINT, placement, children)
-    gate.remote.fetch(gate.storage, attempt=plan.attempt, with_best=with_best, on_detail=tell)
+    if placement.node_rank == 0:
+        step = gate.remote.fetch_newest(gate.storage, attempt=plan.attempt, on_detail=tell)
+        nodes.tell_chosen(plan, step)
+    else:
+        step = nodes.wait_for_chosen(plan, on_detail=tell)
+        gate.remote.fetch_chosen(gate.storage, step, attempt=plan.attempt, on_detail=tell)
 
 
 def _teller(stage: Stage, placement: Placement, children: Children) -> Callable[[str], None]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft_trainer.report import Report
-from sft_trainer.storage.checkpoints import exported_checkpoint, find_newest
+from sft_trainer.storage.checkpoints import exported_checkpoint, find_newest, last_checkpoint
 from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import hash_tree
@@ -37,7 +37,7 @@ def finished_before(plan: LaunchPlan) -> Finished | None:
         return None
     if final is not None and final.step != final.total_steps:
         return None
-    exported = final and exported_checkpoint(Path(plan.storage), final)
+    exported = final and exported_checkpoint(Fence.of(plan), final)
     if final is not None and exported is None:
         return None
     for uri, export in exports.items():
@@ -61,7 +61,6 @@ def publish_outputs(plan: LaunchPlan, fence: Fence, *, on_detail: Callable[[str]
 
     `on_detail` hears how far uploads are, and may raise to stop them.
     """
-    final = find_newest(Path(plan.storage)).manifest
     for index, output in enumerate(plan.spec.outputs):
         if plan.spec.script and not export_folder(plan, output.uri, attempt=plan.attempt).is_dir():
             raise JobFailure(
@@ -70,7 +69,8 @@ def publish_outputs(plan: LaunchPlan, fence: Fence, *, on_detail: Callable[[str]
                 f"train with a Trainer of sft_trainer, write into the folder that {names.OUTPUT_VARIABLE} names (of "
                 "the first output), or leave the output out",
             )
-    exported = final and exported_checkpoint(Path(plan.storage), final)
+    final = last_checkpoint(fence)
+    exported = final and exported_checkpoint(fence, final)
     return [
         _publish(plan, fence, uri=output.uri, exported=exported, on_detail=on_detail) for output in plan.spec.outputs
     ]

@@ -1,15 +1,14 @@
 """Watches the ranks of this node while torchrun runs: `look` is called twice a second by `Children.run`.
 
 A rank that goes on makes marks. Where all ranks of all nodes have made none for longer than their sections may take,
-the launcher keeps their stacks and ends them: a hang. Each launcher sees its own ranks; the files of stacks, in the
-storage that they share, say which nodes stand still, and only when all do is any of them ended. The deadline that a
+the launcher keeps their stacks and ends them: a hang. Each launcher sees its own ranks; the stacks that are kept in the
+storage say which nodes stand still, and only when all do is any of them ended. The deadline that a
 user has set is the operator's to keep. Where the launcher is told to stop and its ranks do not react, it keeps their
 stacks too.
 """
 
 import logging
 import time
-from pathlib import Path
 
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.placement import Placement
@@ -17,9 +16,8 @@ from sft_trainer.launcher.processes import moved_bytes, process_state
 from sft_trainer.launcher.sections import RankTimes
 from sft_trainer.launcher.standing import gather, page, standstill_of
 from sft_trainer.marks import Mark, read_marks
-from sft_trainer.storage import fence
-from sft_trainer.storage.folders import write_atomically
-from sftjob import names
+from sft_trainer.storage import fence, nodes
+from sftjob.failure import JobFailure
 from sftjob.plan import LaunchPlan
 from sftjob.standstill import Standstill
 
@@ -76,20 +74,38 @@ class RankWatch:
         if share < 0.5 or now - self._others_at < _OTHERS_SECONDS:
             return False
         self._others_at = now
-        return any(self._stacks_of(node).exists() for node in range(self._plan.spec.compute.nodes))
+        return any(self._stands_still(node) for node in range(self._plan.spec.compute.nodes))
 
     def _wait_for_others(self, marks: list[Mark], now: float) -> None:
         """Ends the ranks where those of all nodes stand still; takes it back where one here has gone on."""
-        nodes = range(self._plan.spec.compute.nodes)
+        all_nodes = range(self._plan.spec.compute.nodes)
         if marks != self._stood:
-            self.standstill = None
-            self._stacks_of(self._placement.node_rank).unlink(missing_ok=True)
-        elif len(nodes) == 1:
+            self._take_back()
+        elif len(all_nodes) == 1:
             self._end()
         elif now - self._others_at >= _OTHERS_SECONDS:
             self._others_at = now
-            if all(self._stacks_of(node).exists() or fence.has_left(self._plan, node_rank=node) for node in nodes):
+            if all(self._stands_still(node, or_has_left=True) for node in all_nodes):
                 self._end()
+
+    def _take_back(self) -> None:
+        try:
+            nodes.take_stacks_back(self._plan, node_rank=self._placement.node_rank)
+        except JobFailure as failure:
+            # Others may end their ranks for what stands there: it is tried again at the next look.
+            log.warning("the stacks could not be taken back: %s", failure)
+        else:
+            self.standstill = None
+
+    def _stands_still(self, node_rank: int, *, or_has_left: bool = False) -> bool:
+        """By what its launcher has left in storage, as far as that can be read."""
+        try:
+            return nodes.stands_still(self._plan, node_rank=node_rank) or (
+                or_has_left and fence.has_left(self._plan, node_rank=node_rank)
+            )
+        except JobFailure as failure:
+            log.warning("whether node %d stands still could not be asked: %s", node_rank, failure)
+            return False
 
     def _end(self) -> None:
         self.is_hang = True
@@ -109,18 +125,12 @@ class RankWatch:
         standings = gather(self._placement.scratch, marks, parent=self._children.pid, wait_seconds=wait_seconds)
         if not standings:
             return
-        path, stacks = self._stacks_of(self._placement.node_rank), None
+        text, stacks = page(standings, seconds=seconds), None
         try:
-            # Where what counts is in a bucket, the ledger is the first that makes the folder here.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, page(standings, seconds=seconds))
-            stacks = f"{self._plan.spec.storage_uri}/{path.relative_to(self._plan.storage)}"
-        except OSError as error:
+            stacks = nodes.tell_stacks(self._plan, text, node_rank=self._placement.node_rank)
+        except JobFailure as failure:
             # A full volume must not keep a hang of this node alive.
-            log.warning("the stacks could not be kept: %s\n%s", error, page(standings, seconds=seconds))
+            log.warning("the stacks could not be kept: %s\n%s", failure, text)
         self._stood = marks
         self.standstill = standstill_of(standings, seconds=seconds, stacks=stacks)
         log.warning("no rank goes on: %s", self.standstill.told())
-
-    def _stacks_of(self, node_rank: int) -> Path:
-        return names.stacks(Path(self._plan.storage), self._plan.attempt, node_rank)

@@ -1,6 +1,6 @@
 """One source from a bucket: pinned once, then each object by ranges, for as long as it is the one that was pinned.
 
-Called by `downloads.stage` on node 0 alone. Ranges are asked for with the object's ETag, so that no file is made of two
+Called by `downloads.stage`. Ranges are asked for with the object's ETag, so that no file is made of two
 versions; written in place, so that two writers of one file put the same bytes there.
 """
 

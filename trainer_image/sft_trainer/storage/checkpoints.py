@@ -1,12 +1,12 @@
 """Which checkpoints a storage folder holds, which of them are whole, and which may go.
 
 A checkpoint is a folder `step-<K>` whose `manifest.json` lists every file with size and hash. Where the storage is a
-bucket, what lies there counts (`remote`), and the folder is the copy that this node works on. Called by rank 0 and by
-the launcher of node 0.
+bucket, what lies there counts (`remote`), and the folder is the copy that this node works on: of a checkpoint that was
+fetched it has all files, of one that was saved those of this node's ranks. Called by the ranks and by the launchers.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from sft_trainer.storage.best import best_first
 from sft_trainer.storage.fence import Fence
-from sft_trainer.storage.folders import first_difference, hash_tree, publish, write_atomically
+from sft_trainer.storage.folders import first_difference, hash_files, publish, write_atomically
 from sftjob import names
-from sftjob.manifest import CheckpointManifest
+from sftjob.manifest import CheckpointManifest, FileEntry
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,18 @@ def find_best(storage: Path) -> CheckpointManifest | None:
     return None
 
 
-def exported_checkpoint(storage: Path, final: CheckpointManifest) -> CheckpointManifest | None:
+def last_checkpoint(fence: Fence) -> CheckpointManifest | None:
+    """The newest one, unverified: the ranks have saved it just now, or gone on from it."""
+    step = newest_step(fence.storage)
+    return None if step is None else read_manifest(fence.storage, step)
+
+
+def exported_checkpoint(fence: Fence, final: CheckpointManifest) -> CheckpointManifest | None:
     """That of the exported weights, as the manifest of a run's last checkpoint tells it; None where it is gone."""
-    return final if final.exported_step is None else read_manifest(storage, final.exported_step)
+    if final.exported_step is None:
+        return final
+    remote = fence.remote
+    return remote.manifest(final.exported_step) if remote else read_manifest(fence.storage, final.exported_step)
 
 
 def read_manifest(storage: Path, step: int) -> CheckpointManifest | None:
@@ -87,19 +96,32 @@ def remove_leftovers(fence: Fence) -> None:
             shutil.rmtree(doomed)
 
 
-def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManifest) -> CheckpointManifest:
-    """Hashes the files, writes the manifest, syncs, reads the fence, renames; returns the manifest with its files."""
-    manifest = manifest.model_copy(update={"files": hash_tree(temporary, leave_out=names.MANIFEST)})
+def store_files(fence: Fence, temporary: Path, paths: Sequence[str], *, step: int) -> list[FileEntry]:
+    """What this rank has written of a checkpoint: hashed, and sent to where it counts."""
+    entries = hash_files(temporary, paths)
+    if fence.remote:
+        fence.check()
+        fence.remote.upload(temporary, step, paths, check=fence.check)
+    return entries
+
+
+def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManifest) -> None:
+    """Once all ranks have stored their files: writes the manifest, syncs, reads the fence, renames. On rank 0."""
     write_atomically(temporary / names.MANIFEST, manifest.to_json(indent=2))
     fence.check()
     if fence.remote:
-        # The ledger first: a checkpoint never knows more than it.
-        fence.remote.tell(fence.storage, attempt=fence.attempt)
-        fence.remote.publish(temporary, manifest, check=fence.check)
+        fence.remote.publish(manifest)
         fence.remote.tell_trackio(fence.storage)
     publish(temporary, fence.storage / names.checkpoint_folder(manifest.step))
     fence.records.replace(names.LATEST, names.checkpoint_folder(manifest.step))
-    return manifest
+
+
+def forget_copies(fence: Fence) -> None:
+    """On a node without rank 0, whose files are in the bucket: nobody reads those here any more, nor the checkpoint
+    that the attempt has gone on from."""
+    for path in fence.storage.iterdir():
+        if names.checkpoint_step(path.name) is not None or names.temporary_attempt(path.name) == fence.attempt:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def amend_manifest(fence: Fence, step: int, changes: dict[str, Any]) -> CheckpointManifest:

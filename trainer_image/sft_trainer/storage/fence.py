@@ -4,7 +4,6 @@ A launcher enters once, at its start; whoever publishes or deletes calls `check`
 """
 
 import secrets
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +20,6 @@ from sftjob.failure import JobFailure, Reason
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan, PinnedObject, RunRecord
 from sftjob.progress import EndBefore, Resolved
-
-_SHARED_WITHIN_SECONDS = 60
 
 
 class NodeClaim(Record):
@@ -197,23 +194,6 @@ def record_pins(plan: LaunchPlan, resolved: Resolved, objects: dict[str, list[Pi
     assert record is not None
     changed = record.model_copy(update={"resolved": resolved, "objects": objects})
     fence.records.replace(names.RUN_RECORD, changed.to_json(indent=2))
-
-
-def wait_for_node_zero(plan: LaunchPlan) -> None:
-    """Storage is shared if the claim of node 0, which runs by now, shows up here.
-
-    Raises JobFailure(STORAGE_NOT_SHARED) where it doesn't.
-    """
-    records, claim = Fence.of(plan).records, _claim(plan.attempt, 0)
-    deadline = time.monotonic() + _SHARED_WITHIN_SECONDS
-    while records.read(claim) is None:
-        if time.monotonic() > deadline:
-            raise JobFailure(
-                Reason.STORAGE_NOT_SHARED,
-                f"spec.checkpoint.storage: {plan.spec.storage_uri} is not shared: node 0's file {claim} did not appear "
-                f"here within {_SHARED_WITHIN_SECONDS} s; use a volume that all nodes mount (ReadWriteMany)",
-            )
-        time.sleep(0.2)
 
 
 def _read_run_record(records: Records) -> RunRecord | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,7 +49,13 @@ def publish(temporary: Path, final: Path) -> None:
 
 def hash_tree(folder: Path, *, leave_out: str) -> list[FileEntry]:
     """Every file under the folder but the one named, by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != leave_out)
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != leave_out]
+    return hash_files(folder, [path.relative_to(folder).as_posix() for path in paths])
+
+
+def hash_files(folder: Path, names: Iterable[str]) -> list[FileEntry]:
+    """Of a folder, by path."""
+    paths = sorted(folder / name for name in names)
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         hashes = list(pool.map(_sha256, paths))
     return [

@@ -36,6 +36,9 @@ class Records(Protocol):
 
     def replace(self, key: str, text: str) -> None: ...
 
+    def remove(self, key: str) -> None:
+        """Where there is one."""
+
     def folders(self, key: str) -> list[str]:
         """Names below a key."""
 
@@ -78,6 +81,10 @@ class FolderRecords:
     def replace(self, key: str, text: str) -> None:
         with self._told():
             write_atomically(self._folder / key, text)
+
+    def remove(self, key: str) -> None:
+        with self._told():
+            (self._folder / key).unlink(missing_ok=True)
 
     def folders(self, key: str) -> list[str]:
         with self._told():
@@ -130,6 +137,10 @@ class BucketRecords:
     def replace(self, key: str, text: str) -> None:
         with bucket_told(FIELD, self._place):
             self._place.replace(key, text.encode())
+
+    def remove(self, key: str) -> None:
+        with bucket_told(FIELD, self._place):
+            self._place.delete([key])
 
     def folders(self, key: str) -> list[str]:
         with bucket_told(FIELD, self._place):

@@ -1,11 +1,11 @@
 """Checkpoints that are kept in a bucket; every node works on a copy in its own scratch.
 
-    <storage>/step-<K>/...            its files, uploaded first
+    <storage>/step-<K>/...            its files, uploaded by the ranks that wrote them
                       /manifest.json  created last: without it, it is no checkpoint
              /attempts/<N>/           ledgers and metrics, beside the claims
 
-In: the folder that the ranks write and read. Called through the fence by rank 0, which publishes, and by the launcher
-of node 0, which fetches before anything is read.
+In: the folder that the ranks of this node write and read. Called through the fence by each rank, which uploads, by
+rank 0, which publishes, and by each node's launcher, which fetches before anything is read.
 """
 
 import contextlib
@@ -13,18 +13,17 @@ import logging
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from sft_trainer.s3.bucket import Listed, Place
 from sft_trainer.s3.download import fill
-from sft_trainer.storage.best import best_first
 from sft_trainer.storage.folders import first_difference
 from sft_trainer.storage.records import FIELD, bucket_told
 from sftjob import names
-from sftjob.failure import JobFailure, storage_reason
+from sftjob.failure import JobFailure, Reason, storage_reason
 from sftjob.manifest import CheckpointManifest
 
 log = logging.getLogger(__name__)
@@ -41,23 +40,27 @@ class RemoteCheckpoints:
         found: dict[int, CheckpointManifest | None] = {}
         for step in sorted(self._folders()):
             text = self._manifest(step)
-            if text is None:
-                continue
-            try:
-                found[step] = CheckpointManifest.from_json(text)
-            except ValidationError:
-                found[step] = None
+            if text is not None:
+                found[step] = _read(text)
         return found
 
-    def publish(self, folder: Path, manifest: CheckpointManifest, *, check: Callable[[], None]) -> None:
-        """Raises FileExistsError rather than replace a checkpoint."""
-        if self._manifest(manifest.step) is not None:
-            raise FileExistsError(f"{self._place.uri}/{_key(manifest.step)} exists")
+    def manifest(self, step: int) -> CheckpointManifest | None:
+        """None where there is none that can be read."""
+        text = self._manifest(step)
+        return None if text is None else _read(text)
+
+    def upload(self, folder: Path, step: int, files: Sequence[str], *, check: Callable[[], None]) -> None:
+        """Of a checkpoint that is not published yet. Raises FileExistsError rather than replace one."""
+        if self._manifest(step) is not None:
+            raise FileExistsError(f"{self._place.uri}/{_key(step)} exists")
         with bucket_told(FIELD, self._place):
-            for entry in manifest.files:
-                self._place.upload(_key(manifest.step, entry.path), folder / entry.path, before_end=check)
-            check()
-            if not self._place.create(_key(manifest.step, names.MANIFEST), (folder / names.MANIFEST).read_bytes()):
+            for path in files:
+                self._place.upload(_key(step, path), folder / path, before_end=check)
+
+    def publish(self, manifest: CheckpointManifest) -> None:
+        """Its files are there. Raises FileExistsError rather than replace a checkpoint."""
+        with bucket_told(FIELD, self._place):
+            if not self._place.create(_key(manifest.step, names.MANIFEST), manifest.to_json(indent=2).encode()):
                 raise FileExistsError(f"{self._place.uri}/{_key(manifest.step)} exists")
 
     def amend(self, manifest: CheckpointManifest) -> None:
@@ -89,7 +92,7 @@ class RemoteCheckpoints:
         folder = names.attempt_folder(storage, attempt)
         events = (storage / names.TENSORBOARD).glob(f"*{names.event_suffix(attempt)}")
         with bucket_told(FIELD, self._place):
-            for path in sorted([*folder.glob("*.jsonl"), *folder.glob(names.STACKS), *events]):
+            for path in sorted([*folder.glob("*.jsonl"), *events]):
                 self._place.replace(path.relative_to(storage).as_posix(), path.read_bytes())
 
     def tell_trackio(self, storage: Path) -> None:
@@ -106,43 +109,51 @@ class RemoteCheckpoints:
                 else:
                     self._place.replace(path.relative_to(storage).as_posix(), content)
 
-    def fetch(self, storage: Path, *, attempt: int, with_best: bool, on_detail: Callable[[str], None]) -> None:
-        """Makes the copy in `storage` right: the newest checkpoint that verifies, and newer ones as they are, so that
-        rank 0 finds and tells what is wrong with them; the one whose weights it says were exported, and `with_best`
-        the best that verifies. All others go: what counts is in the bucket."""
+    def fetch_newest(self, storage: Path, *, attempt: int, on_detail: Callable[[str], None]) -> int | None:
+        """Makes node 0's copy in `storage` right: the newest checkpoint that verifies, whose step is returned, and
+        newer ones as they are, so that rank 0 finds and tells what is wrong with them; and what earlier attempts have
+        told. All other checkpoints go: what counts is in the bucket."""
+        manifests = self.manifests()
+
+        def is_whole(step: int) -> bool:
+            return self._fault_after_fetch(storage, step, manifests[step], attempt=attempt, on_detail=on_detail) is None
+
+        with self._told_of_room(storage):
+            newest = next(filter(is_whole, sorted(manifests, reverse=True)), None)
+            _leave(storage, {step for step in manifests if newest is None or step >= newest}, attempt=attempt)
+            self._fetch_told(storage, attempt=attempt, on_detail=on_detail)
+        return newest
+
+    def fetch_chosen(self, storage: Path, step: int | None, *, attempt: int, on_detail: Callable[[str], None]) -> None:
+        """Makes another node's copy right: the checkpoint that node 0 has chosen, and no other one."""
+        with self._told_of_room(storage):
+            _leave(storage, {step}, attempt=attempt)
+        if step is None:
+            return
+        fault = self.fetch(storage, step, attempt=attempt, on_detail=on_detail)
+        if fault is not None:
+            raise JobFailure(
+                Reason.STORAGE_UNAVAILABLE,
+                f"{FIELD}: {self._place.uri}/{_key(step)} was whole on node 0, and did not arrive so here ({fault}); "
+                f"where that happens again, delete its {names.MANIFEST}, and the job goes on from the one before",
+            )
+
+    def fetch(self, storage: Path, step: int, *, attempt: int, on_detail: Callable[[str], None]) -> str | None:
+        """Brings a checkpoint into the copy, where it isn't there whole; what is wrong with it, None if nothing."""
+        with self._told_of_room(storage):
+            return self._fault_after_fetch(storage, step, self.manifest(step), attempt=attempt, on_detail=on_detail)
+
+    @contextlib.contextmanager
+    def _told_of_room(self, storage: Path) -> Iterator[None]:
         try:
-            self._fetch(storage, attempt=attempt, with_best=with_best, on_detail=on_detail)
+            storage.mkdir(parents=True, exist_ok=True)
+            yield
         except OSError as error:
             raise JobFailure(
                 storage_reason(error),
                 f"{FIELD}: {error.filename or storage}: {error.strerror}; checkpoints of {self._place.uri} are fetched "
                 f"into {storage}: make room there, or give the pod's user write access",
             ) from error
-
-    def _fetch(self, storage: Path, *, attempt: int, with_best: bool, on_detail: Callable[[str], None]) -> None:
-        storage.mkdir(parents=True, exist_ok=True)
-        manifests, are_whole = self.manifests(), dict[int, bool]()
-
-        def bring(step: int) -> bool:
-            """Whether it verifies."""
-            if step not in are_whole:
-                are_whole[step] = self._bring(storage, step, manifests[step], attempt=attempt, on_detail=on_detail)
-            return are_whole[step]
-
-        newest = next((step for step in sorted(manifests, reverse=True) if bring(step)), -1)
-        final = manifests.get(newest)
-        if final and final.exported_step in manifests:
-            bring(final.exported_step)
-        if with_best:
-            next(filter(bring, best_first(manifests)), None)
-        self._fetch_told(storage, attempt=attempt, on_detail=on_detail)
-        for path in storage.iterdir():
-            found = names.checkpoint_step(path.name)
-            if found is None:
-                continue
-            is_newer = found in manifests and found > newest
-            if not (is_newer or are_whole.get(found, False)):
-                shutil.rmtree(path)
 
     def _fetch_told(self, storage: Path, *, attempt: int, on_detail: Callable[[str], None]) -> None:
         """What earlier attempts have told that this one goes on with: their metrics, and trackio's databases."""
@@ -156,7 +167,7 @@ class RemoteCheckpoints:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     self._download(one, target, on_detail)
 
-    def _bring(
+    def _fault_after_fetch(
         self,
         storage: Path,
         step: int,
@@ -164,12 +175,12 @@ class RemoteCheckpoints:
         *,
         attempt: int,
         on_detail: Callable[[str], None],
-    ) -> bool:
+    ) -> str | None:
         folder = storage / names.checkpoint_folder(step)
-        if manifest and _is_here(folder, manifest):
-            return True
+        if manifest and _fault(folder, manifest) is None:
+            return None
         self._fetch_one(folder, step, attempt=attempt, on_detail=on_detail)
-        return manifest is not None and _is_here(folder, manifest)
+        return _fault(folder, manifest) if manifest else f"its {names.MANIFEST} can't be read"
 
     def _fetch_one(self, folder: Path, step: int, *, attempt: int, on_detail: Callable[[str], None]) -> None:
         temporary = folder.with_name(names.temporary(folder.name, attempt=attempt))
@@ -198,12 +209,28 @@ class RemoteCheckpoints:
         return None if content is None else content.decode(errors="replace")
 
 
-def _is_here(folder: Path, manifest: CheckpointManifest) -> bool:
+def _read(text: str) -> CheckpointManifest | None:
     try:
-        here = CheckpointManifest.from_json((folder / names.MANIFEST).read_text())
-    except (FileNotFoundError, ValidationError):
-        return False
-    return here == manifest and first_difference(folder, manifest.files) is None
+        return CheckpointManifest.from_json(text)
+    except ValidationError:
+        return None
+
+
+def _fault(folder: Path, manifest: CheckpointManifest) -> str | None:
+    """What is wrong with the copy of a checkpoint."""
+    try:
+        here = _read((folder / names.MANIFEST).read_text())
+    except FileNotFoundError:
+        here = None
+    return first_difference(folder, manifest.files) if here == manifest else f"{names.MANIFEST} is another one"
+
+
+def _leave(storage: Path, steps: Collection[int | None], *, attempt: int) -> None:
+    """Deletes all other checkpoints of the copy, and what earlier attempts did not live to finish there."""
+    for path in storage.iterdir():
+        step, writer = names.checkpoint_step(path.name), names.temporary_attempt(path.name)
+        if (step is not None and step not in steps) or (writer is not None and writer < attempt):
+            shutil.rmtree(path)
 
 
 def _snapshot(database: Path) -> bytes:

@@ -7,8 +7,9 @@ the folder a checkpoint is its manifest (`sft_trainer.storage.checkpoints`).
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,15 +19,18 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from sft_trainer.storage.checkpoints import publish_checkpoint, retain
+from sft_trainer.storage.checkpoints import forget_copies, publish_checkpoint, retain, store_files
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.bf16_moments import MOMENTS, Bf16MomentsAdamW
 from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.failure import JobFailure, Reason, storage_reason
-from sftjob.manifest import CheckpointManifest
+from sftjob.manifest import CheckpointManifest, FileEntry
 
 log = logging.getLogger(__name__)
+
+_METADATA = ".metadata"
+"""DCP's: which shard holds what."""
 
 # DCP warns of what `no_dist` asks for. Not around each call: filters belong to all threads together.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -46,14 +50,23 @@ def create_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW)
 
 
 class _ShardWriter(FileSystemWriter):
-    """Puts this rank's ledger on disk with its shards: DCP tells every rank of a failure in here."""
+    """Stores what its rank has to say of a step, then its shards: DCP tells every rank of a failure in here."""
 
-    def __init__(self, path: Path, *, sync_ledger: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, *, tell: Callable[[], None], store: Callable[[Sequence[str]], list[FileEntry]]
+    ) -> None:
         super().__init__(path)
-        self._sync_ledger = sync_ledger
+        self._tell, self._store = tell, store
+        self.files: list[FileEntry] = []
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        self._sync_ledger()
+        # A checkpoint never knows more than the ledger.
+        self._tell()
+        written = self._write(plan, planner)
+        self.files = self._store(sorted({result.storage_data.relative_path for result in written.value()}))
+        return written
+
+    def _write(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
@@ -83,7 +96,7 @@ def write_checkpoint(
     keep_last: int,
     sync_ledger: Callable[[], None],
 ) -> CheckpointManifest:
-    """Writes, hashes and publishes `step-<K>`, then deletes what retention lets go.
+    """Writes, hashes, stores and publishes `step-<K>`, then deletes what retention lets go.
 
     Called by all ranks, each with its `state`, in a thread too: they meet in `group` only. Returns the manifest, on
     rank 0 as published. Raises JobFailure: SUPERSEDED where a later attempt has entered, STORAGE_UNAVAILABLE or
@@ -91,21 +104,41 @@ def write_checkpoint(
     """
     folder = fence.storage / names.checkpoint_folder(manifest.step)
     temporary = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
+
+    def tell() -> None:
+        sync_ledger()
+        if fence.remote and world.leads_node:
+            # Of all ranks of this node: DCP has gathered their plans by now, so each has told of the step.
+            fence.remote.tell(fence.storage, attempt=fence.attempt)
+
+    writer = _ShardWriter(
+        temporary, tell=tell, store=lambda paths: store_files(fence, temporary, paths, step=manifest.step)
+    )
     try:
-        # All ranks: each writes its own shards; rank 0 gathers what was written into `.metadata`. When that is done on
-        # rank 0, all of them have written.
-        dcp.save(
-            state,
-            storage_writer=_ShardWriter(temporary, sync_ledger=sync_ledger),
-            process_group=group,
-            no_dist=world.size == 1,
-        )
+        # All ranks: each writes and stores its own shards; rank 0 gathers what was written into `.metadata`. When that
+        # is done on rank 0, all of them have stored theirs.
+        dcp.save(state, storage_writer=writer, process_group=group, no_dist=world.size == 1)
+        files = _gathered(writer.files, world=world, group=group)
         if world.is_first:
-            manifest = publish_checkpoint(fence, temporary, manifest)
+            files += store_files(fence, temporary, [_METADATA], step=manifest.step)
+            manifest = manifest.model_copy(update={"files": sorted(files, key=lambda entry: entry.path)})
+            publish_checkpoint(fence, temporary, manifest)
             retain(fence, keep_last=keep_last)
+        elif fence.remote and world.leads_node:
+            forget_copies(fence)
     except (CheckpointException, OSError) as error:
         raise _failure(fence, temporary, error) from error
     return manifest
+
+
+def _gathered(files: list[FileEntry], *, world: World, group: dist.ProcessGroup | None) -> list[FileEntry]:
+    """Those of all ranks, on rank 0."""
+    if world.size == 1:
+        return files
+    of_each: list[Any] | None = [None] * world.size if world.is_first else None
+    # All ranks, in the save's own group: the manifest lists what each has stored.
+    dist.gather_object(files, of_each, dst=0, group=group)
+    return [entry for one in of_each or [] for entry in one]
 
 
 def load_checkpoint(
@@ -178,6 +211,8 @@ def _failure(fence: Fence, temporary: Path, error: Exception) -> JobFailure:
     except JobFailure as superseded:
         return superseded
     causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [(error, None)]
+    if told := next((cause for cause, _ in causes if isinstance(cause, JobFailure)), None):
+        return told
     full = any(isinstance(cause, OSError) and storage_reason(cause) is Reason.STORAGE_FULL for cause, _ in causes)
     free = shutil.disk_usage(temporary.parent).free / 1e9
     remedy = f"{free:.1f} GB are free there; free some, or lower checkpoint.keepLast" if full else "check the volume"

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -10,30 +11,67 @@ from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.run import Export, RunOptions
+from sft_trainer.storage.best import best_first
 from sft_trainer.storage.checkpoints import amend_manifest, find_best, read_manifest
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.card import write_card
+from sft_trainer.train.telling import RunTeller
 from sft_trainer.train.world import World
+from sftjob import names
 from sftjob.manifest import CheckpointManifest
+
+_LOOK_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
 def choose_exported(
-    fence: Fence, *, last_step: int, exports_best: bool
+    fence: Fence, *, last_step: int, exports_best: bool, world: World, teller: RunTeller
 ) -> tuple[CheckpointManifest, CheckpointManifest]:
     """The run's last checkpoint, and the one that is exported; the manifest of the last names it where it's another.
 
-    On rank 0, when the last checkpoint is published.
+    On every rank, when the last checkpoint is published.
     """
-    last = read_manifest(fence.storage, last_step)
+    last = world.from_first(lambda: read_manifest(fence.storage, last_step))
     assert last, "it was published just now, or is the one that was taken up"
     if not exports_best:
         return last, last
-    best = find_best(fence.storage) or last
-    last = amend_manifest(fence, last_step, {"exported_step": None if best.step == last_step else best.step})
+    best = _best(fence, last_step=last_step, world=world, teller=teller) or last
+    changes = {"exported_step": None if best.step == last_step else best.step}
+    last = world.from_first(lambda: amend_manifest(fence, last_step, changes))
     log.info("step %d is exported: its evaluation loss is the lowest of all checkpoints", best.step)
     return last, best if best.step != last_step else last
+
+
+def _best(fence: Fence, *, last_step: int, world: World, teller: RunTeller) -> CheckpointManifest | None:
+    """Of the checkpoints that are whole on every node."""
+    remote = fence.remote
+    if remote is None:
+        return world.from_first(lambda: find_best(fence.storage))
+    manifests = world.from_first(remote.manifests)
+    for step in best_first(manifests):
+        # The last one's weights are those in memory.
+        if step == last_step or _is_fetched(fence, step, world=world, teller=teller):
+            return manifests[step]
+    return None
+
+
+def _is_fetched(fence: Fence, step: int, *, world: World, teller: RunTeller) -> bool:
+    """Whether a checkpoint has arrived whole in the copies of all nodes; one rank of each fetches it."""
+
+    def fetch() -> str | None:
+        return fence.remote.fetch(fence.storage, step, attempt=fence.attempt, on_detail=lambda _: None)
+
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(fetch) if world.leads_node else None
+        # All ranks: a collective is given up after half an hour, and the fetch of a large checkpoint may take longer.
+        while world.max(float(fetching is not None and not fetching.done())):
+            teller.progress(detail=f"fetches {names.checkpoint_folder(step)}")
+            wait([fetching] if fetching else [], timeout=_LOOK_SECONDS)
+        faults = world.from_each(lambda: fetching and fetching.result())
+    for fault in filter(None, faults):
+        log.warning("%s is not exported: %s", names.checkpoint_folder(step), fault)
+    return not any(faults)
 
 
 def write_export(

@@ -15,7 +15,7 @@ from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit
 from sft_trainer.run import RunOptions, RunPlace
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint
 from sft_trainer.train.optimizer import build_optimizer
-from sft_trainer.train.resume import choose_checkpoint
+from sft_trainer.train.resume import choose_checkpoint, refuse_different_copies
 from sft_trainer.train.same_data import refuse_different_data
 from sft_trainer.train.telling import RunTeller
 from sft_trainer.train.vocabulary import refuse_unknown_tokens
@@ -53,6 +53,7 @@ def load(
     resumed = world.from_first(
         lambda: choose_checkpoint(place, config_digest=config_digest, data_digest=data.digest, teller=teller)
     )
+    refuse_different_copies(place.fence, resumed, world=world)
     if resumed is not None:
         teller.progress(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resumed.step))
         load_checkpoint(

@@ -326,12 +326,12 @@ class _Run:
         world, place, last_step = self.world, self.place, self.state.last_step
         # The best checkpoint is read as a whole before it is chosen.
         self.teller.progress(stage=Stage.EXPORTING, detail=None)
-        last, chosen = world.from_first(
-            lambda: choose_exported(
-                place.fence,
-                last_step=last_step,
-                exports_best=self.evaluation is not None and self.evaluation.exports_best,
-            )
+        last, chosen = choose_exported(
+            place.fence,
+            last_step=last_step,
+            exports_best=self.evaluation is not None and self.evaluation.exports_best,
+            world=world,
+            teller=self.teller,
         )
         self.state.final_digest = last.digest()
         if chosen.step != last_step:

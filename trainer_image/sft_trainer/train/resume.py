@@ -1,10 +1,12 @@
-"""Which checkpoint a run goes on from. Called by the loop, on rank 0."""
+"""Which checkpoint a run goes on from: rank 0 chooses, and all ranks compare what they have. Called by the loop."""
 
 import logging
 
 from sft_trainer.run import RunPlace
-from sft_trainer.storage.checkpoints import find_newest, remove_leftovers, set_aside
+from sft_trainer.storage.checkpoints import find_newest, last_checkpoint, remove_leftovers, set_aside
+from sft_trainer.storage.fence import Fence
 from sft_trainer.train.telling import RunTeller
+from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest
@@ -50,3 +52,23 @@ def choose_checkpoint(
             "sftjob prepared it; restore it, or start a new run with another storage folder",
         )
     return found.manifest
+
+
+def refuse_different_copies(fence: Fence, chosen: CheckpointManifest | None, *, world: World) -> None:
+    """Where each node works on a copy of a bucket: raises JobFailure, on every rank with the same words, where one has
+    another newest checkpoint than the one that rank 0 goes on from. Ranks of two steps would train a mixture."""
+    if fence.remote is None:
+        return
+    copies = world.from_each(lambda: last_checkpoint(fence))
+    different = [rank for rank, copy in enumerate(copies) if copy != chosen]
+    if different:
+        copy, uri = copies[different[0]], fence.uri
+        raise JobFailure(
+            Reason.STORAGE_UNAVAILABLE,
+            f"spec.checkpoint.storage: of {uri} rank {different[0]} has {_told(copy)} in its copy, and rank 0 goes on "
+            f"from {_told(chosen)}; the next attempt fetches it again",
+        )
+
+
+def _told(manifest: CheckpointManifest | None) -> str:
+    return f"{names.checkpoint_folder(manifest.step)} of attempt {manifest.attempt}" if manifest else "no checkpoint"

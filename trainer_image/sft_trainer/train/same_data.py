@@ -26,7 +26,7 @@ class DataAccount(NamedTuple):
 
 def refuse_different_data(data: PreparedData, options: RunOptions, world: World) -> None:
     """Raises JobFailure(INVALID_DATA), on every rank with the same words."""
-    told = world.from_each(account_of(data, options))
+    told = world.from_each(lambda: account_of(data, options))
     different = [rank for rank, account in enumerate(told) if account.digest != told[0].digest]
     if different:
         raise JobFailure(Reason.INVALID_DATA, difference(told[0], told[different[0]], ranks=different))

@@ -27,6 +27,11 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def leads_node(self) -> bool:
+        """One rank of each node does: what a node needs once is done by it."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+
     def from_first(self, work: Callable[[], T]) -> T:
         """Does the work on rank 0 and returns its result on every rank; a JobFailure there is raised on every rank."""
         if self.size == 1:
@@ -43,13 +48,21 @@ class World:
             raise JobFailure(*answer[1])
         return answer[0]
 
-    def from_each(self, value: T) -> list[T]:
-        """What every rank has said, in their order, on every rank."""
+    def from_each(self, work: Callable[[], T]) -> list[T]:
+        """Does the work on every rank and returns all results, in the order of ranks, on every rank; the first
+        JobFailure is raised on every rank."""
         if self.size == 1:
-            return [value]
+            return [work()]
         said: list[Any] = [None] * self.size
-        # All ranks, CPU: what can only differ by mistake is compared.
-        dist.all_gather_object(said, value)
+        try:
+            answer = work()
+        except JobFailure as failure:
+            answer = failure
+        # All ranks, CPU: what can only differ by mistake is compared, and what each node has done is known to all.
+        dist.all_gather_object(said, answer)
+        for one in said:
+            if isinstance(one, JobFailure):
+                raise one
         return said
 
     def sum(self, value: float) -> float:
