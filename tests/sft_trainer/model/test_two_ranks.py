@@ -47,6 +47,11 @@ def test_each_rank_holds_half_of_the_parameters_bytes(case: str, folder: Path, r
 
 
 @CASE
+def test_no_rank_keeps_whole_tensors_behind_its_parts(case: str, ranks: list) -> None:
+    assert [rank[case]["views"] for rank in ranks] == [[], []]
+
+
+@CASE
 def test_the_parameters_after_the_probe_are_those_that_training_updates(case: str, ranks: list) -> None:
     assert all(rank[case]["same_parameters"] for rank in ranks)
 

@@ -51,6 +51,8 @@ def work(rank: int, folder: Path) -> None:
             mesh=mesh,
             fsdp_cfg=FSDPConfig(reshard_after_forward=case != "llama", **RECOMPUTED.get(case, {})),
         )
+        parts = [parameter.to_local() for parameter in model.parameters()]
+        views = [part.shape for part in parts if part.untyped_storage().nbytes() > part.nbytes]
         probe(model, vocab_size=tiny.VOCAB_SIZE)
         # As an optimiser sees them that is made now.
         parameters = list(model.parameters())
@@ -59,6 +61,7 @@ def work(rank: int, folder: Path) -> None:
         loss.backward()
         results[case] = {
             "held": held,
+            "views": views,
             "same_parameters": all(a is b for a, b in zip(parameters, model.parameters(), strict=True)),
             "loss": loss.detach(),
             "gradients": {name: whole(gradient) for name, gradient in tiny.gradients(model).items()},

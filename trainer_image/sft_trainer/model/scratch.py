@@ -71,7 +71,16 @@ def this_ranks_part(whole: torch.Tensor, *, of: torch.Tensor) -> torch.Tensor:
         return whole
     # `src_data_rank=None`: no rank sends, all have drawn the same values.
     sharded = distribute_tensor(whole, of.device_mesh, of.placements, src_data_rank=None)
-    # A copy, or the part would keep the whole alive.
+    return own_part(sharded)
+
+
+def own_part(part: DTensor) -> DTensor:
+    """With a copy of what this rank has of it: a view would keep the whole alive."""
     return DTensor.from_local(
-        sharded.to_local().clone(), of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride()
+        part.to_local().clone(),
+        part.device_mesh,
+        part.placements,
+        run_check=False,
+        shape=part.shape,
+        stride=part.stride(),
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from sft_trainer.model import nf4, transformers_private
+from sft_trainer.model import nf4, scratch, transformers_private
 from sft_trainer.model.weight_files import listed, unreadable, weight_files
 
 
@@ -50,6 +51,7 @@ def load(model: PreTrainedModel, folder: str, *, device: torch.device, drops_lay
             f"{folder}/config.json: tie_word_embeddings is true, but the weights hold a head that differs from the "
             "embedding; set it to false"
         )
+    _own_parts(model)
 
 
 def tensor_shapes(files: list[Path]) -> dict[str, list[int]]:
@@ -71,6 +73,21 @@ def _mismatched(model: PreTrainedModel, shapes: dict[str, list[int]]) -> list[st
         for name, tensor in model.state_dict().items()
         if name in shapes and shapes[name] != list(tensor.shape)
     )
+
+
+def _own_parts(model: PreTrainedModel) -> None:
+    """Of a file in fp32 a rank on a CPU has views of the whole, which torch can't copy for a save beside the steps."""
+    owned: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not isinstance(parameter, DTensor):
+                continue
+            local = parameter.to_local()
+            if local.untyped_storage().nbytes() > local.nbytes:
+                # Tied ones stay tied.
+                if parameter not in owned:
+                    owned[parameter] = torch.nn.Parameter(scratch.own_part(parameter.detach()))
+                setattr(module, name, owned[parameter])
 
 
 def _later_layers(model: PreTrainedModel) -> re.Pattern[str]:
