@@ -16,7 +16,10 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sft_trainer.model import nf4, transformers_private
+from sft_trainer.model.build import compiles
 from sft_trainer.model.recompute import recomputed_layers
+from sft_trainer.run import RunOptions
+from sft_trainer.train.world import World
 from sftjob.memory import MemoryEstimate
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
 
@@ -69,6 +72,22 @@ def estimate_memory(
             compiled=compiled,
         ),
         logits=logits,
+    )
+
+
+def run_memory(
+    model: PreTrainedModel, options: RunOptions, *, world: World, precision: Literal["fp32", "bf16"]
+) -> MemoryEstimate:
+    """Of a rank of `world`, whether `model` is sharded by now or on the meta device."""
+    return estimate_memory(
+        model,
+        pack_tokens=options.dataloader_cfg.pack_max_length,
+        precision=precision,
+        loss_cfg=options.loss_cfg,
+        fsdp_cfg=options.fsdp_cfg,
+        optim_cfg=options.optim_cfg,
+        ranks=world.size,
+        compiled=compiles(options.fsdp_cfg, world.device),
     )
 
 
