@@ -177,6 +177,12 @@ def _failure(fence: Fence, temporary: Path, error: Exception) -> JobFailure:
         fence.check()
     except JobFailure as superseded:
         return superseded
+    if isinstance(error, FileExistsError):
+        return JobFailure(
+            Reason.STORAGE_UNAVAILABLE,
+            f"spec.checkpoint.storage: {error}: somebody else has saved that step since this attempt began, and no "
+            "checkpoint is replaced; the next attempt goes on from it, if it is whole, or delete it",
+        )
     causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [(error, None)]
     full = any(isinstance(cause, OSError) and storage_reason(cause) is Reason.STORAGE_FULL for cause, _ in causes)
     free = shutil.disk_usage(temporary.parent).free / 1e9
