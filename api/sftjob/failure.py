@@ -39,6 +39,7 @@ class Reason(OpenWord):
     NON_FINITE_GRADIENT = "NonFiniteGradient"
     OUT_OF_MEMORY = "OutOfMemory"
     GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
+    LOAD_OUT_OF_MEMORY = "LoadOutOfMemory"
     GPU_FAULT = "GPUFault"
     HANG = "Hang"
     RANK_KILLED = "RankKilled"

@@ -69,6 +69,13 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "use `spec.training.fsdp.recomputeSelectively`, shorter packs (`spec.data.packing.maxLength`), more "
         "`spec.training.fsdp.recomputeRatio`, `spec.training.lora`, or more ranks",
     ),
+    Reason.LOAD_OUT_OF_MEMORY: Explanation(
+        "Memory ran out while model or checkpoint was loaded, before any pack went through it: smaller parts of packs "
+        "would not help, so the next attempt takes what this one took. Where a GPU is too small by its size alone, it "
+        "is `InvalidConfiguration`.",
+        "use more ranks, larger devices (for CPUs `spec.compute.resources.limits.memory`), or `spec.training.lora`; "
+        "see whether others hold the memory",
+    ),
     Reason.GPU_FAULT: Explanation(
         "A GPU or its link reported an error that only broken hardware brings about: uncorrectable ECC or NVLink.",
         "have the node looked at. The next attempts stay away from it (`status.attempts.avoidedNodes`)",

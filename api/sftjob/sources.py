@@ -181,8 +181,8 @@ class DatasetSpec(Declared):
 
     name: Label = Field(description="For messages and counts.")
     uri: DataUri = Field(
-        description="JSONL, JSON (one array), Parquet or Arrow, by its ending, or a folder of such files, in a claim "
-        f"at any depth: {DATA_URI_FORMS}. What is read of a whole dataset of a hub its card tells, or the files' names."
+        description="JSONL, JSON (one array), Parquet or Arrow, by its ending, or a folder of such files, at any "
+        f"depth: {DATA_URI_FORMS}. What is read of a whole dataset of a hub its card tells, or the files' names."
     )
     revision: Revision | None = _REVISION
     config: Configuration | None = Field(

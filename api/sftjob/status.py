@@ -136,8 +136,9 @@ class AttemptsStatus(Record):
     without_progress: int = 0
     """Attempts in a row that ended without a newer checkpoint than before."""
     shortages: int = 0
-    """Attempts that ended because memory ran out. Each halves the tokens that go through the model at a time, in all
-    attempts that follow; a retry by hand begins anew with them, but not with what a checkpoint of one process keeps."""
+    """Attempts that ended because memory ran out, once the model was loaded. Each halves the tokens that go through the
+    model at a time, in all attempts that follow; a retry by hand begins anew with them, but not with what a checkpoint
+    of one process keeps."""
     saved_step: int | None = None
     """The newest checkpoint that an attempt which has ended left behind."""
     started_at: datetime | None = None

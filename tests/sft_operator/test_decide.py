@@ -255,7 +255,7 @@ def test_a_preempted_attempt_does_not_use_up_a_retry() -> None:
 @pytest.mark.parametrize("reason", [Reason.OUT_OF_MEMORY, Reason.GPU_OUT_OF_MEMORY])
 def test_an_attempt_that_memory_was_too_small_for_is_counted_in_the_next_ones_plan(reason: Reason) -> None:
     job = a_job(status=in_attempt(2, shortages=1))
-    for ended, shortages in ((reason, 2), (Reason.RANK_KILLED, 1)):
+    for ended, shortages in ((reason, 2), (Reason.LOAD_OUT_OF_MEMORY, 1), (Reason.RANK_KILLED, 1)):
         status = decide(job, observing(seen(2, an_outcome(ended, attempt=2))), now=NOW).status
         plan = launch_plan(job.model_copy(update={"status": status}), 3, path_of=str)
         assert plan.shortages == status.attempts.shortages == shortages

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 from cluster_objects import pod, pytorch_job, terminated
-from jobs import NOW, a_job, an_outcome, at
+from jobs import NOW, a_job, an_outcome, at, some_progress
 
 from sft_operator.kubernetes.observe import attempts, seems_lost
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob.failure import Reason
+from sftjob.progress import Stage
 from sftjob.status import AttemptRecord, AttemptsStatus, Phase, SFTJobStatus
 
 RUNNING, PENDING, ENDED = NodeState.RUNNING, NodeState.PENDING, NodeState.ENDED
@@ -185,13 +186,31 @@ def test_a_success_is_not_believed_of_a_container_that_was_killed() -> None:
 
 
 def test_a_rank_that_the_kernel_ended_for_its_memory_is_told_as_such_though_its_launcher_saw_a_signal_only() -> None:
-    told = an_outcome(Reason.RANK_KILLED, attempt=2, rank=0, signal=9, last_step=7)
+    progress = some_progress(attempt=2, step=7)
+    told = an_outcome(Reason.RANK_KILLED, attempt=2, rank=0, signal=9, last_step=7, progress=progress)
     for reason, known in (("OOMKilled", Reason.OUT_OF_MEMORY), ("Error", Reason.RANK_KILLED)):
         ended = pod(2, 0, "Failed", terminated=terminated(70, reason=reason, message=told.to_json()))
         (found,) = observed(ended, jobs=(pytorch_job(2),))
         outcome = found.nodes[0].outcome
         assert outcome is not None
         assert (outcome.reason, outcome.rank, outcome.last_step) == (known, 0, 7)
+
+
+@pytest.mark.parametrize("stage", [Stage.LOADING_MODEL, Stage.LOADING_CHECKPOINT])
+def test_a_rank_that_the_kernel_ended_while_it_loaded_is_told_apart_since_smaller_parts_of_packs_would_not_help(
+    stage: Stage,
+) -> None:
+    progress = some_progress(attempt=2).model_copy(update={"stage": stage})
+    told = an_outcome(Reason.RANK_KILLED, attempt=2, rank=0, signal=9, progress=progress)
+    ended = pod(2, 0, "Failed", terminated=terminated(70, reason="OOMKilled", message=told.to_json()))
+    (found,) = observed(ended, jobs=(pytorch_job(2),))
+    outcome = found.nodes[0].outcome
+    assert outcome is not None
+    assert (outcome.reason, outcome.message) == (
+        Reason.LOAD_OUT_OF_MEMORY,
+        "spec.compute.resources.limits.memory: all that its node has of memory was not enough; raise it, or use more "
+        "nodes or spec.training.lora",
+    )
 
 
 def test_the_words_of_another_attempt_are_not_believed() -> None:

@@ -13,9 +13,13 @@ from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.pytorch_job import CONTAINER
 from sftjob.failure import Reason
 from sftjob.outcome import Outcome
+from sftjob.progress import Stage
 
 _EVICTIONS = ("Evicted", "Preempting", "NodeShutdown", "Terminated")
 """Reasons in a pod's status where the kubelet ended it for its node's sake."""
+
+_LOADING = (Stage.LOADING_MODEL, Stage.LOADING_CHECKPOINT)
+"""Before any pack goes through the model: smaller parts of packs would not help."""
 
 
 def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -> Outcome | None:
@@ -40,8 +44,7 @@ def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -
         if (told.attempt, told.node_rank, told.exit_code) == (attempt, rank, code):
             # Where the kernel ends one process of a container, its launcher saw no more than the signal.
             is_shortage = told.signal == signal.SIGKILL and terminated.get("reason") == "OOMKilled"
-            known = {"reason": Reason.OUT_OF_MEMORY, "message": _shortage(pod)}
-            return told.model_copy(update=known) if is_shortage else told
+            return _with_shortage(told, pod) if is_shortage else told
     if terminated.get("reason") == "OOMKilled":
         sentence = _shortage(pod)
         return _told_by_cluster(Reason.OUT_OF_MEMORY, sentence, attempt, rank, pod, terminated)
@@ -94,9 +97,16 @@ def _told_by_cluster(
     )
 
 
-def _shortage(pod: Object) -> str:
+def _with_shortage(told: Outcome, pod: Object) -> Outcome:
+    if told.progress is not None and told.progress.stage in _LOADING:
+        sentence = _shortage(pod, remedy="more nodes or spec.training.lora")
+        return told.model_copy(update={"reason": Reason.LOAD_OUT_OF_MEMORY, "message": sentence})
+    return told.model_copy(update={"reason": Reason.OUT_OF_MEMORY, "message": _shortage(pod)})
+
+
+def _shortage(pod: Object, *, remedy: str = "shorter packs") -> str:
     limit = _memory_limit(pod) or "all that its node has"
-    return f"spec.compute.resources.limits.memory: {limit} of memory was not enough; raise it, or use shorter packs"
+    return f"spec.compute.resources.limits.memory: {limit} of memory was not enough; raise it, or use {remedy}"
 
 
 def _memory_limit(pod: Object) -> str | None:

@@ -3,7 +3,7 @@
 import gzip
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
@@ -13,6 +13,7 @@ import pytest
 
 from sft_trainer.datasets import open_tokens
 from sft_trainer.datasets.config import DataloaderConfig, DatasetConfig
+from sft_trainer.datasets.files import files_of_folder
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sftjob.failure import JobFailure, Reason
@@ -208,6 +209,13 @@ def test_a_folder_for_training_beside_one_that_is_held_out_is_not_mixed_with_it(
         f"{tmp_path}/data: its folders are splits of a dataset, docs, train, validation; name one of them"
     )
     assert tokens(prepared(tmp_path / "data/train", tokenizer)) == plain
+
+
+def test_what_is_hidden_is_no_split_and_an_object_with_the_name_of_a_folder_no_file() -> None:
+    """As Amazon's console lists a folder that it has made; the tests' own store takes no such object."""
+    listed = ["table.parquet", "table.parquet/1.parquet", ".git/train/1.jsonl", ".git/test/1.jsonl", "b.jsonl"]
+    found = files_of_folder([PurePosixPath(path) for path in listed], place="s3://bucket/data")
+    assert [str(path) for path in found] == ["b.jsonl", "table.parquet/1.parquet"]
 
 
 def test_a_folder_without_data_is_refused(tokenizer, tmp_path) -> None:

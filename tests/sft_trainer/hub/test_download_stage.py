@@ -76,7 +76,15 @@ def test_tokenizer_and_data_have_revisions_of_their_own(hub: HubServer, node: Ca
     hub.model("tiny/llama").commit(MODEL)
     tokenizer = hub.model("tiny/llama").commit(MODEL | {"tokenizer.json": b'{"old": 1}'}, ref="refs/pr/1")
     rows = hub.dataset("tiny/chats").commit(
-        {"train.jsonl": b"{}\n", "parts/1.jsonl": b"{}\n", "parts/2.jsonl": b"[]\n"}
+        {
+            "train.jsonl": b"{}\n",
+            "parts/1.jsonl": b"{}\n",
+            "parts/2.jsonl": b"[]\n",
+            "parts/2/en/parts/3.jsonl": b"{}\n\n",
+            "parts/2/en/dataset_info.json": b"{}",
+            "parts/.old/4.jsonl": b"hidden",
+            "parts/2/photos.tar": b"is not read",
+        }
     )
     one = node(
         model={
@@ -96,7 +104,7 @@ def test_tokenizer_and_data_have_revisions_of_their_own(hub: HubServer, node: Ca
     own, file, folder = (entry.dataset.anno_path for entry in options.dataloader_cfg.dataset_config_list)
     assert own == Path("/chats.jsonl")
     assert file.read_bytes() == b"{}\n"
-    assert downloaded(folder) == {"1.jsonl": b"{}\n", "2.jsonl": b"[]\n"}
+    assert downloaded(folder) == {"1.jsonl": b"{}\n", "2.jsonl": b"[]\n", "2/en/parts/3.jsonl": b"{}\n\n"}
     assert one.progress.resolved is not None
     assert one.progress.resolved.tokenizer_revision == tokenizer
     assert one.progress.resolved.data_revisions == ["", rows, rows]
@@ -285,14 +293,24 @@ REFUSED: list[tuple[str, Callable[[HubServer], None], dict[str, Any], int, list[
         nothing,
         {"data": [{"name": "chats", "uri": "hf://datasets/tiny/chats/test.jsonl"}]},
         65,
-        ["spec.data.datasets[0].uri: there is no file at test.jsonl of tiny/chats at main; name a file"],
+        ["spec.data.datasets[0].uri: there is nothing at test.jsonl of tiny/chats at main; name a file"],
     ),
     (
-        "a folder of folders",
+        "a folder without rows",
+        nothing,
+        {"data": [{"name": "chats", "uri": "hf://datasets/tiny/chats/images"}]},
+        65,
+        ["spec.data.datasets[0].uri: hf://datasets/tiny/chats/images: no file in it ends in .jsonl, "],
+    ),
+    (
+        "a folder of splits",
         nothing,
         {"data": [{"name": "chats", "uri": "hf://datasets/tiny/chats/all"}]},
         65,
-        ["there is no file at all of tiny/chats at main; name one of its folders all/en"],
+        [
+            "spec.data.datasets[0].uri: hf://datasets/tiny/chats/all/en: its folders are splits of a dataset, test, "
+            "train; name one of them"
+        ],
     ),
     (
         "told to stay offline",
@@ -316,7 +334,8 @@ def test_a_refusal_names_field_value_and_remedy(
     said: list[str],
 ) -> None:
     hub.model("tiny/llama").commit(MODEL | {"model.safetensors": b"small"})
-    hub.dataset("tiny/chats").commit({"train.jsonl": b"{}\n", "all/en/1.jsonl": b"{}\n"})
+    splits = {"all/en/train/1.jsonl": b"{}\n", "all/en/test/1.jsonl": b"{}\n"}
+    hub.dataset("tiny/chats").commit({"train.jsonl": b"{}\n", "images/1.png": b"", **splits})
     spoil(hub)
     one = node(**wanted)
     assert one.run() == code

@@ -39,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     # A document of 13 tokens is longer than the window.
     "mistral": {"model_type": "mistral", "sliding_window": 5},
     "qwen3_moe": {"model_type": "qwen3_moe", **_EXPERTS},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "gemma3_text": {
         "model_type": "gemma3_text",
         "tie_word_embeddings": True,

@@ -8,11 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 
 from sft_trainer.storage import checkpoints
 from sft_trainer.storage.best import best_first
 from sft_trainer.storage.fence import Fence
+from sft_trainer.train.checkpoint import write_checkpoint
 from sft_trainer.train.metrics import last_step_before
+from sft_trainer.train.world import World
 from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest, EvaluationRecord
 from tests.s3_server import S3Server
@@ -130,6 +133,33 @@ def test_a_checkpoint_is_never_replaced(s3: S3Server, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"s3://bucket/tuned\.checkpoints/step-1 exists"):
         save(a_fence(tmp_path / "other", attempt=2), 1, state=b"of another attempt")
     assert s3.contents() == before
+
+
+@pytest.mark.parametrize("uri", [None, f"s3://bucket/{STORAGE}"], ids=["in a folder", "in a bucket"])
+def test_a_save_of_a_step_that_somebody_else_has_saved_says_where_and_what_comes_next(
+    tmp_path: Path, uri: str | None
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "ours").mkdir()
+    theirs = Fence(tmp_path / ("theirs" if uri else "ours"), "uid-1", 1, uri)
+    ours = Fence(tmp_path / "ours", "uid-1", 1, uri)
+    manifest = save(theirs, 1)
+    with pytest.raises(JobFailure) as failure:
+        write_checkpoint(
+            {"weight": torch.ones(2)},
+            world=World(rank=0, size=1, device=torch.device("cpu"), mesh=None),
+            group=None,
+            fence=ours,
+            manifest=manifest,
+            keep_last=1,
+            sync_ledger=lambda: None,
+        )
+    assert failure.value.reason is Reason.STORAGE_UNAVAILABLE
+    assert failure.value.message == (
+        f"spec.checkpoint.storage: {uri or tmp_path / 'ours'}/step-1 exists: somebody else has saved that step since "
+        "this attempt began, and no checkpoint is replaced; the next attempt goes on from it, if it is whole, or "
+        "delete it"
+    )
 
 
 def test_what_was_not_published_is_no_checkpoint_and_goes_with_the_next_attempt(s3: S3Server, tmp_path: Path) -> None:

@@ -89,12 +89,15 @@ def test_of_nodes_with_storage_in_a_bucket_each_downloads_what_node_0_has_pinned
     assert "config.json of s3://bucket/llama has changed since the job's first attempt listed it" in late.report.message
 
 
-def test_data_is_an_object_or_those_directly_in_a_folder(s3: S3Server, node: Callable[..., Node]) -> None:
+def test_data_is_an_object_or_what_would_be_read_of_a_folder_at_any_depth(
+    s3: S3Server, node: Callable[..., Node]
+) -> None:
     s3.put("data/train.jsonl", b"{}\n")
     s3.put("data/parts/1.jsonl", b"{}\n")
     s3.put("data/parts/2.jsonl", b"[]\n")
-    s3.put("data/parts/old/3.jsonl", b"old")
-    s3.put("data/parts/.hidden", b"hidden")
+    s3.put("data/parts/2/en/parts/3.jsonl", b"{}\n\n")
+    s3.put("data/parts/2/en/dataset_info.json", b"{}")
+    s3.put("data/parts/.old/4.jsonl", b"hidden")
     s3.put("data/parts/_SUCCESS", b"of the program that wrote them")
     s3.put("data/parts/photos.tar", b"is not read")
     one = node(
@@ -106,7 +109,11 @@ def test_data_is_an_object_or_those_directly_in_a_folder(s3: S3Server, node: Cal
     assert one.run() == 0
     file, folder = (entry.dataset.anno_path for entry in run_options(one.plan).dataloader_cfg.dataset_config_list)
     assert (file.name, file.read_bytes()) == ("train.jsonl", b"{}\n")
-    assert downloaded(folder) == {"1.jsonl": b"{}\n", "2.jsonl": b"[]\n"}
+    assert downloaded(folder) == {
+        "1.jsonl": b"{}\n",
+        "2.jsonl": b"[]\n",
+        "2/en/parts/3.jsonl": b"{}\n\n",
+    }
     assert len(one.progress.resolved.data_revisions) == 2
 
 
@@ -201,6 +208,12 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
         "spec.model.loadFrom.uri: s3://buckte/llama: there is no bucket buckte at http://127.0.0.1",
     ),
     (
+        "a folder of splits",
+        {"data": [{"name": "d", "uri": "s3://bucket/splits"}], "model": {"loadFrom": {"uri": "file:///model"}}},
+        65,
+        "spec.data.datasets[0].uri: s3://bucket/splits/de: its folders are splits of a dataset, dev, train; name one",
+    ),
+    (
         "an unknown key",
         {"AWS_ACCESS_KEY_ID": "nobody"},
         66,
@@ -229,8 +242,10 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
 
 @pytest.mark.parametrize(("options", "code", "said"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_what_can_t_be_read_is_told_with_its_uri_and_a_remedy(
-    node: Callable[..., Node], options: dict[str, Any], code: int, said: str
+    s3: S3Server, node: Callable[..., Node], options: dict[str, Any], code: int, said: str
 ) -> None:
+    for key in ("splits/de/train/1.jsonl", "splits/de/dev/1.jsonl"):
+        s3.put(key, b"{}\n")
     one = node(**options)
     assert one.run() == code
     assert said in one.report.message

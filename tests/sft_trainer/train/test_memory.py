@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,14 +37,15 @@ def kept_bytes(model: torch.nn.Module) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("case", ["llama", "qwen3_tied", "mistral"])
+@pytest.mark.parametrize("case", ["llama", "qwen3_tied", "mistral", "qwen3_moe", "mixtral"])
 @pytest.mark.parametrize(("ratio", "selectively"), [(0.0, False), (0.5, False), (1.0, False), (0.0, True), (0.5, True)])
 def test_the_estimate_is_what_a_step_makes(
     case: str, ratio: float, selectively: bool, precision: str, tmp_path
 ) -> None:
     fsdp_cfg = FSDPConfig(recompute_ratio=ratio, recompute_selectively=selectively)
     loss_cfg = CELossConfig(chunk_size=48)
-    folder = tiny.save_random_model(tmp_path, case, **SIZES | ({"sliding_window": 512} if case == "mistral" else {}))
+    more = {"mistral": {"sliding_window": 512}, "qwen3_moe": {"moe_intermediate_size": 160}}
+    folder = tiny.save_random_model(tmp_path, case, **SIZES | more.get(case, {}))
     model = tiny.built(folder, fsdp_cfg=fsdp_cfg, loss_cfg=loss_cfg, precision=precision)
     optim_cfg = AdamWConfig(moments="bf16" if case == "llama" else "fp32")
     optimizer = build_optimizer(model, optim_cfg)
@@ -67,8 +69,10 @@ def test_the_estimate_is_what_a_step_makes(
     if selectively and not ratio:
         # Of which are there already: the MLP's two halves and what the attention gives; values, and before their norms
         # queries and keys; 8 heads of queries and 2 of keys, of 20 each.
-        normed = 160 + 40 if case == "qwen3_tied" else 0
-        whole_again -= TOKENS * (4 if precision == "fp32" else 2) * (2 * 160 + 160 + 40 + normed)
+        normed = 160 + 40 if case in ("qwen3_tied", "qwen3_moe") else 0
+        # Of both experts of a token their two halves, and what they give.
+        mlp = 2 * (2 * 160 + 160) if case in ("qwen3_moe", "mixtral") else 2 * 160
+        whole_again -= TOKENS * (4 if precision == "fp32" else 2) * (mlp + 160 + 40 + normed)
     # The rest: at most four hidden states outside of the layers, and the few numbers of each token that norms and
     # attention keep in each layer.
     assert 0 <= kept + whole_again - estimate.activations <= TOKENS * 4 * (4 * 160 + 6 * 20)
@@ -82,10 +86,58 @@ def test_the_estimate_is_what_a_step_makes(
     assert "together at least" not in memory_line(estimate)
 
 
-def test_layers_of_another_form_are_not_guessed(tmp_path) -> None:
-    model = tiny.built(tiny.save_random_model(tmp_path, "qwen3_moe"))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", ["llama", "qwen3_moe", "mixtral"])
+def test_each_layer_adds_to_the_estimate_what_it_keeps(case: str, precision: str, tmp_path: Path) -> None:
+    """Without what stands outside of layers, beside which an error in one of them would not show."""
+    kept, told = [], []
+    for layers in (2, 4):
+        fields = SIZES | {"num_hidden_layers": layers} | ({"moe_intermediate_size": 160} if case == "qwen3_moe" else {})
+        model = tiny.built(tiny.save_random_model(tmp_path / f"{layers}", case, **fields), precision=precision)
+        kept.append(kept_bytes(model)[1])
+        estimate = estimate_memory(
+            model,
+            pack_tokens=TOKENS,
+            precision=precision,
+            loss_cfg=CELossConfig(),
+            fsdp_cfg=FSDPConfig(),
+            optim_cfg=AdamWConfig(),
+        )
+        told.append(estimate.activations)
+    assert told[1] - told[0] == pytest.approx(kept[1] - kept[0], rel=0.011)
+
+
+@pytest.mark.parametrize(
+    ("case", "fields", "freeze", "compiled"),
+    [
+        ("gpt_oss", {}, False, False),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, False, False),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, False, False),
+        ("qwen3_moe", {}, True, False),
+        ("qwen3_moe", {}, False, True),
+    ],
+    ids=[
+        "experts with biases",
+        "experts in later layers",
+        "experts in earlier layers",
+        "frozen experts",
+        "compiled experts",
+    ],
+)
+def test_layers_of_another_form_are_not_guessed(
+    case: str, fields: dict[str, Any], freeze: bool, compiled: bool, tmp_path: Path
+) -> None:
+    model = tiny.built(tiny.save_random_model(tmp_path, case, **fields))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (freeze and ".experts." in name))
     estimate = estimate_memory(
-        model, pack_tokens=9, precision="fp32", loss_cfg=CELossConfig(), fsdp_cfg=FSDPConfig(), optim_cfg=AdamWConfig()
+        model,
+        pack_tokens=9,
+        precision="fp32",
+        loss_cfg=CELossConfig(),
+        fsdp_cfg=FSDPConfig(),
+        optim_cfg=AdamWConfig(),
+        compiled=compiled,
     )
     assert estimate.activations is None
     line = memory_line(estimate)

@@ -23,8 +23,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from sft_trainer.run import RunState
 from sft_trainer.train import Trainer, loop
 from sft_trainer.train.last_words import report_of
+from sft_trainer.train.load import load_failure
 from sftjob import names
 from sftjob.failure import JobFailure, Reason
+from sftjob.memory import MemoryEstimate
 from sftjob.options import LoRAConfig
 
 Shrink = Callable[..., None]
@@ -248,6 +250,74 @@ def test_a_run_that_memory_has_ended_begins_anew_with_smaller_micro_batches_wher
     model = Trainer(**arguments, auto_resume=True).fit()
     line = json.loads((names.attempt_folder(model.parent, 2) / names.METRICS).read_text())
     assert line["micro_batches"] == len(line["samples"]) > 2
+
+
+def test_a_model_that_memory_is_too_small_for_says_so_and_halves_nothing_in_the_next_attempt(tmp_path: Path) -> None:
+    """Its embedding is larger than any address space: torch's allocator refuses it, where a rank would be refused."""
+    arguments = _arguments(tmp_path)
+    arguments["model_cfg"] = arguments["model_cfg"].model_copy(update={"vocab_size": 1 << 46})
+    with pytest.raises(JobFailure) as caught:
+        Trainer(**arguments).fit()
+    assert caught.value.reason is Reason.LOAD_OUT_OF_MEMORY
+    assert re.fullmatch(
+        r"spec\.compute: memory ran out while a new model was loaded, before any pack; memory a rank, in GB: weights "
+        r"9007199\.25, gradients 9007199\.25, moments 18014398\.51, .*; raise "
+        r"spec\.compute\.resources\.limits\.memory, use more nodes or spec\.training\.lora "
+        r"\(.*can't allocate memory.*\)",
+        caught.value.message,
+    )
+    assert list((tmp_path / "work").glob("*/attempts/1"))
+    assert list((tmp_path / "work").glob("*/attempts/*/out-of-memory")) == []
+
+
+_MEMORY = MemoryEstimate(
+    precision="bf16", pack_tokens=4096, weights=30 * 10**9, gradients=30 * 10**9, moments=60 * 10**9, logits=10**9
+)
+
+
+@pytest.mark.parametrize(
+    ("lora", "device_bytes", "reason", "said"),
+    [
+        (
+            None,
+            80 * 10**9,
+            Reason.INVALID_CONFIGURATION,
+            "at least 121.00, and its device has 80.00; use more ranks, larger devices or spec.training.lora (no room)",
+        ),
+        (
+            LoRAConfig(),
+            120 * 10**9,
+            Reason.LOAD_OUT_OF_MEMORY,
+            "at least 121.00, and its device has 120.00; use more ranks, larger devices or "
+            "spec.training.lora.quantize: nf4 (no room)",
+        ),
+        (
+            LoRAConfig(quantize="nf4"),
+            120 * 10**9,
+            Reason.LOAD_OUT_OF_MEMORY,
+            "at least 121.00, and its device has 120.00; use more ranks or larger devices (no room)",
+        ),
+    ],
+    ids=["larger than its GPU", "as large", "packed already"],
+)
+def test_a_gpu_that_is_too_small_for_a_model_by_its_size_alone_is_refused_and_any_other_is_tried_again(
+    lora: LoRAConfig | None, device_bytes: int, reason: Reason, said: str
+) -> None:
+    failure = load_failure("no room", what="hf://a/b", memory=_MEMORY, lora_cfg=lora, device_bytes=device_bytes)
+    assert failure.reason is reason
+    assert failure.message == (
+        "spec.compute: memory ran out while hf://a/b was loaded, before any pack; memory a rank, in GB: weights 30.00, "
+        f"gradients 30.00, moments 60.00, gathered 0.00, activations unknown, logits 1.00; together {said}"
+    )
+
+
+def test_any_other_error_of_a_load_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a kernel of its own")
+
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", fail)
+    with pytest.raises(RuntimeError, match="a kernel of its own"):
+        SmallRun(tmp_path / "run").go()
 
 
 @pytest.mark.full

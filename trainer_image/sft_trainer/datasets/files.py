@@ -2,18 +2,20 @@
 
 In: the path of a file, or of a folder of files. Out: the files, in the order in which their rows count; the form of
 each, by its name's ending and, for `.json`, its first character. Called by `open_tokens` and `read`; downloads ask it
-what will be read of a folder.
+what is read of a folder.
 """
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 
 from sftjob.failure import JobFailure, Reason
 
+P = TypeVar("P", bound=PurePath)
 Form = Literal["jsonl", "json", "parquet", "arrow"]
 _FORMS: dict[str, Form] = {
     ".jsonl": "jsonl",
@@ -32,31 +34,44 @@ _DESCRIPTIONS = (_SPLITS, "dataset_info.json", "dataset_infos.json", "state.json
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file itself, or all files of a folder and of those in it that `is_read`, by their paths in it.
-
-    Links to folders are not followed. Raises JobFailure for a folder without any, or whose folders are splits.
-    """
+    """The file itself, or all files of a folder that `files_of_folder` takes. Links to folders are not followed."""
     if not path.is_dir():
         return [path]
-    below = []
-    for folder, folders, names in os.walk(path, onerror=_raise):
-        # To train on all of them would be to train on what is held out.
-        if _SPLITS in names or ("train" in folders and not _HELD_OUT.isdisjoint(folders)):
-            splits = ", ".join(sorted(each for each in folders if each[0] != "."))
-            raise JobFailure(
-                Reason.INVALID_DATA, f"{folder}: its folders are splits of a dataset, {splits}; name one of them"
-            )
-        below += [Path(folder, name) for name in names]
-    found = sorted(file for file in below if is_read(file.relative_to(path)) and file.is_file())
+    below = [Path(folder, name) for folder, _, names in os.walk(path, onerror=_raise) for name in names]
+    files = [file.relative_to(path) for file in below if file.is_file()]
+    return [path / file for file in files_of_folder(files, place=str(path))]
+
+
+def files_of_folder(files: Iterable[P], *, place: str) -> list[P]:
+    """Of all files in a folder and in those below it, by their paths in it: those that `is_read`, sorted.
+
+    `place` is what messages call the folder. Raises JobFailure for one without any, or with folders that are splits.
+    """
+    seen = [file for file in files if not _is_hidden(file)]
+    folders: dict[PurePath, set[str]] = {}
+    for file in seen:
+        for folder in file.parents[:-1]:
+            folders.setdefault(folder.parent, set()).add(folder.name)
+    # To train on all of them would be to train on what is held out.
+    divided = {file.parent for file in seen if file.name == _SPLITS}
+    divided |= {each for each, names in folders.items() if "train" in names and not _HELD_OUT.isdisjoint(names)}
+    if divided:
+        first = min(divided)
+        raise JobFailure(
+            Reason.INVALID_DATA,
+            f"{place}{f'/{first}' if first.parts else ''}: its folders are splits of a dataset, "
+            f"{', '.join(sorted(folders.get(first, ())))}; name one of them",
+        )
+    # In a bucket an object may have the name of a folder.
+    found = sorted(file for file in seen if is_read(file) and file.name not in folders.get(file.parent, ()))
     if not found:
-        raise JobFailure(Reason.INVALID_DATA, f"{path}: no file in it ends in {ENDINGS}; name a file or folder")
+        raise JobFailure(Reason.INVALID_DATA, f"{place}: no file in it ends in {ENDINGS}; name a file or folder")
     return found
 
 
 def is_read(path: PurePath) -> bool:
     """Whether a file counts that lies there in a dataset's folder: by its ending. What is hidden does not."""
-    is_hidden = any(part.startswith(".") for part in path.parts)
-    return _ending(path) in _FORMS and path.name not in _DESCRIPTIONS and not is_hidden
+    return _ending(path) in _FORMS and path.name not in _DESCRIPTIONS and not _is_hidden(path)
 
 
 def form_of(path: Path) -> Form:
@@ -81,6 +96,10 @@ def opened(path: Path) -> io.BufferedReader:
         compression = "gzip" if path.suffix.lower() == ".gz" else "zstd"
         return io.BufferedReader(pa.input_stream(str(path), compression=compression))
     return path.open("rb")
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _ending(path: PurePath) -> str:

@@ -1,16 +1,16 @@
 """Which files of a repository or a folder training needs: chosen from a listing, before any large one is downloaded.
 
 Called by both kinds of transfer. Of a model: configuration, tokenizer, and of the weights only the safetensors that our
-loader reads, once. Of a dataset: the file, or the files that lie directly in the folder.
+loader reads, once. Of a dataset's folder: what is read of one on a disk.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from sft_trainer.datasets.files import ENDINGS, is_read
+from sft_trainer.datasets.files import files_of_folder
 from sft_trainer.downloads.sources import Source
 from sft_trainer.downloads.transfer import RemoteFile
 from sftjob.failure import JobFailure, Reason
@@ -59,14 +59,10 @@ def weight_files(source: Source, listing: Mapping[str, F]) -> list[F]:
     return [listing[name] for name in named]
 
 
-def data_files(found: Sequence[F], *, is_folder: bool, folders: Sequence[str], field: str, place: str) -> list[F]:
-    """Of what lies at the dataset's path, without `folders`: the file itself, or what will be read of a folder. Raises
-    JobFailure where there is none."""
-    files = [entry for entry in found if not is_folder or is_read(PurePosixPath(PurePosixPath(entry.path).name))]
-    if files:
-        return files
-    which = f" that ends in {ENDINGS}" if found else ""
-    remedy = (
-        f"name one of its folders {', '.join(folders[:_LISTED])}" if folders else "name a file, or a folder of files"
-    )
-    raise JobFailure(Reason.INVALID_DATA, f"{field}.uri: there is no file at {place}{which}; {remedy}")
+def data_files(source: Source, listing: Mapping[str, F]) -> list[F]:
+    """Of a dataset's folder, whose files `listing` has by their paths in it, at any depth: those that are read.
+
+    Raises JobFailure.
+    """
+    by_path = {PurePosixPath(path): file for path, file in listing.items()}
+    return [by_path[path] for path in files_of_folder(by_path, place=f"{source.field}.uri: {source.uri.rstrip('/')}")]

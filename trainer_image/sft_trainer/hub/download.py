@@ -83,15 +83,17 @@ class _HubTransfer(Transfer[HubSource, RepoFile]):
             return _api().get_paths_info(repository, [path], revision=self._commit, repo_type=self._source.kind)
 
         found = asked(ask, patience=_patience(self._on_detail))
-        is_folder = any(isinstance(entry, RepoFolder) for entry in found)
-        found = self._listed(path) if is_folder else found
-        files = data_files(
-            [entry for entry in found if isinstance(entry, RepoFile)],
-            is_folder=is_folder,
-            folders=[entry.path for entry in found if isinstance(entry, RepoFolder)],
-            field=self._source.field,
-            place=f"{path} of {repository} at {self._source.revision}",
-        )
+        if not found:
+            raise JobFailure(
+                Reason.INVALID_DATA,
+                f"{self._source.field}.uri: there is nothing at {path} of {repository} at {self._source.revision}; "
+                "name a file, or a folder of files",
+            )
+        files = [entry for entry in found if isinstance(entry, RepoFile)]
+        if not files:
+            below = [entry for entry in self._listed(path, recursive=True) if isinstance(entry, RepoFile)]
+            listing = {entry.path.removeprefix(f"{path}/"): entry for entry in below}
+            files = data_files(self._source, listing)
         self._fetch(files)
         return files
 

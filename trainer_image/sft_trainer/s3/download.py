@@ -34,11 +34,10 @@ def pin(source: BucketSource, *, on_detail: Callable[[str], None]) -> list[Pinne
         )
     if source.kind == "model":
         taken = [one for one in found if one.path.rpartition("/")[0] in ("", TEMPLATES)]
+    elif found[0].path == "":
+        taken = found
     else:
-        direct = [one for one in found if "/" not in one.path]
-        folders = sorted({one.path.partition("/")[0] for one in found if "/" in one.path})
-        is_folder = found[0].path != ""
-        taken = data_files(direct, is_folder=is_folder, folders=folders, field=source.field, place=source.uri)
+        taken = data_files(source, {one.path: one for one in found})
     return [PinnedObject(path=one.path, bytes=one.size, etag=one.etag) for one in taken]
 
 

@@ -213,6 +213,12 @@ def _failure(fence: Fence, temporary: Path, error: Exception) -> JobFailure:
     causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [(error, None)]
     if told := next((cause for cause, _ in causes if isinstance(cause, JobFailure)), None):
         return told
+    if exists := next((cause for cause, _ in causes if isinstance(cause, FileExistsError)), None):
+        return JobFailure(
+            Reason.STORAGE_UNAVAILABLE,
+            f"spec.checkpoint.storage: {exists}: somebody else has saved that step since this attempt began, and no "
+            "checkpoint is replaced; the next attempt goes on from it, if it is whole, or delete it",
+        )
     full = any(isinstance(cause, OSError) and storage_reason(cause) is Reason.STORAGE_FULL for cause, _ in causes)
     free = shutil.disk_usage(temporary.parent).free / 1e9
     remedy = f"{free:.1f} GB are free there; free some, or lower checkpoint.keepLast" if full else "check the volume"

@@ -9,11 +9,13 @@ from typing import Literal
 import torch
 
 from sft_trainer.datasets.prepare import PreparedData
-from sft_trainer.model.build import build_model
+from sft_trainer.model.build import build_model, model_on_meta
 from sft_trainer.model.probe import probe
 from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit
 from sft_trainer.run import RunOptions, RunPlace
+from sft_trainer.train.accumulate import shortage_reason
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint
+from sft_trainer.train.memory import memory_line, run_memory
 from sft_trainer.train.optimizer import build_optimizer
 from sft_trainer.train.resume import choose_checkpoint, refuse_different_copies
 from sft_trainer.train.same_data import refuse_different_data
@@ -21,7 +23,10 @@ from sft_trainer.train.telling import RunTeller
 from sft_trainer.train.vocabulary import refuse_unknown_tokens
 from sft_trainer.train.world import World
 from sftjob import names
+from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest
+from sftjob.memory import MemoryEstimate
+from sftjob.options import LoRAConfig
 from sftjob.progress import Stage
 
 
@@ -43,7 +48,24 @@ def load(
     precision: Literal["fp32", "bf16"],
     teller: RunTeller,
 ) -> Loaded:
-    """Raises JobFailure for what can't be trained, or not on top of the checkpoints in `place`."""
+    """Raises JobFailure for what can't be trained, not on top of the checkpoints in `place`, or not in this memory."""
+    try:
+        return _load(options, place, data, world=world, precision=precision, teller=teller)
+    except RuntimeError as error:
+        if shortage_reason(error) is None:
+            raise
+        raise _memory_failure(error, options, world=world, precision=precision) from None
+
+
+def _load(
+    options: RunOptions,
+    place: RunPlace,
+    data: PreparedData,
+    *,
+    world: World,
+    precision: Literal["fp32", "bf16"],
+    teller: RunTeller,
+) -> Loaded:
     refuse_different_data(data, options, world)
     # Before the weights are read: with LoRA it is of the base that the adapters are trained on.
     config_digest = world.from_first(options.digest)
@@ -89,3 +111,46 @@ def _proven_model(
     refuse_packs_beyond_rotary_limit(model, pack_tokens=packed.pack_max_length, level=packed.pack_level)
     probe(model, vocab_size=rows)
     return model
+
+
+def _memory_failure(
+    error: RuntimeError, options: RunOptions, *, world: World, precision: Literal["fp32", "bf16"]
+) -> JobFailure:
+    """The model is described anew, in no memory: there may be no more of the first one than its first weights."""
+    model = model_on_meta(
+        options.model_cfg, load_from=options.load_from, precision=precision, lora_cfg=options.lora_cfg
+    )
+    return load_failure(
+        " ".join(str(error).split()),
+        what=options.base_repository or options.load_from or "a new model",
+        memory=run_memory(model, options, world=world, precision=precision),
+        lora_cfg=options.lora_cfg,
+        device_bytes=torch.cuda.get_device_properties(world.device).total_memory
+        if world.device.type == "cuda"
+        else None,
+    )
+
+
+def load_failure(
+    said: str, *, what: str, memory: MemoryEstimate, lora_cfg: LoRAConfig | None, device_bytes: int | None
+) -> JobFailure:
+    """`said` is the allocator's; `device_bytes` all that a GPU has, None without one.
+
+    What is smaller than weights, gradients and moments alone is so in each attempt. Anywhere else somebody else may
+    have held the memory, and another attempt may find it free.
+    """
+    remedies = ["use more ranks", "larger devices"]
+    if device_bytes is None:
+        # Ranks of one pod share its memory.
+        remedies = ["raise spec.compute.resources.limits.memory", "use more nodes"]
+    if lora_cfg is None:
+        remedies.append("spec.training.lora")
+    elif device_bytes is not None and lora_cfg.quantize == "none":
+        remedies.append("spec.training.lora.quantize: nf4")
+    has = "" if device_bytes is None else f", and its device has {device_bytes / 1e9:.2f}"
+    is_certain = device_bytes is not None and memory.fixed > device_bytes
+    return JobFailure(
+        Reason.INVALID_CONFIGURATION if is_certain else Reason.LOAD_OUT_OF_MEMORY,
+        f"spec.compute: memory ran out while {what} was loaded, before any pack; {memory_line(memory)}{has}; "
+        f"{', '.join(remedies[:-1])} or {remedies[-1]} ({said})",
+    )

@@ -22,7 +22,7 @@ from sft_trainer.train.exports import choose_exported, write_export
 from sft_trainer.train.flops import count_flops
 from sft_trainer.train.ledger import Ledger, epoch_content
 from sft_trainer.train.load import load
-from sft_trainer.train.memory import estimate_memory
+from sft_trainer.train.memory import run_memory
 from sft_trainer.train.metrics import finite_or_none
 from sft_trainer.train.optimizer import clip_gradients, update
 from sft_trainer.train.queued import LateNumbers, QueuedStep, steps_ahead
@@ -154,15 +154,7 @@ class _Run:
             state,
             total_steps=self.total_steps,
             micro_batch_tokens=self.accumulation.micro_batch_tokens,
-            memory=estimate_memory(
-                self.model,
-                pack_tokens=options.dataloader_cfg.pack_max_length,
-                precision=self.precision,
-                loss_cfg=options.loss_cfg,
-                fsdp_cfg=options.fsdp_cfg,
-                optim_cfg=options.optim_cfg,
-                compiled=self.compiled,
-            ),
+            memory=run_memory(self.model, options, world=world, precision=self.precision),
         )
 
     def _take_up(self, manifest: CheckpointManifest) -> None:

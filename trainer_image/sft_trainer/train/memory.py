@@ -16,7 +16,10 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sft_trainer.model import nf4, transformers_private
+from sft_trainer.model.build import compiles
 from sft_trainer.model.recompute import recomputed_layers
+from sft_trainer.run import RunOptions
+from sft_trainer.train.world import World
 from sftjob.memory import MemoryEstimate
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
 
@@ -69,6 +72,22 @@ def estimate_memory(
             compiled=compiled,
         ),
         logits=logits,
+    )
+
+
+def run_memory(
+    model: PreTrainedModel, options: RunOptions, *, world: World, precision: Literal["fp32", "bf16"]
+) -> MemoryEstimate:
+    """Of a rank of `world`, whether `model` is sharded by now or on the meta device."""
+    return estimate_memory(
+        model,
+        pack_tokens=options.dataloader_cfg.pack_max_length,
+        precision=precision,
+        loss_cfg=options.loss_cfg,
+        fsdp_cfg=options.fsdp_cfg,
+        optim_cfg=options.optim_cfg,
+        ranks=world.size,
+        compiled=compiles(options.fsdp_cfg, world.device),
     )
 
 
@@ -138,7 +157,13 @@ def _activations(
 ) -> int | None:
     config = model.config.get_text_config()
     modules = [name.rpartition(".")[2] for name, _ in model.named_modules()]
-    if any(parameter.ndim == 3 for parameter in model.parameters()) or not {"q_proj", "gate_proj"} <= set(modules):
+    mixture = _mixture(model)
+    if mixture is None and any(parameter.ndim == 3 for parameter in model.parameters()):
+        return None
+    if "q_proj" not in modules or ("gate_proj" in modules) == (mixture is not None):
+        return None
+    if mixture is not None and compiled:
+        # Nobody has seen yet what a compiler keeps of them.
         return None
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     # A list by layers (gemma3n), or a name of the model's own (hrm_text).
@@ -150,9 +175,20 @@ def _activations(
     head_size = getattr(config, "head_dim", None) or hidden // heads
     queries, keys = heads * head_size, config.num_key_value_heads * head_size
     normed = queries + keys if "q_norm" in modules else 0
-    # Two norms; the MLP's gate, its activation, the other half and their product; queries, the attention's result and
-    # their halves turned by the rotary embedding; keys and values.
-    whole = 2 * size.norm * hidden + size.head_norm * normed + size.product * (4 * inner + 3 * queries + 2 * keys)
+    # The gate, its activation, the other half and their product; of these products give the two halves.
+    mlp, mlp_products, mlp_products_of_whole = 4 * inner, 2 * inner + hidden, 2 * inner
+    if mixture is not None:
+        # Of each expert that a token is sent to, besides: what it is given, and what it gives, which is weighted. The
+        # router's probabilities are fp32.
+        halves = mixture.chosen * (2 * mixture.inner + hidden)
+        mlp = mixture.chosen * (4 * mixture.inner + 2 * hidden) + mixture.experts * _FP32 // size.product
+        mlp_products, mlp_products_of_whole = halves + mixture.experts, halves
+        if is_autocast:
+            # One product follows the norm, the router's; the experts copy the rows that they are given.
+            mlp -= hidden
+    # Two norms; the MLP; queries, the attention's result and their halves turned by the rotary embedding; keys and
+    # values.
+    whole = 2 * size.norm * hidden + size.head_norm * normed + size.product * (mlp + 3 * queries + 2 * keys)
     if compiled:
         # What comes in and stands between attention and MLP, each normalised for the products, and what these two give;
         # the MLP's gate and other half; queries and keys, also before their norms, values, and the attention's result.
@@ -160,8 +196,8 @@ def _activations(
         whole = 2 * size.stream * hidden + size.product * (4 * hidden + 2 * inner + 3 * queries + 2 * keys + normed)
     # The layer's input, what each of its matrices and the attention give. Some of it is kept for nothing but to compute
     # the rest again; the other part is what the layer would have kept too.
-    products = size.stream * hidden + size.product * (2 * hidden + 2 * inner + 2 * queries + 2 * keys)
-    products_of_whole = size.stream * hidden + size.product * (2 * inner + queries + keys + normed)
+    products = size.stream * hidden + size.product * (hidden + mlp_products + 2 * queries + 2 * keys)
+    products_of_whole = size.stream * hidden + size.product * (mlp_products_of_whole + queries + keys + normed)
     layers = config.num_hidden_layers
     recomputed = len(recomputed_layers(layers, ratio=fsdp_cfg.recompute_ratio))
     others = products if fsdp_cfg.recompute_selectively else whole
@@ -179,4 +215,23 @@ def _activations(
 def _copies_of_a_layer(model: PreTrainedModel) -> int:
     """Autocast keeps one in bf16 of each matrix in fp32, for the backward."""
     first = next(iter(transformers_private.decoder_layers(model).values()))
-    return sum(p.numel() * _BF16 for p in first.parameters() if p.ndim == 2 and p.dtype == torch.float32)
+    return sum(p.numel() * _BF16 for p in first.parameters() if p.ndim >= 2 and p.dtype == torch.float32)
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    experts: int
+    chosen: int
+    """Experts that a token is sent to."""
+    inner: int
+    """Width inside each."""
+
+
+def _mixture(model: PreTrainedModel) -> _Mixture | None:
+    """Where the first layer's MLP is a router and experts, all trained, and nothing else; else None."""
+    first = next(iter(transformers_private.decoder_layers(model).values()))
+    mlp = {name: p for name, p in first.named_parameters() if name.startswith("mlp.") and p.requires_grad}
+    if set(mlp) != {"mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}:
+        return None
+    count, _, inner = mlp["mlp.experts.down_proj"].shape
+    return _Mixture(count, model.config.get_text_config().num_experts_per_tok, inner)
