@@ -84,6 +84,13 @@ def s3(minio: "S3Server") -> "S3Server":
     return minio
 
 
+@pytest.fixture
+def s3_credentials(s3: "S3Server", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its address and keys, in the environment of the tests themselves."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of a real pretrained model with tokenizer and chat template; read-only. Made once, in 45 s."""

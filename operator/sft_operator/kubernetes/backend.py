@@ -1,6 +1,7 @@
 """Attempts as PyTorchJobs: observes from the cache, acts on what lives. Called by `reconcile`.
 
-That the job itself is the newest, the store has said."""
+That the job itself is the newest, the store has said.
+"""
 
 import logging
 import time

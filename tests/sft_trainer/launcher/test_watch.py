@@ -177,11 +177,8 @@ def test_a_node_is_ended_only_when_the_others_stand_still_too(tmp_path: Path) ->
     assert len(waited) == 3
 
 
-def test_of_nodes_that_share_a_bucket_each_sees_there_that_the_others_stand_still(
-    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("s3_credentials")
+def test_of_nodes_that_share_a_bucket_each_sees_there_that_the_others_stand_still(tmp_path: Path, s3: S3Server) -> None:
     node = Node(tmp_path, nodes=2, storage="s3://bucket/job")
     waited = []
 
@@ -202,11 +199,8 @@ def test_of_nodes_that_share_a_bucket_each_sees_there_that_the_others_stand_stil
     assert b"in waits_for_the_other" in s3.get("job/attempts/1/stacks-node-0.txt")
 
 
-def test_in_a_bucket_too_it_is_taken_back_and_where_that_fails_it_is_tried_again(
-    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("s3_credentials")
+def test_in_a_bucket_too_it_is_taken_back_and_where_that_fails_it_is_tried_again(tmp_path: Path, s3: S3Server) -> None:
     node = Node(tmp_path, nodes=2, storage="s3://bucket/job")
     said = []
 

@@ -20,13 +20,9 @@ from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest, EvaluationRecord
 from tests.s3_server import S3Server
 
+pytestmark = pytest.mark.usefixtures("s3_credentials")
+
 STORAGE = "tuned.checkpoints"
-
-
-@pytest.fixture(autouse=True)
-def credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
 
 
 def a_fence(folder: Path, *, attempt: int = 1) -> Fence:

@@ -17,11 +17,7 @@ from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec
 from tests.s3_server import S3Server
 
-
-@pytest.fixture(autouse=True)
-def credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("s3_credentials")
 
 
 def a_plan(folder: Path, *, attempt: int = 1, uid: str = "uid-1") -> LaunchPlan:

@@ -14,15 +14,15 @@ from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import ExportManifest
 from tests.s3_server import S3Server
 
+pytestmark = pytest.mark.usefixtures("s3_credentials")
+
 LARGE = os.urandom(1 << 16) * 400
 """26 MB: more than one part."""
 MANIFEST = "bucket/tuned/sftjob-manifest.json"
 
 
 @pytest.fixture
-def output(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> BucketOutput:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
+def output() -> BucketOutput:
     return BucketOutput("s3://bucket/tuned", field="spec.output[0].uri")
 
 

@@ -63,11 +63,10 @@ def test_of_a_model_comes_what_training_needs_and_a_later_attempt_asks_for_nothi
     assert second.progress.resolved == one.progress.resolved
 
 
+@pytest.mark.usefixtures("s3_credentials")
 def test_of_nodes_with_storage_in_a_bucket_each_downloads_what_node_0_has_pinned(
-    s3: S3Server, node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, node: Callable[..., Node]
 ) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
     zero, other = (node(nodes_=2, rank=rank, output="s3://bucket/tuned") for rank in range(2))
     s3.requests.clear()
     other.start()
@@ -125,13 +124,12 @@ def test_a_cut_connection_and_a_busy_store_are_asked_again(s3: S3Server, node: C
     assert (Path(run_options(one.plan).load_from) / "model.safetensors").read_bytes() == WEIGHTS
 
 
+@pytest.mark.usefixtures("s3_credentials")
 def test_what_has_arrived_when_a_slow_request_s_time_is_over_is_kept(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     content = random.Random(0).randbytes(4 * MIB)
     s3.put("slow", content)
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket, "_REQUEST_SECONDS", 3)
     s3.bytes_per_second = len(content) / 9
     place = Place("s3://bucket/slow")

@@ -17,14 +17,13 @@ from sft_trainer.train.world import World
 from sftjob.failure import JobFailure
 from tests.s3_server import PATIENCE_SECONDS, S3Server
 
+pytestmark = pytest.mark.usefixtures("s3_credentials")
+
 STORAGE = "tuned.checkpoints"
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[SmallRun]]:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-
+def nodes(tmp_path: Path) -> Callable[..., list[SmallRun]]:
     def make(*given, **options) -> list[SmallRun]:
         first = SmallRun(tmp_path / "node-0", *given, uri=f"s3://bucket/{STORAGE}", **options)
         both = [first, first.another("node-1")]

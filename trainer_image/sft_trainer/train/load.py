@@ -3,6 +3,8 @@
 Called by the loop on every rank together, once.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,44 +51,28 @@ def load(
     teller: RunTeller,
 ) -> Loaded:
     """Raises JobFailure for what can't be trained, not on top of the checkpoints in `place`, or not in this memory."""
-    try:
-        return _load(options, place, data, world=world, precision=precision, teller=teller)
-    except RuntimeError as error:
-        if shortage_reason(error) is None:
-            raise
-        raise _memory_failure(error, options, world=world, precision=precision) from None
-
-
-def _load(
-    options: RunOptions,
-    place: RunPlace,
-    data: PreparedData,
-    *,
-    world: World,
-    precision: Literal["fp32", "bf16"],
-    teller: RunTeller,
-) -> Loaded:
-    refuse_different_data(data, options, world)
-    # Before the weights are read: with LoRA it is of the base that the adapters are trained on.
-    config_digest = world.from_first(options.digest)
-    model = _proven_model(options, data, world=world, precision=precision)
-    optimizer = build_optimizer(model, options.optim_cfg)
-    create_optimizer_state(model, optimizer)
-    resumed = world.from_first(
-        lambda: choose_checkpoint(place, config_digest=config_digest, data_digest=data.digest, teller=teller)
-    )
-    refuse_different_copies(place.fence, resumed, world=world)
-    if resumed is not None:
-        teller.progress(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resumed.step))
-        load_checkpoint(
-            model,
-            optimizer,
-            world=world,
-            storage=place.fence.storage,
-            step=resumed.step,
-            updates=resumed.step - resumed.skipped_steps,
+    with _shortage_told(options, world=world, precision=precision):
+        refuse_different_data(data, options, world)
+        # Before the weights are read: with LoRA it is of the base that the adapters are trained on.
+        config_digest = world.from_first(options.digest)
+        model = _proven_model(options, data, world=world, precision=precision)
+        optimizer = build_optimizer(model, options.optim_cfg)
+        create_optimizer_state(model, optimizer)
+        resumed = world.from_first(
+            lambda: choose_checkpoint(place, config_digest=config_digest, data_digest=data.digest, teller=teller)
         )
-    return Loaded(model, optimizer, config_digest, resumed)
+        refuse_different_copies(place.fence, resumed, world=world)
+        if resumed is not None:
+            teller.progress(stage=Stage.LOADING_CHECKPOINT, detail=names.checkpoint_folder(resumed.step))
+            load_checkpoint(
+                model,
+                optimizer,
+                world=world,
+                storage=place.fence.storage,
+                step=resumed.step,
+                updates=resumed.step - resumed.skipped_steps,
+            )
+        return Loaded(model, optimizer, config_digest, resumed)
 
 
 def _proven_model(
@@ -111,6 +97,16 @@ def _proven_model(
     refuse_packs_beyond_rotary_limit(model, pack_tokens=packed.pack_max_length, level=packed.pack_level)
     probe(model, vocab_size=rows)
     return model
+
+
+@contextlib.contextmanager
+def _shortage_told(options: RunOptions, *, world: World, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if shortage_reason(error) is None:
+            raise
+        raise _memory_failure(error, options, world=world, precision=precision) from None
 
 
 def _memory_failure(
