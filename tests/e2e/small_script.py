@@ -30,4 +30,5 @@ model = Trainer(
     global_batch_size=4,
     work_dir="nowhere",
 ).fit()
-print("the model is whole:", sorted(path.name for path in model.iterdir()))
+# In one piece: two ranks write to one stream.
+print(f"the model is whole: {sorted(path.name for path in model.iterdir())}")

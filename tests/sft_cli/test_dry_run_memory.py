@@ -47,7 +47,7 @@ def test_the_table_tells_the_bytes_of_the_tensors_of_a_rank(tmp_path: Path) -> N
 
 
 def test_a_sum_without_the_activations_says_so(tmp_path: Path) -> None:
-    tiny.save_random_model(tmp_path / "model", "qwen3_moe")
+    tiny.save_random_model(tmp_path / "model", "gpt_oss")
     *_, activations, _, together = dry_run(tmp_path)
     assert activations == "#   activations   unknown"
     assert together.startswith("#   at least ")
