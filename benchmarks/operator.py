@@ -248,12 +248,15 @@ async def _changed(
 
 @asynccontextmanager
 async def _namespace(api: ApiServer) -> AsyncIterator[None]:
-    metadata = {"name": NAMESPACE}
-    await api.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    metadata, path = {"name": NAMESPACE}, "/api/v1/namespaces"
+    await api.call("POST", path, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     try:
         yield
     finally:
-        await api.call("DELETE", f"/api/v1/namespaces/{NAMESPACE}")
+        await api.call("DELETE", f"{path}/{NAMESPACE}")
+        # Or a run right after this one would find it going.
+        while await api.items(f"{path}?fieldSelector=metadata.name%3D{NAMESPACE}"):
+            await asyncio.sleep(1)
 
 
 async def _remove_all(api: ApiServer) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from sft_trainer import child
 from sft_trainer.launcher import forked
+from sft_trainer.launcher.exits import TorchrunTask, torchrun_logs
 from sft_trainer.launcher.forked import ForkedRank, run_forked
 
 IMPORT = """
@@ -68,6 +69,26 @@ def test_what_is_imported_before_the_forks_opens_no_gpu_and_starts_no_thread_tha
     assert "libcuda.so" not in found["maps"]
     assert {"torch", "transformers", "sft_trainer.train.loop"} <= set(found["modules"])
     assert not {"peft", "bitsandbytes"} & set(found["modules"])
+
+
+TORCHRUN = """
+import runpy
+from sft_trainer import child, progress
+child.main = lambda *_: 0
+progress.write_stage = lambda *_: None
+runpy.run_module("sft_trainer.launcher.torchrun", run_name="__main__")
+"""
+
+
+def test_a_torchrun_that_fails_before_its_ranks_begin_ends(tmp_path: Path) -> None:
+    task = TorchrunTask(
+        parent_pid=os.getpid(), nodes=1, processes_per_node=2, node_rank=0, master_address="127.0.0.1",
+        master_port=29500, run_id="run", scratch=str(tmp_path), shutdown_seconds=5,
+    )  # fmt: skip
+    torchrun_logs(tmp_path).write_text("where its folder should be")
+    done = subprocess.run([sys.executable, "-c", TORCHRUN, task.to_json()], stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == 1
+    assert str(torchrun_logs(tmp_path)) in done.stderr.decode()
 
 
 def test_a_device_that_is_open_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ too: it needs the same imports.
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,12 @@ def _command(stage: str, task: TorchrunTask) -> list[str]:
 
 
 if __name__ == "__main__":
-    code = main(TorchrunTask.from_json(sys.argv[1]))
+    try:
+        code = main(TorchrunTask.from_json(sys.argv[1]))
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # `multiprocessing` would wait for a rank that nothing can end, as one that hangs in a driver.
+    # `multiprocessing` would wait for a rank that nothing can end, as one that hangs in a driver or was never begun.
     os._exit(code)

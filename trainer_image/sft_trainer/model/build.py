@@ -13,9 +13,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sft_trainer.model import attention, experts, nf4, scratch, transformers_private, weights
+from sft_trainer.model.bf16_weights import Bf16Weights
 from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
-from sft_trainer.model.recompute import recompute_in_backward
+from sft_trainer.model.recompute import recompute_in_backward, recomputed_layers
 from sftjob.failure import JobFailure, Reason
 from sftjob.options import CELossConfig, FSDPConfig, LoRAConfig, Precision
 from sftjob.presets import ModelConfig
@@ -48,17 +49,18 @@ def build_model(
     if autocast:
         experts.follow_autocast(model)
     compiled = compiles(fsdp_cfg, device)
+    layers = list(transformers_private.decoder_layers(model).values())
     forward = PackForward(
         model,
         loss_cfg=loss_cfg,
         autocast_to=torch.bfloat16 if autocast else None,
+        bf16_weights=Bf16Weights(_layers_that_keep_copies(layers, fsdp_cfg)) if autocast and not lora_cfg else None,
         device=device,
         compiled=compiled,
     )
     # On the instance, before FSDP2 hooks it.
     model.forward = types.MethodType(forward, model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    layers = list(transformers_private.decoder_layers(model).values())
     recompute_in_backward(layers, fsdp_cfg)
     if compiled:
         for layer in layers:
@@ -159,6 +161,14 @@ def _hold_frozen_matrices_in_bf16(model: PreTrainedModel) -> None:
         for parameter in module.parameters(recurse=False):
             if module is not embedding and parameter.ndim >= 2 and not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _layers_that_keep_copies(layers: list[torch.nn.Module], fsdp_cfg: FSDPConfig) -> list[torch.nn.Module]:
+    """Of their weights, from forward to backward. Whoever recomputes is short of memory, and makes them again."""
+    if fsdp_cfg.recompute_selectively:
+        return []
+    recomputed = recomputed_layers(len(layers), ratio=fsdp_cfg.recompute_ratio)
+    return [layer for index, layer in enumerate(layers) if index not in recomputed]
 
 
 def _shard(model: PreTrainedModel, *, mesh: DeviceMesh, fsdp_cfg: FSDPConfig, precision: str) -> None:

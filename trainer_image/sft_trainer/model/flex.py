@@ -69,6 +69,8 @@ def flex(
         block_mask=mask,
         scale=scaling,
         enable_gqa=query_1HTD.shape[1] != key_1KTD.shape[1],
+        # Left to itself it would take its kernel for decoding below 128 tokens, which some lengths have no size for.
+        kernel_options={"BACKEND": "TRITON"},
         return_aux=AuxRequest(lse=True),
     )
     if sinks_H is None:

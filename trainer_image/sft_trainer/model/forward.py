@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from sft_trainer.loss.cross_entropy import HeadArithmetic, summed_cross_entropy
 from sft_trainer.model.attention import block_masks, has_softcaps_or_sinks
+from sft_trainer.model.bf16_weights import Bf16Weights
 from sft_trainer.packed import PackedBatch
 from sftjob.options import CELossConfig
 
@@ -32,6 +33,7 @@ class PackForward:
         *,
         loss_cfg: CELossConfig,
         autocast_to: torch.dtype | None,
+        bf16_weights: Bf16Weights | None,
         device: torch.device,
         compiled: bool,
     ) -> None:
@@ -40,11 +42,14 @@ class PackForward:
         self._loss_cfg = loss_cfg
         self._arithmetic = head_arithmetic(model)
         self._autocast_to = autocast_to
+        self._bf16_weights = bf16_weights
         self._device_type = device.type
         self._compiled = compiled
         self._shares_masks = has_softcaps_or_sinks(model)
 
     def __call__(self, model: PreTrainedModel, batch: PackedBatch, *, output: Output = "loss") -> torch.Tensor:
+        if self._bf16_weights:
+            self._bf16_weights.renew()
         with torch.autocast(self._device_type, dtype=self._autocast_to, enabled=self._autocast_to is not None):
             if output == "own_logits":
                 return self._own_forward(model, input_ids=batch.input_ids, use_cache=False).logits
