@@ -36,17 +36,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("full"):
             item.add_marker(pytest.mark.skip(reason="full size: needs --full"))
-    _leave_buckets_out([item for item in items if "minio" in item.fixturenames])
-
-
-def _leave_buckets_out(items: list[pytest.Item]) -> None:
-    from cluster.build import MINIO, binary
-    from cluster.place import cache_folder
-
-    if binary(cache_folder(), MINIO).exists():
-        return
-    for item in items:
-        item.add_marker(pytest.mark.skip(reason="MinIO is not built here, which takes minutes: needs --full"))
 
 
 def _leave_cluster_out(config: pytest.Config, items: list[pytest.Item]) -> None:
