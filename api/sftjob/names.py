@@ -35,7 +35,6 @@ SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "W
 JOB_LABEL = f"{GROUP}/job-name"
 JOB_UID_LABEL = f"{GROUP}/job-uid"
 ATTEMPT_LABEL = f"{GROUP}/attempt"
-PLAN_ANNOTATION = f"{GROUP}/plan-digest"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 """Kueue's own, on a PyTorchJob: whose queue lets it run."""
 TRIED_AGAIN_ANNOTATION = f"{GROUP}/tried-again"

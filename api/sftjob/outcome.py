@@ -29,8 +29,8 @@ class Outcome(Record):
     attempt: Whole
     node_rank: Whole
     reason: Reason
-    exit_code: Whole
-    """The launcher's own."""
+    exit_code: Whole | None = None
+    """The launcher's own; None where its container never began, or nobody knows how it ended."""
     message: str = ""
     rank: Whole | None = None
     """The rank that caused the end."""

@@ -77,7 +77,8 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "see whether others hold the memory",
     ),
     Reason.GPU_FAULT: Explanation(
-        "A GPU or its link reported an error that only broken hardware brings about: uncorrectable ECC or NVLink.",
+        "A GPU or its link reported an error that only broken hardware brings about: uncorrectable ECC or NVLink. Or "
+        "the pod's node had no healthy GPU for it.",
         "have the node looked at. The next attempts stay away from it (`status.attempts.avoidedNodes`)",
     ),
     Reason.HANG: Explanation(
@@ -104,7 +105,7 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     Reason.LAUNCHER_FAILED: Explanation("A fault of sftjob's own.", "report it with the message"),
     Reason.NOT_STARTED: Explanation(
         "Not all pods ran within `spec.runPolicy.startDeadlineSeconds`, or the attempt was suspended by its queue, or "
-        "by somebody else, before any pod ran.",
+        "by somebody else, before any pod ran. Or the cluster took a pod away, or its node refused it, before it ran.",
         "the message says what was in the way; ask for what the cluster has, or wait longer",
     ),
     Reason.DEADLINE_EXCEEDED: Explanation(

@@ -19,9 +19,9 @@ from jobs import (
 )
 
 from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
-from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
+from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState, Trouble
 from sft_operator.lifecycle.plan import launch_plan
-from sftjob.failure import NEVER_RETRIED, Reason
+from sftjob.failure import NEVER_RETRIED, Obstacle, Reason
 from sftjob.outcome import Artifact, Outcome
 from sftjob.progress import EndBefore, Resolved
 from sftjob.receipt import DataReceipt
@@ -292,6 +292,40 @@ def test_where_checkpoints_are_gone_progress_is_what_was_saved_beyond_the_start(
     assert (attempts.without_progress, attempts.saved_step) == (without_progress, kept)
 
 
+def test_attempts_that_the_cluster_took_away_before_they_ran_say_nothing_about_progress() -> None:
+    """A node that refuses its pods, or is drained while they are created: each is a disruption, and they wait."""
+    status = SFTJobStatus()
+    waits = []
+    for number in range(1, 5):
+        outcome = an_outcome(Reason.PREEMPTED, attempt=number, message="OutOfcpu: no room")
+        outcome = outcome.model_copy(update={"exit_code": None})
+        status = decide(a_job(status=status), observing(), now=NOW).status
+        decision = decide(a_job(status=status), observing(seen(number, outcome)), now=NOW)
+        waits.append(decision.requeue_after)
+        status = decision.status
+        status = status.model_copy(update={"attempts": status.attempts.model_copy(update={"next_at": None})})
+    assert waits == [10, 20, 40, 80]
+    assert status.phase is Phase.RESTARTING
+    assert (status.attempts.disruptions, status.attempts.without_progress) == (4, 0)
+    last = status.attempts.history[0]
+    assert (last.reason, last.exit_code) == (Reason.NOT_STARTED, None)
+    assert last.message == "Preempted before it ran: OutOfcpu: no room"
+
+
+def test_a_node_whose_gpus_are_all_broken_is_avoided_and_says_nothing_about_progress() -> None:
+    outcome = an_outcome(Reason.GPU_FAULT).model_copy(update={"exit_code": None})
+    (rank,) = (NodeObservation(0, NodeState.ENDED, outcome, pod="tiny-a1-worker-0", node="gpu-7"),)
+    decision = decide(a_job(status=in_attempt(1, Phase.STARTING)), observing(AttemptObservation(1, (rank,))), now=NOW)
+    attempts = decision.status.attempts
+    assert (attempts.avoided_nodes, attempts.disruptions, attempts.without_progress) == (["gpu-7"], 1, 0)
+
+
+def test_a_node_that_is_lost_while_its_attempt_runs_counts_as_no_progress_though_no_container_ended() -> None:
+    lost = an_outcome(Reason.NODE_LOST).model_copy(update={"exit_code": None})
+    status = in_attempt(1, running_since=at(-50))
+    assert decide(a_job(status=status), observing(seen(1, lost)), now=NOW).status.attempts.without_progress == 1
+
+
 def test_a_script_that_never_showed_a_checkpoint_is_ended_by_its_budgets_alone() -> None:
     """What it keeps itself nobody sees; with our Trainer in it, it is judged as any job."""
     ended = observing(seen(3, an_outcome(Reason.PREEMPTED, attempt=3)))
@@ -422,6 +456,34 @@ def test_a_job_that_is_not_suspended_any_more_starts_the_next_attempt() -> None:
 def test_an_attempt_that_was_told_to_go_goes_even_if_the_suspension_is_taken_back() -> None:
     job = a_job(status=in_attempt(1, Phase.SUSPENDING))
     assert summary(decide(job, observing(seen(1, RUNNING)), now=NOW)) == (Phase.SUSPENDING, 1, DeleteAttempt(1), 1.0)
+
+
+def test_a_held_attempt_that_was_told_to_go_is_not_queued_again_and_costs_nothing() -> None:
+    job = a_job(queue="team-a", status=in_attempt(1, Phase.SUSPENDING))
+    held = seen(1, PENDING, is_deleting=True, is_suspended=True)
+    decision = decide(job, observing(held), now=NOW)
+    assert summary(decision) == (Phase.SUSPENDING, 1, DeleteAttempt(1), 1.0)
+    gone = decide(a_job(queue="team-a", status=decision.status), observing(), now=at(1)).status
+    assert (gone.attempts.disruptions, gone.attempts.without_progress) == (0, 0)
+
+
+def test_what_kept_an_attempt_from_starting_is_forgotten_by_a_suspension() -> None:
+    trouble = Trouble(Obstacle.PYTORCH_JOBS_MISSING, "install it")
+    stalled = decide(a_job(status=in_attempt(1, Phase.STARTING)), observing(trouble=trouble), now=NOW).status
+    assert [c.status for c in stalled.conditions if c.type == "Stalled"] == ["True"]
+    decision = decide(a_job(status=stalled, suspend=True), observing(trouble=trouble), now=NOW)
+    assert summary(decision) == (Phase.SUSPENDED, 1, None, None)
+    assert [c.status for c in decision.status.conditions if c.type == "Stalled"] == ["False"]
+
+
+def test_columns_show_no_stage_of_an_earlier_attempt() -> None:
+    before = some_progress(attempt=1, step=4).model_copy(update={"total_steps": 10, "eta_seconds": 60})
+    job = a_job(status=in_attempt(2).model_copy(update={"progress": before}))
+    columns = decide(job, observing(seen(2, RUNNING)), now=NOW).status.columns
+    assert (columns.progress, columns.eta) == ("4/10", "")
+    own = before.model_copy(update={"attempt": 2})
+    columns = decide(job, observing(seen(2, RUNNING), progress=own), now=NOW).status.columns
+    assert (columns.progress, columns.eta) == ("Training 4/10", "1m")
 
 
 def test_a_suspension_before_the_attempt_was_created_leaves_a_record_of_its_number() -> None:

@@ -29,6 +29,7 @@ WORKLOAD = {
     "metadata": {"labels": {"kueue.x-k8s.io/job-uid": "job-1"}},
     "status": {"conditions": [{"type": "QuotaReserved", "status": "False", "message": "no quota"}]},
 }
+OF_NOTHING = {"involvedObject": {"kind": "Pod"}, "reason": "FailedCreatePod"}
 WARNING = {"involvedObject": {"kind": "PyTorchJob", "uid": "job-1"}, "reason": "FailedCreatePod"}
 
 
@@ -129,6 +130,12 @@ def test_a_list_that_fails_is_asked_for_once_and_not_once_for_each_who_waits(
         assert (await looks(), lists.asked) == ([told] * 20, 4)
 
     asyncio.run(scene())
+
+
+def test_a_warning_that_is_about_nothing_hides_no_other() -> None:
+    job = {"metadata": {"namespace": "default", "uid": "job-1"}}
+    warnings_ = Warnings(Lists(OF_NOTHING, WARNING))  # type: ignore[arg-type]
+    assert asyncio.run(warnings_.about(job)) == [WARNING]
 
 
 def test_the_warnings_of_a_namespace_are_forgotten_when_nobody_asks_any_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_a_pod_long_past_its_grace_is_gone_with_its_node() -> None:
     job = a_job(status=SFTJobStatus(attempts=AttemptsStatus(current=2)))
     (found,) = attempts(job, pytorch_jobs=[pytorch_job(2, deleting=True)], pods=[held], gone_pods=[], now=at(2))
     lost = an_outcome(Reason.NODE_LOST, attempt=2, ended=-59, message="node-0 is lost: it did not end its pod")
-    lost = lost.model_copy(update={"exit_code": 0})
+    lost = lost.model_copy(update={"exit_code": None})
     assert found == AttemptObservation(2, (node(0, ENDED, lost),), is_deleting=True, created_at=at(-120))
 
 
@@ -127,6 +127,23 @@ def test_what_only_looks_like_ours_is_not_seen(foreign: dict[str, Any]) -> None:
             None,
             Reason.PREEMPTED,
             "Evicted: The node was low on resource: memory.",
+        ),
+        (
+            {"reason": "OutOfcpu", "message": "Pod was rejected: node has no room"},
+            None,
+            Reason.PREEMPTED,
+            "OutOfcpu: Pod was rejected: node has no room",
+        ),
+        (
+            {
+                "reason": "UnexpectedAdmissionError",
+                "message": "Allocate failed due to no healthy devices present; cannot allocate unhealthy devices "
+                "nvidia.com/gpu, which is unexpected",
+            },
+            None,
+            Reason.GPU_FAULT,
+            "UnexpectedAdmissionError: Allocate failed due to no healthy devices present; cannot allocate unhealthy "
+            "devices nvidia.com/gpu, which is unexpected",
         ),
         (
             {
@@ -168,6 +185,7 @@ def test_an_end_without_last_words_is_told_by_the_cluster(
     assert outcome is not None
     assert (outcome.reason, outcome.message) == (reason, said)
     assert outcome.log_tail == (end or {}).get("message", "")
+    assert outcome.exit_code == (end or {}).get("exitCode")
 
 
 def test_a_pod_of_a_pytorchjob_that_is_not_this_one_is_not_seen() -> None:

@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from cluster_objects import pod
+from cluster_objects import pod, pytorch_job
 
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults
-from sft_operator.kubernetes.trouble import of_events, of_pods, refused
+from sft_operator.kubernetes.trouble import of_controller, of_events, of_pods, refused
 from sft_operator.lifecycle.observation import Trouble
 from sftjob.failure import Obstacle
 from sftjob.job import ObjectMeta, SFTJob
@@ -205,6 +205,24 @@ def test_a_webhook_that_does_not_answer_is_told_with_the_service_to_look_at() ->
     )
     told = refused("spec.x: Invalid value")
     assert told.message == "the API server refused the attempt's PyTorchJob: spec.x: Invalid value"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "is_silent"),
+    [
+        ([], True),
+        ([("Created", "True")], False),
+        # Its queue has let it go, and nobody is there to see it.
+        ([("Created", "True"), ("Suspended", "True")], True),
+        ([("Created", "True"), ("Suspended", "False"), ("Running", "True")], False),
+    ],
+)
+def test_a_pytorchjob_that_nobody_takes_up_is_told(conditions: list[tuple[str, str]], is_silent: bool) -> None:
+    found = pytorch_job(1)
+    found["status"]["conditions"] = [{"type": type_, "status": status} for type_, status in conditions]
+    told = of_controller([found], [])
+    assert (told is not None and told.reason is Obstacle.CONTROLLER_SILENT) == is_silent
+    assert of_controller([found], [pod(1, phase="Pending")]) is None
 
 
 def test_pods_that_only_take_their_time_are_no_trouble() -> None:

@@ -12,7 +12,7 @@ import pytest
 from sft_operator.kubernetes import observe
 from sft_operator.kubernetes.definition import refusal
 from sft_operator.kubernetes.mounts import path_of
-from sft_operator.kubernetes.pytorch_job import CONTAINER, is_ours
+from sft_operator.kubernetes.pytorch_job import CONTAINER
 from sft_operator.lifecycle.decide import CreateAttempt, decide
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState, Observation
 from sft_operator.lifecycle.plan import launch_plan
@@ -42,12 +42,6 @@ def test_a_running_attempt_of_an_older_version_is_taken_over_as_it_is() -> None:
     decision = decide(job, Observation(seen), now=NOW)
     assert decision.action is None
     assert decision.status == job.status
-
-
-def test_its_plan_is_the_one_that_this_version_would_make() -> None:
-    """Else an answer that was lost around an upgrade would be taken for a stranger's PyTorchJob."""
-    plan = launch_plan(stored(), 1, path_of=path_of)
-    assert is_ours(STORED["pytorchJob"], uid=STORED["job"]["metadata"]["uid"], plan=plan)
 
 
 def test_its_launcher_s_plan_is_read_by_this_version() -> None:

@@ -80,7 +80,7 @@ class PyTorchJobBackend:
             created = await self._api.create_pytorch_job(body)
         except ApiException as error:
             if error.status == 409:
-                created = await self._found_instead(key, name, plan)
+                created = await self._found_instead(key, name, uid)
             elif error.status == 404:
                 raise self._refuse(uid, trouble.pytorch_jobs_missing()) from None
             elif error.status in (400, 403, 422) or "failed calling webhook" in message_of(error):
@@ -161,13 +161,14 @@ class PyTorchJobBackend:
         if alive:
             raise NotNow(f"attempt {attempt} waits for the pods of attempt {alive[0]} to end")
 
-    async def _found_instead(self, key: JobKey, name: str, plan: LaunchPlan) -> Object:
-        """An earlier POST whose answer was lost, or somebody else's object."""
+    async def _found_instead(self, key: JobKey, name: str, uid: str) -> Object:
+        """An earlier POST whose answer was lost, or somebody else's object. One of the same job and attempt, which are
+        in its name, was made of the same plan, but for what of it may be edited."""
         found = await self._api.get_pytorch_job(key.namespace, name)
         if found is None:
             raise NotNow(f"{name} was there and is gone")
-        if not is_ours(found, uid=plan.job.uid, plan=plan):
-            raise self._refuse(plan.job.uid, trouble.name_conflict(name))
+        if not is_ours(found, uid=uid):
+            raise self._refuse(uid, trouble.name_conflict(name))
         if "deletionTimestamp" in found["metadata"]:
             raise NotNow(f"{name} is being deleted")
         return found
@@ -195,14 +196,13 @@ class PyTorchJobBackend:
         now: datetime,
     ) -> Trouble | None:
         uid = job.metadata.uid
-        pytorch_jobs, pods = self._cache.pytorch_jobs(uid), self._cache.pods(uid)
         if current is None:
             return self._refused.get(uid) if job.status.phase is Phase.STARTING else None
         self._refused.pop(uid, None)
         if current.is_deleting or not any(node.state is NodeState.PENDING for node in current.nodes):
             self._by_events.pop(uid, None)
             return None
-        mine = [pod for pod in pods if attempt_of(pod) == current.number]
+        mine = [pod for pod in self._cache.pods(uid) if attempt_of(pod) == current.number]
         found = trouble.of_pods(job, mine, self._defaults)
         if found is not None:
             return found
@@ -213,14 +213,14 @@ class PyTorchJobBackend:
             return trouble.of_queue(self._pytorch_job(uid, current), word_of_queue)
         told = self._by_events.get(uid)
         if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
-            about = [found for found in [*pytorch_jobs, *mine] if attempt_of(found) == current.number]
+            about_jobs = [found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == current.number]
             try:
-                events = [event for found in about for event in await self._warnings.about(found)]
+                events = [event for found in [*about_jobs, *mine] for event in await self._warnings.about(found)]
             except (ApiException, ClientError, TimeoutError) as error:
                 log.warning("events can't be read: %s", error)
                 return told.trouble if told else None
             lacks_pods = any(node.pod is None for node in current.nodes)
             of_events = trouble.of_events(job, events, lacks_pods=lacks_pods, now=now)
-            found = of_events or trouble.of_controller(pytorch_jobs, mine)
+            found = of_events or trouble.of_controller(about_jobs, mine)
             told = self._by_events[uid] = _Told(found, time.monotonic())
         return told.trouble

@@ -18,6 +18,9 @@ from sftjob.progress import Stage
 _EVICTIONS = ("Evicted", "Preempting", "NodeShutdown", "Terminated")
 """Reasons in a pod's status where the kubelet ended it for its node's sake."""
 
+_UNHEALTHY = "unhealthy devices"
+"""In the kubelet's words where a node's device plugin has no device that works."""
+
 _LOADING = (Stage.LOADING_MODEL, Stage.LOADING_CHECKPOINT)
 """Before any pack goes through the model: smaller parts of packs would not help."""
 
@@ -34,7 +37,10 @@ def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -
             node = pod["spec"].get("nodeName", "its node")
             sentence = f"{node} is lost: it did not end its pod" + (f"; {eviction}" if eviction else "")
             return _told_by_cluster(Reason.NODE_LOST, sentence, attempt, rank, pod, {})
-        return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, {}) if eviction else None
+        if eviction is None:
+            return None
+        reason = Reason.GPU_FAULT if _UNHEALTHY in eviction else Reason.PREEMPTED
+        return _told_by_cluster(reason, eviction, attempt, rank, pod, {})
     message, code = terminated.get("message", ""), terminated["exitCode"]
     try:
         told = Outcome.from_json(message)
@@ -71,12 +77,15 @@ def _lost_its_node(pod: Object) -> bool:
 
 
 def _eviction(pod: Object) -> str | None:
-    """Why the cluster took the pod away, in its words."""
+    """Why the cluster took the pod away or its node would not have it, in their words."""
     for condition in pod["status"].get("conditions", []):
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"{condition.get('reason', 'disrupted')}: {condition.get('message', '')}".strip(": ")
-    if pod["status"].get("reason") in _EVICTIONS:
-        return f"{pod['status']['reason']}: {pod['status'].get('message', '')}".strip(": ")
+    reason = pod["status"].get("reason")
+    # A kubelet that refuses a pod (OutOfcpu, NodeAffinity, UnexpectedAdmissionError...) starts no container of it.
+    is_refused = pod["status"].get("phase") == "Failed" and _terminated(pod) is None
+    if reason and (is_refused or reason in _EVICTIONS):
+        return f"{reason}: {pod['status'].get('message', '')}".strip(": ")
     return None
 
 
@@ -89,7 +98,7 @@ def _told_by_cluster(
         attempt=attempt,
         node_rank=rank,
         reason=reason,
-        exit_code=terminated.get("exitCode", 0),
+        exit_code=terminated.get("exitCode"),
         message=message,
         log_tail=terminated.get("message", "")[-600:],
         started_at=datetime.fromisoformat(started),

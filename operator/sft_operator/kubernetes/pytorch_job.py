@@ -11,7 +11,6 @@ from kubernetes.utils.quantity import parse_quantity
 from sft_operator.kubernetes.api import PYTORCH_JOBS_API, Object
 from sft_operator.kubernetes.mounts import volumes
 from sftjob import names
-from sftjob.base import digest
 from sftjob.compute import EnvVar, ResourcesSpec
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.plan import LaunchPlan
@@ -62,7 +61,6 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
             "name": names.attempt_name(metadata.name, metadata.uid, plan.attempt),
             "namespace": metadata.namespace,
             "labels": labels | queued,
-            "annotations": {names.PLAN_ANNOTATION: plan_digest(plan)},
             "ownerReferences": [owner],
         },
         "spec": {
@@ -82,18 +80,10 @@ def attempt_labels(metadata: ObjectMeta, attempt: int) -> dict[str, str]:
     }
 
 
-def plan_digest(plan: LaunchPlan) -> str:
-    """Without defaults: an option that a newer version adds changes no plan of a running attempt."""
-    return digest(plan.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True))
-
-
-def is_ours(found: Object, *, uid: str, plan: LaunchPlan | None = None) -> bool:
-    """Controlled by this very job and, where a plan is given, made from it."""
-    metadata = found["metadata"]
-    owners = metadata.get("ownerReferences", [])
-    is_owned = any(owner["uid"] == uid and owner.get("controller") for owner in owners)
-    made_from = metadata.get("annotations", {}).get(names.PLAN_ANNOTATION)
-    return is_owned and (plan is None or made_from == plan_digest(plan))
+def is_ours(found: Object, *, uid: str) -> bool:
+    """Controlled by this very job."""
+    owners = found["metadata"].get("ownerReferences", [])
+    return any(owner["uid"] == uid and owner.get("controller") for owner in owners)
 
 
 def has_finished(found: Object) -> bool:

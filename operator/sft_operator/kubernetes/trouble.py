@@ -52,14 +52,19 @@ def of_events(job: SFTJob, events: Iterable[Object], *, lacks_pods: bool, now: d
 
 
 def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Trouble | None:
-    """A PyTorchJob that nobody has taken up."""
-    if any(True for _ in pods) or any(found.get("status", {}).get("conditions") for found in pytorch_jobs):
+    """A PyTorchJob of the attempt that nobody has taken up, or not again since its queue has let it go."""
+    if any(True for _ in pods) or any(map(_is_taken_up, pytorch_jobs)):
         return None
     return Trouble(
         Obstacle.CONTROLLER_SILENT,
         "nobody takes up the attempt's PyTorchJob; look whether Kubeflow's training-operator runs: "
         "kubectl get pods --namespace kubeflow",
     )
+
+
+def _is_taken_up(pytorch_job: Object) -> bool:
+    told = {c["type"]: c["status"] for c in pytorch_job.get("status", {}).get("conditions", [])}
+    return bool(told) and told.get("Suspended") != "True"
 
 
 def of_queue(held: Object, word: str | None) -> Trouble | None:

@@ -41,6 +41,8 @@ class Warnings:
         by_uid: _ByUid = {}
         async for page in self._api.list_warnings(namespace):
             for event in page.items:
-                if event["involvedObject"]["kind"] in _KINDS:
-                    by_uid.setdefault(event["involvedObject"]["uid"], []).append(event)
+                # Whoever writes an event may leave out what it is about.
+                about = event["involvedObject"]
+                if about.get("kind") in _KINDS and "uid" in about:
+                    by_uid.setdefault(about["uid"], []).append(event)
         return by_uid

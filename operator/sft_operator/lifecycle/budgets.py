@@ -31,7 +31,8 @@ def account(
 ) -> AttemptsStatus:
     """The counters after this end, of an attempt that ran for that long. A requested suspension costs nothing.
 
-    An attempt that never ran as a whole could save nothing: it says nothing about progress. A pre-flight that found
+    An attempt that never ran as a whole could save nothing, nor could one whose node has no GPU that works to begin
+    with: they say nothing about progress. A pre-flight that found
     everything ready costs nothing, and memory that was too small for one before it says nothing of training.
     """
     is_newer = _has_saved_more(record, before=attempts.saved_step or 0)
@@ -39,7 +40,8 @@ def account(
     is_fault = not is_success and not has_prepared and record.reason is not Reason.DEADLINE_EXCEEDED
     is_counted = is_fault and not is_requested
     is_disruption = record.reason in DISRUPTIONS
-    is_idle = is_counted and record.reason is not Reason.NOT_STARTED
+    had_no_gpu = record.reason is Reason.GPU_FAULT and record.exit_code is None
+    is_idle = is_counted and record.reason is not Reason.NOT_STARTED and not had_no_gpu
     avoided = attempts.avoided_nodes
     if record.reason is Reason.GPU_FAULT and record.node is not None:
         avoided = [record.node, *(node for node in avoided if node != record.node)][:AVOIDED_LIMIT]

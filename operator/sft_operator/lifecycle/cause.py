@@ -74,6 +74,16 @@ def with_loss_told(record: AttemptRecord) -> AttemptRecord:
     return record.model_copy(update={"lost_steps": max(0, record.last_step - kept)})
 
 
+def with_start_told(record: AttemptRecord, attempts: AttemptsStatus) -> AttemptRecord:
+    """What the cluster took away before a container of it began has not started, whatever took it away."""
+    is_taken = record.reason in (Reason.PREEMPTED, Reason.NODE_LOST)
+    has_told = record.exit_code is not None or record.last_step is not None or record.saved_step is not None
+    if not is_taken or has_told or attempts.running_since is not None:
+        return record
+    message = f"{record.reason} before it ran: {record.message}"
+    return record.model_copy(update={"reason": Reason.NOT_STARTED, "message": message})
+
+
 def with_standstill_told(record: AttemptRecord) -> AttemptRecord:
     """The message as it stays: who stood where, and where the stacks are."""
     if record.standstill is None:

@@ -3,6 +3,7 @@
 Called by `decide` last.
 """
 
+from sft_operator.lifecycle.report import progress_of_current
 from sftjob.progress import Stage
 from sftjob.status import Columns, Phase, SFTJobStatus
 
@@ -13,8 +14,10 @@ def columns(status: SFTJobStatus) -> Columns:
     if progress is None:
         return shown
     steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else f"{progress.step or ''}"
-    is_training = status.phase is Phase.RUNNING and progress.stage is Stage.TRAINING
-    stage = progress.stage.value if status.phase is Phase.RUNNING else ""
+    # What an earlier attempt was doing last is over.
+    is_current = status.phase is Phase.RUNNING and progress_of_current(status) is not None
+    is_training = is_current and progress.stage is Stage.TRAINING
+    stage = progress.stage.value if is_current else ""
     return shown.model_copy(
         update={
             "progress": f"{stage} {steps}".strip(),

@@ -15,6 +15,7 @@ from sft_operator.lifecycle.cause import (
     untold_record,
     with_loss_told,
     with_standstill_told,
+    with_start_told,
 )
 from sft_operator.lifecycle.columns import columns
 from sft_operator.lifecycle.conditions import conditions
@@ -94,7 +95,8 @@ def decide(job: SFTJob, observation: Observation, *, now: datetime) -> Decision:
         status,
         generation=generation,
         failure=failure,
-        trouble=observation.trouble,
+        # It was seen of an attempt that a suspended job does not want any more.
+        trouble=None if status.phase is Phase.SUSPENDED else observation.trouble,
         queue_message=observation.queue_message,
         now=now,
     )
@@ -159,7 +161,7 @@ def _record_end(
         if attempt is not None:
             status = with_last_words(status, next(node for node in attempt.nodes if node.rank == 0).outcome)
         record = end_record(attempt, attempts=attempts, progress=progress_of_current(status), now=now)
-        record = with_standstill_told(record)
+        record = with_standstill_told(record if is_requested else with_start_told(record, attempts))
     record = with_loss_told(record)
 
     ran = seconds_run(attempts, until=last_end(attempt, progress=progress_of_current(status), now=now))
@@ -203,7 +205,8 @@ def _never_ran(status: SFTJobStatus, attempt: AttemptObservation | None) -> bool
 
 def _with_life(status: SFTJobStatus, attempt: AttemptObservation, now: datetime) -> SFTJobStatus:
     if attempt.is_suspended and status.attempts.ending is None:
-        return _in_phase(status, Phase.QUEUED)
+        # What its suspension has begun goes on to its end, though nobody wants it any more.
+        return status if status.phase is Phase.SUSPENDING else _in_phase(status, Phase.QUEUED)
     if status.phase is Phase.QUEUED:
         # From here on it has its time to start.
         attempts = status.attempts.model_copy(update={"started_at": now})

@@ -199,6 +199,14 @@ def test_texts_have_the_ends_that_are_asked_for(prepared, folder, options, text,
     assert shown(prepared([{"text": "once"}], PretrainTokenizeFunctionConfig(**options)), folder) == [(text, trained)]
 
 
+@pytest.mark.parametrize(
+    ("text", "options"), [("o", {"add_eos_token": False}), ("", {"add_eos_token": False}), ("", {})]
+)
+def test_a_text_of_which_nothing_would_be_trained_is_a_bad_line(prepared, text, options) -> None:
+    with pytest.raises(JobFailure, match=r"d.jsonl:2: text: no token of it would be trained; it needs one behind"):
+        prepared([{"text": "once"}, {"text": text}], PretrainTokenizeFunctionConfig(**options))
+
+
 def test_the_ends_of_texts_count_for_the_cache_and_rows_of_another_form_are_told(prepared) -> None:
     rows = [{"text": "once"}]
     ways = (PretrainTokenizeFunctionConfig(), PretrainTokenizeFunctionConfig(add_bos_token=True), {})

@@ -71,6 +71,8 @@ class SmallRun:
     evaluation: dict[str, Any] | None = None
     lr: float = 3e-3
     moments: str = "fp32"
+    precision: str = "fp32"
+    torch_compile: bool = False
     total_steps: int = 6
     total_epoch: int | None = None
     """In place of them."""
@@ -169,11 +171,11 @@ class SmallRun:
             optim_cfg=AdamWConfig(lr=self.lr, moments=self.moments, skip_grad_norm_threshold=self.threshold),
             lr_cfg=LRConfig(lr_type="constant", warmup_ratio=0),
             loss_cfg=CELossConfig(),
-            fsdp_cfg=FSDPConfig(),
+            fsdp_cfg=FSDPConfig(torch_compile=self.torch_compile),
             global_batch_size=self.batch,
             total_epoch=self.total_epoch,
             total_step=None if self.total_epoch else self.total_steps,
-            precision="fp32",
+            precision=self.precision,
             seed=5,
             lora_cfg=self.lora,
         )

@@ -79,7 +79,7 @@ class SampleTokenizer:
         """A rendered chat is tokenised later: many at once are faster."""
         content = sample.content
         if isinstance(content, Passage):
-            return self._of_passage(sample.line, content)
+            return _checked(sample, *self._of_passage(content))
         try:
             renderer, messages = self._renderer.fitted(content.messages, content.tools)
             if renderer.has_generation_tags:
@@ -94,11 +94,11 @@ class SampleTokenizer:
         except (Unmaskable, Refused) as error:
             return _fault(sample, str(error))
 
-    def _of_passage(self, line: int, passage: Passage) -> Tokens:
-        """With the special tokens that the tokenizer puts around any text, and one end-of-text token behind it; or with
-        those that `ends` says.
+    def _of_passage(self, passage: Passage) -> tuple[list[int], np.ndarray]:
+        """Ids, and which of them are trained.
 
-        A token across the boundary of prompt and completion is not trained, as in a chat.
+        With the special tokens that the tokenizer puts around any text, and one end-of-text token behind it; or with
+        those that `ends` says. A token across the boundary of prompt and completion is not trained, as in a chat.
         """
         text, ends = passage.prompt + passage.completion, self._ends
         encoding = self._tokenizer(text, add_special_tokens=ends is None, verbose=False).encodings[0]
@@ -110,7 +110,7 @@ class SampleTokenizer:
         if ends:
             before, after = [self._begin] if ends.begin else [], [self._end] if ends.end else []
             flags = np.concatenate(([False] * len(before), trained, [True] * len(after)))
-            return _tokens(line, [*before, *ids, *after], flags.astype(bool))
+            return [*before, *ids, *after], flags.astype(bool)
         begin, end = self._tokenizer.bos_token_id, self._end
         if begin is not None and ids[:2] == [begin, begin]:  # the text brought its own
             ids, trained = ids[1:], trained[1:]
@@ -118,7 +118,7 @@ class SampleTokenizer:
             trained[-1] = True
         else:
             ids, trained = [*ids, end], [*trained, True]
-        return _tokens(line, ids, np.asarray(trained, dtype=bool))
+        return ids, np.asarray(trained, dtype=bool)
 
     @property
     def _begin(self) -> int:
@@ -137,16 +137,14 @@ class SampleTokenizer:
         return token
 
 
-def _tokens(line: int, ids: list[int], trained: np.ndarray) -> Tokens:
-    trained[:1] = False  # nothing stands before the first token to predict it from
-    return Tokens(line, np.asarray(ids, dtype=np.uint32), trained)
-
-
 def _checked(sample: Sample, ids: list[int], trained: np.ndarray) -> Tokens | Fault:
-    tokens = _tokens(sample.line, ids, trained)
-    if not tokens.trained.any():
+    trained[:1] = False  # nothing stands before the first token to predict it from
+    if trained.any():
+        return Tokens(sample.line, np.asarray(ids, dtype=np.uint32), trained)
+    if isinstance(sample.content, Chat):
         return _fault(sample, "messages: no token of this chat would be trained; give an assistant turn some content")
-    return tokens
+    field = "completion" if sample.content.prompt else "text"
+    return Fault(sample.line, f"{field}: no token of it would be trained; it needs one behind its first")
 
 
 def _fault(sample: Sample, problem: str) -> Fault:

@@ -17,7 +17,7 @@ def main() -> int:
 
     from sft_trainer.launcher.attempt import run_attempt
     from sft_trainer.launcher.placement import Placement
-    from sftjob.failure import ExitCode
+    from sftjob.failure import ExitCode, exit_code
     from sftjob.plan import LaunchPlan
 
     parser = argparse.ArgumentParser(prog="sft_trainer.launcher", description=__doc__)
@@ -28,7 +28,7 @@ def main() -> int:
     except ValidationError as error:
         print(f"--plan: not a launch plan of this version; the operator writes it: {error}", file=sys.stderr)
         return ExitCode.CONFIGURATION
-    return run_attempt(plan, Placement.from_environment(os.environ), stop).exit_code
+    return exit_code(run_attempt(plan, Placement.from_environment(os.environ), stop).reason)
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def _end(
             fence.leave(plan, outcome, pod_uid=placement.pod_uid)
     shutil.rmtree(placement.scratch / "tmp", ignore_errors=True)
     shutil.rmtree(torchrun_logs(placement.scratch), ignore_errors=True)
-    log.info("%s (exit code %d) %s", outcome.reason, outcome.exit_code, outcome.message)
+    log.info("%s (exit code %s) %s", outcome.reason, outcome.exit_code, outcome.message)
     return outcome
 
 
