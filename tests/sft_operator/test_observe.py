@@ -6,6 +6,7 @@ import pytest
 from cluster_objects import pod, pytorch_job, terminated
 from jobs import NOW, a_job, an_outcome, at, some_progress
 
+from sft_operator.kubernetes.grace import Graces
 from sft_operator.kubernetes.observe import attempts, seems_lost
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sftjob.failure import Reason
@@ -19,7 +20,7 @@ def observed(
     *pods: dict[str, Any], jobs: tuple[dict[str, Any], ...] = (), gone: tuple[dict[str, Any], ...] = (), nodes: int = 1
 ) -> tuple[AttemptObservation, ...]:
     job = a_job(nodes=nodes, status=SFTJobStatus(attempts=AttemptsStatus(current=2)))
-    return attempts(job, pytorch_jobs=jobs, pods=pods, gone_pods=gone, now=NOW)
+    return attempts(job, pytorch_jobs=jobs, pods=pods, gone_pods=gone)
 
 
 def node(rank: int, state: NodeState, outcome: Any = None) -> NodeObservation:
@@ -67,7 +68,7 @@ def test_the_last_words_of_a_deleted_pod_count_when_nothing_is_left() -> None:
 def test_pods_of_an_attempt_whose_end_is_recorded_are_forgotten_once_they_are_gone() -> None:
     record = AttemptRecord(number=2, reason=Reason.PREEMPTED, ended_at=NOW)
     job = a_job(status=SFTJobStatus(attempts=AttemptsStatus(current=2, history=[record])))
-    assert attempts(job, pytorch_jobs=[], pods=[], gone_pods=[pod(2, 0, "Failed")], now=NOW) == ()
+    assert attempts(job, pytorch_jobs=[], pods=[], gone_pods=[pod(2, 0, "Failed")]) == ()
 
 
 def test_a_replaced_pod_lives_while_it_lives_and_the_first_ones_word_counts() -> None:
@@ -82,12 +83,27 @@ def test_a_replaced_pod_lives_while_it_lives_and_the_first_ones_word_counts() ->
     assert observed(second, jobs=(pytorch_job(2),), gone=(first,))[0].nodes == (node(0, ENDED, outcome),)
 
 
+def test_a_pods_grace_is_over_by_the_time_since_it_was_seen_to_be_told_whatever_its_clock_says() -> None:
+    graces, runs = Graces(), pod(2, 1)
+    told = pod(2, 0, deleted="2020-01-01T00:00:00Z")
+    told["metadata"]["deletionGracePeriodSeconds"] = 120
+    assert graces.over("uid-1", [runs], now=1000) == set()
+    assert graces.over("uid-1", [told, runs], now=2000) == set()
+    assert graces.over("uid-2", [], now=2100) == set()
+    assert graces.over("uid-1", [told, runs], now=2180) == set()
+    assert graces.over("uid-1", [told, runs], now=2181) == {"pod-2-0"}
+    graces.keep_only({"uid-2"})
+    assert graces.over("uid-1", [told, runs], now=2182) == set()
+
+
 def test_a_pod_long_past_its_grace_is_gone_with_its_node() -> None:
     held = pod(2, 0, deleted="2026-01-01T11:59:01Z")
     (found,) = observed(held, jobs=(pytorch_job(2, deleting=True),))
     assert found.is_live
     job = a_job(status=SFTJobStatus(attempts=AttemptsStatus(current=2)))
-    (found,) = attempts(job, pytorch_jobs=[pytorch_job(2, deleting=True)], pods=[held], gone_pods=[], now=at(2))
+    (found,) = attempts(
+        job, pytorch_jobs=[pytorch_job(2, deleting=True)], pods=[held], gone_pods=[], held_pods={"pod-2-0"}
+    )
     lost = an_outcome(Reason.NODE_LOST, attempt=2, ended=-59, message="node-0 is lost: it did not end its pod")
     lost = lost.model_copy(update={"exit_code": None})
     assert found == AttemptObservation(2, (node(0, ENDED, lost),), is_deleting=True, created_at=at(-120))

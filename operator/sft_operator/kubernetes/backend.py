@@ -14,6 +14,7 @@ from kubernetes.aio.client import ApiException
 from sft_operator.kubernetes import observe, trouble
 from sft_operator.kubernetes.api import ClusterApi, Object, message_of
 from sft_operator.kubernetes.cache import Cache, attempt_of
+from sft_operator.kubernetes.grace import Graces
 from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults, attempt_labels, is_ours, pytorch_job
 from sft_operator.kubernetes.queued import QueueNews
@@ -55,14 +56,15 @@ class PyTorchJobBackend:
         self._queue_news = QueueNews(api)
         self._warnings = Warnings(api)
         self._silence = Silence()
+        self._graces = Graces()
 
     async def observe(self, job: SFTJob) -> Observation:
         uid, now, recorded = job.metadata.uid, utc_now(), job.status.attempts
         self._cache.forget_gone_pods(uid, before_attempt=recorded.current + recorded.current_has_ended)
-        attempts = self._attempts(job, now)
+        attempts = self._attempts(job)
         if observe.seems_lost(job, attempts) or observe.seems_taken_back(job, attempts):
             await self._look_for_children(job)
-            attempts = self._attempts(job, now)
+            attempts = self._attempts(job)
         current = next((attempt for attempt in attempts if attempt.number == recorded.current), None)
         word = await self._word_of_queue(job, current)
         trouble_now = await self._trouble(job, current, word, now)
@@ -122,16 +124,18 @@ class PyTorchJobBackend:
                 del known[uid]
         self._poller.keep_only(uids)
         self._silence.keep_only(uids)
+        self._graces.keep_only(uids)
         self._warnings.forget_unused()
 
-    def _attempts(self, job: SFTJob, now: datetime) -> tuple[AttemptObservation, ...]:
+    def _attempts(self, job: SFTJob) -> tuple[AttemptObservation, ...]:
         uid = job.metadata.uid
+        pods = self._cache.pods(uid)
         return observe.attempts(
             job,
             pytorch_jobs=self._cache.pytorch_jobs(uid),
-            pods=self._cache.pods(uid),
+            pods=pods,
             gone_pods=self._cache.gone_pods(uid),
-            now=now,
+            held_pods=self._graces.over(uid, pods, now=time.monotonic()),
         )
 
     async def _look_for_children(self, job: SFTJob) -> None:
@@ -156,7 +160,8 @@ class PyTorchJobBackend:
         if attempt == 1:
             return
         pods = await self._api.list_pods_of(JobKey(job.metadata.namespace, job.metadata.name), job.metadata.uid)
-        others = observe.attempts(job, pytorch_jobs=[], pods=pods, gone_pods=[], now=utc_now())
+        held = self._graces.over(job.metadata.uid, pods, now=time.monotonic())
+        others = observe.attempts(job, pytorch_jobs=[], pods=pods, gone_pods=[], held_pods=held)
         alive = [other.number for other in others if other.number != attempt and other.is_live]
         if alive:
             raise NotNow(f"attempt {attempt} waits for the pods of attempt {alive[0]} to end")

@@ -4,8 +4,8 @@ An attempt ends by its pods, never by its PyTorchJob's word: the controller coun
 deleted and still saves.
 """
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping, Set
+from datetime import datetime
 
 from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.cache import attempt_of
@@ -17,14 +17,19 @@ from sftjob import names
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.status import Phase
 
-LOST_AFTER = timedelta(seconds=60)
-"""Past its grace: a kubelet that lives would have killed it. The fence in storage keeps a zombie from doing harm."""
-
 
 def attempts(
-    job: SFTJob, *, pytorch_jobs: Iterable[Object], pods: Iterable[Object], gone_pods: Iterable[Object], now: datetime
+    job: SFTJob,
+    *,
+    pytorch_jobs: Iterable[Object],
+    pods: Iterable[Object],
+    gone_pods: Iterable[Object],
+    held_pods: Set[str] = frozenset(),
 ) -> tuple[AttemptObservation, ...]:
-    """In the order of numbers. `gone_pods` don't exist any more; they count for attempts of which more is known."""
+    """In the order of numbers. `gone_pods` don't exist any more; they count for attempts of which more is known.
+
+    `held_pods`: the uids of those that are told to end and have nobody left to end them.
+    """
     current, owned = job.status.attempts.current, own_pytorch_jobs(job.metadata, pytorch_jobs)
     here, gone = own_pods(job.metadata, pods, owned), own_pods(job.metadata, gone_pods, owned)
     numbers = owned.keys() | {attempt_of(pod) for pod in here}
@@ -38,7 +43,7 @@ def attempts(
             owned.get(number),
             [pod for pod in here if attempt_of(pod) == number],
             [pod for pod in gone if attempt_of(pod) == number],
-            now,
+            held_pods,
         )
         for number in sorted(numbers)
     )
@@ -99,7 +104,7 @@ def _is_own(job: ObjectMeta, pod: Object, controller: Object | None) -> bool:
 
 
 def _attempt(
-    number: int, nodes: int, pytorch_job: Object | None, here: list[Object], gone: list[Object], now: datetime
+    number: int, nodes: int, pytorch_job: Object | None, here: list[Object], gone: list[Object], held: Set[str]
 ) -> AttemptObservation:
     is_deleting = (
         pytorch_job is None
@@ -116,7 +121,7 @@ def _attempt(
                 [pod for pod in here if rank_of(pod) == rank],
                 [pod for pod in gone if rank_of(pod) == rank],
                 may_get_pods,
-                now,
+                held,
             )
             for rank in range(nodes)
         ),
@@ -127,12 +132,12 @@ def _attempt(
 
 
 def _node(
-    rank: int, attempt: int, here: list[Object], gone: list[Object], may_get_pod: bool, now: datetime
+    rank: int, attempt: int, here: list[Object], gone: list[Object], may_get_pod: bool, held: Set[str]
 ) -> NodeObservation:
     """A deleted pod is replaced by the controller; while the new one lives so does the node, and the first one's word
     counts: the new one is only told at the fence that it comes too late."""
     for pod in here:
-        state = _live_state(pod, now)
+        state = _live_state(pod, held)
         if state is not None:
             return NodeObservation(rank, state, pod=pod["metadata"]["name"], node=pod["spec"].get("nodeName"))
     ended = sorted([*gone, *here], key=lambda pod: pod["metadata"]["creationTimestamp"])
@@ -147,11 +152,10 @@ def _node(
     )
 
 
-def _live_state(pod: Object, now: datetime) -> NodeState | None:
+def _live_state(pod: Object, held: Set[str]) -> NodeState | None:
     """None where it is terminal, or as good as gone."""
     if pod["status"].get("phase") in ("Succeeded", "Failed"):
         return None
-    deadline = pod["metadata"].get("deletionTimestamp")
-    if deadline is not None and now > datetime.fromisoformat(deadline) + LOST_AFTER:
+    if pod["metadata"]["uid"] in held:
         return None
     return NodeState.PENDING if pod["status"].get("phase") == "Pending" else NodeState.RUNNING

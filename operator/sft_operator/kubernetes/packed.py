@@ -37,7 +37,7 @@ def job(found: Object) -> Object:
 
 
 def pytorch_job(found: Object) -> Object:
-    """Without its template, which holds the plan: its digest stands among the annotations.
+    """Without its template, which holds the plan.
 
     A stranger's, which has our label, needs no run policy, and no spec either.
     """
