@@ -19,6 +19,7 @@ from sft_trainer.tracking.trackers import Trackers
 from sft_trainer.train.flops import ModelFlops, peak_flops, speed_reached
 from sft_trainer.train.memory import memory_line, peak_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none, last_step_before
+from sft_trainer.train.pace import Pace
 from sft_trainer.train.queued import QueuedStep
 from sft_trainer.train.schedule import learning_rate, warmup_steps
 from sft_trainer.train.terminal_bar import terminal_bar
@@ -45,6 +46,7 @@ class RunTeller:
         self._peak = peak_flops(world.device, precision=precision)
         self.flops: ModelFlops | None = None
         """Of the model, once it is built."""
+        self._pace = Pace()
         self.save_stall_seconds = 0.0
         """That training stood for saves since the last step was told."""
 
@@ -180,7 +182,7 @@ class RunTeller:
             mfu=reached.get("mfu"),
             data_wait=round(queued.data_seconds / seconds, 4),
             memory_bytes=line["memory_bytes"],
-            eta_seconds=round((total_steps - step) * seconds),
+            eta_seconds=round((total_steps - step) * self._pace.add(seconds)),
         )
         if not self._bar:
             log.info("%s", progress_line(self._latest))
