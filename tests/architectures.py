@@ -34,7 +34,8 @@ from sft_trainer.train.memory import estimate_memory
 from sftjob.failure import JobFailure
 from sftjob.options import AdamWConfig, CELossConfig, FSDPConfig
 
-SECONDS_A_TYPE = 60
+SECONDS_A_TYPE = 600
+"""Whatever else the machine does: one that takes longer stands still."""
 MAX_PARAMETERS = 20_000_000
 LENGTHS = [9, 13, 5]
 VOCAB_SIZE = 96
