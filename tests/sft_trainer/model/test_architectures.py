@@ -41,7 +41,7 @@ def test_the_table_has_the_known_types_right_and_none_wrong() -> None:
 
 
 def test_types_tried_anew_have_the_rows_of_the_table() -> None:
-    types = ["qwen3_moe", "gemma2", "gpt_oss", "phimoe", "bloom", "qwen3_next", "stablelm", "emu3"]
+    types = ["qwen3_moe", "gemma2", "gpt_oss", "phimoe", "bloom", "qwen3_next", "stablelm", "emu3", "dbrx"]
     rows = _fresh(*types)
     assert [re.match(r"\| `(.+?)` \|", row)[1] for row in rows] == types
     assert [row for row in rows if row not in COMMITTED] == []

@@ -24,7 +24,8 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 # Relative to the norm of the logits. Of bf16 each of some dozens of layers rounds at 2^-8.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-# Between two runs of ours: bit-equal, but for experts, whose grouped products change with the sizes of the groups.
+# Between two runs of ours: bit-equal, but for experts, whose products change with the sizes of their groups, grouped or
+# one after the other.
 _EXPERTS_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
 
@@ -53,7 +54,9 @@ def probe(model: torch.nn.Module, *, vocab_size: int) -> None:
             own = model(_as_rows(documents, device=device), output="own_logits")
 
     dtype = torch.bfloat16 if own.dtype == torch.bfloat16 else torch.float32
-    has_experts = any(parameter.ndim == 3 for parameter in model.parameters())
+    has_experts = any(parameter.ndim == 3 for parameter in model.parameters()) or any(
+        name.rpartition(".")[2] == "experts" for name, _ in model.named_modules()
+    )
     if not _close(after[1], packed[1], _EXPERTS_TOLERANCE[dtype] if has_experts else 0.0):
         raise _refused(model, "a change in one document of a pack changes the logits of another")
     if not _close(packed, own, _TOLERANCE[dtype]):
