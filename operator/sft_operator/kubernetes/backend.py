@@ -39,8 +39,12 @@ TRIED_AGAIN_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class _Told:
+    """By events, of an attempt that waits."""
+
     trouble: Trouble | None
     at: float
+    lacks_pods: bool
+    """Once they are there, what refused them is no trouble any more."""
 
 
 class PyTorchJobBackend:
@@ -216,16 +220,15 @@ class PyTorchJobBackend:
             return None
         if current.is_suspended:
             return trouble.of_queue(self._pytorch_job(uid, current), word_of_queue)
-        told = self._by_events.get(uid)
-        if told is None or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
+        told, lacks_pods = self._by_events.get(uid), any(node.pod is None for node in current.nodes)
+        if told is None or told.lacks_pods != lacks_pods or time.monotonic() - told.at >= EVENTS_AGAIN_SECONDS:
             about_jobs = [found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == current.number]
             try:
                 events = [event for found in [*about_jobs, *mine] for event in await self._warnings.about(found)]
             except (ApiException, ClientError, TimeoutError) as error:
                 log.warning("events can't be read: %s", error)
                 return told.trouble if told else None
-            lacks_pods = any(node.pod is None for node in current.nodes)
             of_events = trouble.of_events(job, events, lacks_pods=lacks_pods, now=now)
             found = of_events or trouble.of_controller(about_jobs, mine)
-            told = self._by_events[uid] = _Told(found, time.monotonic())
+            told = self._by_events[uid] = _Told(found, time.monotonic(), lacks_pods)
         return told.trouble
