@@ -102,6 +102,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 hidden_CD = hidden_ND[start : start + chunk_size].to(dtype)
                 labels_C1 = labels_N[start : start + chunk_size, None]
                 logits_CV = F.linear(hidden_CD, head_VD, None if bias_V is None else bias_V.to(dtype))
+                if compiled:
+                    # Else the first chunk's rows would be compiled for alone, and those of the next attempt's anew.
+                    for tensor in (logits_CV, labels_C1):
+                        torch._dynamo.maybe_mark_dynamic(tensor, 0)
                 chunk_loss, grad_CV = of_logits(logits_CV, labels_C1, arithmetic, with_gradients)
                 loss += chunk_loss
                 if grad_CV is None:
