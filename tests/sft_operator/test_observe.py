@@ -20,7 +20,7 @@ def observed(
     *pods: dict[str, Any], jobs: tuple[dict[str, Any], ...] = (), gone: tuple[dict[str, Any], ...] = (), nodes: int = 1
 ) -> tuple[AttemptObservation, ...]:
     job = a_job(nodes=nodes, status=SFTJobStatus(attempts=AttemptsStatus(current=2)))
-    return attempts(job, pytorch_jobs=jobs, pods=pods, gone_pods=gone)
+    return attempts(job, pytorch_jobs=jobs, pods=pods, gone_pods=gone, held_pods=set())
 
 
 def node(rank: int, state: NodeState, outcome: Any = None) -> NodeObservation:
@@ -68,7 +68,7 @@ def test_the_last_words_of_a_deleted_pod_count_when_nothing_is_left() -> None:
 def test_pods_of_an_attempt_whose_end_is_recorded_are_forgotten_once_they_are_gone() -> None:
     record = AttemptRecord(number=2, reason=Reason.PREEMPTED, ended_at=NOW)
     job = a_job(status=SFTJobStatus(attempts=AttemptsStatus(current=2, history=[record])))
-    assert attempts(job, pytorch_jobs=[], pods=[], gone_pods=[pod(2, 0, "Failed")]) == ()
+    assert attempts(job, pytorch_jobs=[], pods=[], gone_pods=[pod(2, 0, "Failed")], held_pods=set()) == ()
 
 
 def test_a_replaced_pod_lives_while_it_lives_and_the_first_ones_word_counts() -> None:

@@ -37,7 +37,7 @@ def held(number: int, *, deleting: bool = False) -> dict[str, Any]:
 def observed(
     job: SFTJob, *pytorch_jobs: dict[str, Any], pods: tuple[Any, ...] = (), gone: tuple[Any, ...] = (), words: str = ""
 ) -> Observation:
-    found = observe.attempts(job, pytorch_jobs=pytorch_jobs, pods=pods, gone_pods=gone)
+    found = observe.attempts(job, pytorch_jobs=pytorch_jobs, pods=pods, gone_pods=gone, held_pods=set())
     return Observation(found, queue_message=words)
 
 

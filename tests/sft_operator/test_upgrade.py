@@ -37,7 +37,9 @@ def stored() -> SFTJob:
 
 def test_a_running_attempt_of_an_older_version_is_taken_over_as_it_is() -> None:
     job = stored()
-    seen = observe.attempts(job, pytorch_jobs=[STORED["pytorchJob"]], pods=STORED["pods"], gone_pods=[])
+    seen = observe.attempts(
+        job, pytorch_jobs=[STORED["pytorchJob"]], pods=STORED["pods"], gone_pods=[], held_pods=set()
+    )
     assert [(attempt.number, attempt.state.value) for attempt in seen] == [(1, "Running")]
     decision = decide(job, Observation(seen), now=NOW)
     assert decision.action is None

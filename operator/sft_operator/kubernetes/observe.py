@@ -24,7 +24,7 @@ def attempts(
     pytorch_jobs: Iterable[Object],
     pods: Iterable[Object],
     gone_pods: Iterable[Object],
-    held_pods: Set[str] = frozenset(),
+    held_pods: Set[str],
 ) -> tuple[AttemptObservation, ...]:
     """In the order of numbers. `gone_pods` don't exist any more; they count for attempts of which more is known.
 
