@@ -17,32 +17,35 @@ from api_proxy import ApiProxy
 from e2e.local_run import LocalRun, job
 from real_cluster import PATIENCE_SECONDS, Cluster
 
+ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
-KILL_A_RANK = """
-import os, pathlib
+SIGNAL_RANKS = """
+import os, pathlib, sys
 for folder in pathlib.Path("/proc").glob("[0-9]*"):
     if (folder / "comm").read_text().startswith("sft-rank"):
-        os.kill(int(folder.name), 9)
-        print("killed", folder.name)
+        os.kill(int(folder.name), int(sys.argv[1]))
+        print("signalled", folder.name)
 """
 
 
 class Operator:
     """`python -m sft_operator` as a process of this machine, with the proxy's kubeconfig."""
 
-    def __init__(self, proxy: ApiProxy, namespace: str, log: Path, sources: Path | None) -> None:
+    def __init__(
+        self, proxy: ApiProxy, namespace: str, log: Path, *, sources: Path | None, options: tuple[str, ...]
+    ) -> None:
         self.log = log
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.address = f"127.0.0.1:{listener.getsockname()[1]}"
-        options = ["--trainer-image", Cluster.image, "--namespace", namespace, "--lease-namespace", namespace]
-        options += ["--serve", self.address]
+        command = [sys.executable, "-m", "sft_operator", "--serve", self.address, "--trainer-image", Cluster.image]
+        command += ["--namespace", namespace, "--lease-namespace", namespace, *options]
         env = os.environ | {"KUBECONFIG": str(proxy.kubeconfig)}
         if sources is not None:
             env["PYTHONPATH"] = f"{sources / 'api'}:{sources / 'operator'}"
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sft_operator", *options],
+                command,
                 env=env,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -76,9 +79,10 @@ class Room:
         self._folder = folder
         self.operators: list[Operator] = []
 
-    def start_operator(self, *, sources: Path | None = None) -> Operator:
-        """This one, or the one of another version's sources."""
-        operator = Operator(self.proxy, self.namespace, self._folder / "operator.log", sources)
+    def start_operator(self, *options: str, sources: Path | None = None) -> Operator:
+        """This one, or the one of another version's sources, with further options."""
+        log = self._folder / "operator.log"
+        operator = Operator(self.proxy, self.namespace, log, sources=sources, options=options)
         self.operators.append(operator)
         return operator
 
@@ -139,12 +143,21 @@ class Room:
         """By the metrics in storage, which know a step the moment that it is finished."""
         self.run().until_step(step, attempt=attempt)
 
-    def kill_rank(self, rank: int, *, attempt: int) -> str:
-        """The name of its pod."""
-        selector = f"sftjob.dev/attempt={attempt},training.kubeflow.org/replica-index={rank}"
-        name = self.kubectl("get", "pods", f"--selector={selector}", "--output=jsonpath={.items[0].metadata.name}")
-        assert "killed" in self.kubectl("exec", name, "--", "python", "-c", KILL_A_RANK)
+    def signal_rank(self, rank: int, signal_: signal.Signals, *, attempt: int) -> str:
+        """To all processes of the pod that are ranks; the name of the pod."""
+        name = self.pod_of(rank, attempt=attempt)
+        command = ("python", "-c", SIGNAL_RANKS, str(int(signal_)))
+        assert "signalled" in self.kubectl("exec", name, "--", *command)
         return name
+
+    def pod_of(self, rank: int, *, attempt: int = 1) -> str:
+        selector = f"sftjob.dev/attempt={attempt},training.kubeflow.org/replica-index={rank}"
+        return self.kubectl("get", "pods", f"--selector={selector}", "--output=jsonpath={.items[0].metadata.name}")
+
+    def patch(self, name: str = "small", **policy: Any) -> None:
+        """Fields of the run policy."""
+        spec = json.dumps({"spec": {"runPolicy": policy}})
+        self.kubectl("patch", "sftjob", name, "--type=merge", f"--patch={spec}")
 
     def told(self) -> str:
         """All that helps to understand a failure."""
@@ -197,3 +210,13 @@ def small_job(**sections: Any) -> dict[str, Any]:
         **{"compute": {"nodes": 2, "processesPerNode": 1}} | sections,
     )
     return manifest | {"metadata": {"name": "small"}}
+
+
+def define(cluster: Cluster, sources: Path = ROOT) -> None:
+    """SFTJobs, as this version or another one defines them."""
+    cluster.kubectl("apply", "--server-side", f"--filename={sources / 'crds' / 'sftjobs.sftjob.dev.yaml'}")
+
+
+def reasons(status: dict[str, Any]) -> list[str]:
+    """Of all attempts, the first one first."""
+    return [record["reason"] for record in reversed(status["attempts"]["history"])]

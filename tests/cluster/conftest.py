@@ -1,13 +1,19 @@
-"""A machine without a cluster, or with one, for the tests of this folder."""
+"""A machine without a cluster, or with one and rooms in it, for the tests of this folder."""
 
+import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from e2e.local_run import LocalRun
+from operator_room import Room, define, reasons, room, small_job
 from real_cluster import Cluster, Machine, run_tool
 
 from cluster.machine import Backend
 from cluster.parts import is_alive, parts
 from cluster.place import Record, cache_folder, cluster_folder, read_record
+
+_numbers = itertools.count(1)
 
 
 @pytest.fixture
@@ -46,3 +52,36 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster(cluster_folder(cache_folder()))
     finally:
         run_tool("down")
+
+
+@pytest.fixture(scope="module")
+def with_jobs(cluster: Cluster) -> Cluster:
+    """A cluster that knows SFTJobs."""
+    define(cluster)
+    return cluster
+
+
+@pytest.fixture
+def own(with_jobs: Cluster, tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[Room]:
+    """A namespace for this test, without an operator yet."""
+    with room(with_jobs, f"room-{next(_numbers)}", tmp_path, model=smollm2, chats=chats) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def finished(
+    with_jobs: Cluster, tmp_path_factory: pytest.TempPathFactory, smollm2: Path, chats: Path
+) -> Iterator[Room]:
+    """Where the small job went from start to end in one attempt; its operator still runs."""
+    name = f"finished-{next(_numbers)}"
+    with room(with_jobs, name, tmp_path_factory.mktemp("room"), model=smollm2, chats=chats) as made:
+        made.start_operator()
+        made.apply(small_job())
+        assert reasons(made.until_phase("Succeeded")) == ["Succeeded"]
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Room) -> LocalRun:
+    """What others have to be bit-equal to."""
+    return finished.run()

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from api_proxy import kill
 from e2e.held_out import assistant_loss
 from e2e.local_run import LocalRun, assert_bit_equal, fingerprint
-from operator_room import Room, room, small_job
+from operator_room import Room, define, reasons, small_job
 from real_cluster import PATIENCE_SECONDS, Cluster, needs_root_on_linux, run_tool
 from transformers import AutoModelForCausalLM
 
@@ -26,45 +25,6 @@ from examples.tickets import tickets
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def definition(cluster: Cluster) -> None:
-    define(cluster, ROOT)
-
-
-def define(cluster: Cluster, sources: Path) -> None:
-    cluster.kubectl("apply", "--server-side", f"--filename={sources / 'crds' / 'sftjobs.sftjob.dev.yaml'}")
-
-
-@pytest.fixture
-def own(cluster: Cluster, tmp_path: Path, smollm2: Path, chats: Path) -> Iterator[Room]:
-    with room(cluster, f"room-{next(_numbers)}", tmp_path, model=smollm2, chats=chats) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, smollm2: Path, chats: Path) -> Iterator[Room]:
-    """Where the small job went from start to end in one attempt; its operator still runs."""
-    with room(cluster, "finished", tmp_path_factory.mktemp("room"), model=smollm2, chats=chats) as made:
-        made.start_operator()
-        made.apply(small_job())
-        status = made.until_phase("Succeeded")
-        assert [record["reason"] for record in status["attempts"]["history"]] == ["Succeeded"]
-        yield made
-
-
-@pytest.fixture(scope="module")
-def undisturbed(finished: Room) -> LocalRun:
-    """What others have to be bit-equal to."""
-    return finished.run()
-
-
-def reasons(status: dict[str, Any]) -> list[str]:
-    """Of all attempts, the first one first."""
-    return [record["reason"] for record in reversed(status["attempts"]["history"])]
 
 
 def test_a_pretrained_model_is_fine_tuned_on_two_nodes_and_its_progress_can_be_watched(
@@ -129,7 +89,7 @@ def test_a_killed_rank_is_told_with_its_place_and_the_next_attempt_ends_bit_equa
     own.start_operator()
     own.apply(small_job())
     own.until_step(5)
-    pod = own.kill_rank(1, attempt=1)
+    pod = own.signal_rank(1, signal.SIGKILL, attempt=1)
     node = own.get("pod", pod)["spec"]["nodeName"]
     status = own.until_phase("Succeeded")
     last, first = status["attempts"]["history"]
@@ -212,8 +172,7 @@ def test_a_script_from_a_config_map_goes_on_after_a_pod_is_deleted_and_ends_bit_
     kept = {name: without["spec"][name] for name in ("checkpoint", "output", "compute", "runPolicy")}
     own.apply(without | {"spec": kept | {"script": {"uri": "configMap://scripts/own.py", "args": places}}})
     own.until_step(3)
-    selector = "sftjob.dev/attempt=1,training.kubeflow.org/replica-index=1"
-    own.kubectl("delete", "pods", f"--selector={selector}", "--wait=false")
+    own.kubectl("delete", "pod", own.pod_of(1), "--wait=false")
     status = own.until_phase("Succeeded")
     assert reasons(status) == ["Preempted", "Succeeded"]
     last, first = status["attempts"]["history"]
@@ -268,7 +227,7 @@ def test_a_newer_definition_and_operator_take_a_running_job_over_as_it_is(
         pods = {pod["metadata"]["uid"] for pod in own.items("pods")}
         operator.kill()
     finally:
-        define(own.cluster, ROOT)
+        define(own.cluster)
     own.start_operator()
     status = own.until_phase("Succeeded")
     assert reasons(status) == ["Succeeded"]
@@ -290,8 +249,7 @@ def test_a_pod_deleted_with_grace_saves_and_its_job_resumes_where_it_was(own: Ro
     own.start_operator()
     own.apply(small_job())
     own.until_step(3)
-    selector = "sftjob.dev/attempt=1,training.kubeflow.org/replica-index=1"
-    own.kubectl("delete", "pods", f"--selector={selector}", "--wait=false")
+    own.kubectl("delete", "pod", own.pod_of(1), "--wait=false")
     status = own.until_phase("Succeeded")
     last, first = status["attempts"]["history"]
     assert (first["reason"], first["exitCode"]) == ("Preempted", 75)
@@ -313,11 +271,11 @@ def test_an_operator_that_slept_through_two_attempts_creates_one_that_leaves_at_
     own.apply(small_job())
     own.until_step(2)
     late = own.proxy.at("POST", r"/pytorchjobs$", when="before", do=sleep)
-    own.kill_rank(0, attempt=1)
+    own.signal_rank(0, signal.SIGKILL, attempt=1)
     own.until(late.reached.is_set)
     second = own.start_operator()
     own.until_step(5, attempt=2)
-    own.kill_rank(1, attempt=2)
+    own.signal_rank(1, signal.SIGKILL, attempt=2)
     own.until_step(6, attempt=3)
     # The second one would delete the late attempt at once: here the fence alone has to stop it.
     second.pause()
@@ -339,139 +297,6 @@ def test_an_operator_that_slept_through_two_attempts_creates_one_that_leaves_at_
     assert_bit_equal(own.run(), undisturbed)
 
 
-@pytest.fixture(scope="module")
-def starting(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, smollm2: Path, chats: Path) -> Iterator[Room]:
-    """With an operator; for jobs of which none gets so far as to its storage."""
-    with room(cluster, "starting", tmp_path_factory.mktemp("room"), model=smollm2, chats=chats) as made:
-        made.start_operator()
-        yield made
-
-
-def with_image(manifest: dict[str, Any]) -> None:
-    manifest["spec"]["compute"]["image"] = "localhost:5000/nowhere:1"
-
-
-def with_claim(manifest: dict[str, Any]) -> None:
-    manifest["spec"]["output"] = [{"uri": "pvc://nowhere/model"}]
-
-
-def with_secret(manifest: dict[str, Any]) -> None:
-    source = {"secretKeyRef": {"name": "nowhere", "key": "token"}}
-    manifest["spec"]["compute"]["env"] = [{"name": "HF_TOKEN", "valueFrom": source}]
-
-
-def with_config_map(manifest: dict[str, Any]) -> None:
-    manifest["spec"]["data"]["datasets"] = [{"name": "few", "uri": "configMap://nowhere/few.jsonl"}]
-
-
-@pytest.mark.parametrize(
-    ("break_", "reason", "parts_of_message"),
-    [
-        (
-            with_image,
-            "ImagePullFailed",
-            ("spec.compute.image: localhost:5000/nowhere:1 can't be pulled", "name an image"),
-        ),
-        (
-            with_claim,
-            "ClaimMissing",
-            ("spec.checkpoint.storage, spec.output[0].uri: there is no PersistentVolumeClaim nowhere", "create it"),
-        ),
-        (
-            with_secret,
-            "SecretMissing",
-            ("spec.compute.env[0].valueFrom.secretKeyRef", "no Secret nowhere with the key token; create it"),
-        ),
-        (
-            with_config_map,
-            "ConfigMapMissing",
-            ("spec.data.datasets[0].uri", "create the ConfigMap nowhere with the keys few.jsonl"),
-        ),
-    ],
-)
-def test_what_keeps_a_job_from_starting_is_told_with_what_to_change(
-    starting: Room, break_: Any, reason: str, parts_of_message: tuple[str, str]
-) -> None:
-    manifest, name = small_job(), reason.lower()
-    manifest["metadata"]["name"] = name
-    break_(manifest)
-    starting.apply(manifest)
-    began = time.monotonic()
-    stalled = starting.until(lambda: starting.condition("Stalled", name))
-    print(f"{reason} after {time.monotonic() - began:.0f} s")
-    assert stalled["reason"] == reason
-    for part in parts_of_message:
-        assert part in stalled["message"]
-    assert starting.status(name)["phase"] == "Starting"
-    starting.until(lambda: reason in starting.kubectl("describe", "sftjob", name))
-    starting.kubectl("delete", "sftjob", name)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("kind", "spec", "parts_of_message"),
-    [
-        ("ResourceQuota", {"hard": {"pods": "0"}}, ("is used up; raise it", "exceeded quota: limit")),
-        (
-            "ResourceQuota",
-            {"hard": {"limits.cpu": "4"}},
-            ("name it in spec.compute.resources", "must specify limits.cpu"),
-        ),
-        (
-            "LimitRange",
-            {"limits": [{"type": "Container", "min": {"cpu": "3"}}]},
-            ("change spec.compute.resources to what it allows", "minimum cpu usage per Container is 3"),
-        ),
-    ],
-    ids=["used up", "unspecified", "limits"],
-)
-def test_what_the_namespace_refuses_is_told_and_the_job_starts_by_itself_once_it_may(
-    own: Room, kind: str, spec: dict[str, Any], parts_of_message: tuple[str, str]
-) -> None:
-    own.start_operator()
-    own.apply({"apiVersion": "v1", "kind": kind, "metadata": {"name": "limit"}, "spec": spec})
-    # Of a quota it is known only once it was counted that nothing uses it.
-    own.until(lambda: kind == "LimitRange" or "used" in own.get("resourcequota", "limit").get("status", {}))
-    manifest = small_job()
-    if kind == "LimitRange":
-        manifest["spec"]["compute"]["resources"] = {"requests": {"cpu": "10m"}, "limits": {"cpu": "2"}}
-    own.apply(manifest)
-    began = time.monotonic()
-    stalled = own.until(lambda: own.condition("Stalled"))
-    print(f"{kind} told after {time.monotonic() - began:.0f} s")
-    assert stalled["reason"] == "PodRefused"
-    for part in parts_of_message:
-        assert part in stalled["message"]
-    # Meanwhile the controller's own pauses grow.
-    time.sleep(60)
-    own.kubectl("delete", kind, "limit")
-    mended = time.monotonic()
-    own.until(lambda: own.status()["phase"] == "Running")
-    print(f"runs {time.monotonic() - mended:.0f} s after it was mended")
-    # One of its two pods may run before the other is there.
-    own.until(lambda: own.condition("Stalled") == {})
-    assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
-
-
-@pytest.mark.full
-def test_labels_that_are_taken_from_an_attempt_without_pods_are_put_back(own: Room) -> None:
-    own.start_operator()
-    own.apply(
-        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "limit"}, "spec": {"hard": {"pods": "0"}}}
-    )
-    own.until(lambda: "used" in own.get("resourcequota", "limit").get("status", {}))
-    own.apply(small_job())
-    own.until(lambda: own.condition("Stalled"))
-    (before,) = own.items("pytorchjobs")
-    labels = before["metadata"]["labels"]
-    own.kubectl("label", "pytorchjob", before["metadata"]["name"], *(f"{name}-" for name in labels))
-    own.until(lambda: own.items("pytorchjobs")[0]["metadata"].get("labels") == labels)
-    own.kubectl("delete", "resourcequota", "limit")
-    assert reasons(own.until_phase("Succeeded")) == ["Succeeded"]
-    (after,) = own.items("pytorchjobs")
-    assert after["metadata"]["uid"] == before["metadata"]["uid"]
-
-
 def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
     (own.claim_folder("inputs") / "chats.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
     own.start_operator()
@@ -485,32 +310,12 @@ def test_broken_data_ends_the_job_with_file_line_and_remedy(own: Room) -> None:
 
 
 @pytest.mark.full
-def test_a_job_lets_go_of_what_does_not_start_in_time_and_can_be_deleted_meanwhile(own: Room) -> None:
-    own.start_operator()
-    manifest = small_job(runPolicy={"startDeadlineSeconds": 10, "disruptionRetries": 1})
-    with_image(manifest)
-    own.apply(manifest)
-    status = own.until_phase("Failed")
-    assert reasons(status) == ["NotStarted", "NotStarted"]
-    assert "spec.runPolicy.startDeadlineSeconds" in status["attempts"]["history"][0]["message"]
-    assert own.condition("Failed")["reason"] == "DisruptionRetriesExhausted"
-    own.until(lambda: own.items("pods") == [])
-
-    manifest["metadata"]["name"] = "another"
-    own.apply(manifest)
-    own.until_phase("Restarting", name="another")
-    own.kubectl("delete", "sftjob", "another", "small")
-    own.until(lambda: own.kubectl("get", "sftjobs,pytorchjobs,pods,services", "--output=name") == "")
-
-
-@pytest.mark.full
 def test_a_running_job_takes_over_a_limit_that_is_edited_and_leaves_its_checkpoint(own: Room) -> None:
     own.start_operator()
     own.apply(small_job())
     own.until_step(3)
     own.until_phase("Running")
-    patch = {"spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
-    own.kubectl("patch", "sftjob", "small", "--type=merge", f"--patch={json.dumps(patch)}")
+    own.patch(activeDeadlineSeconds=1)
     status = own.until_phase("Failed")
     assert reasons(status) == ["DeadlineExceeded"]
     last = status["attempts"]["history"][0]
@@ -534,8 +339,7 @@ def test_a_failed_job_goes_on_by_annotation_and_is_deleted_once_its_time_is_over
     assert status["retryHandled"] == "1"
     assert own.condition("Failed") == {}
 
-    policy = {"spec": {"runPolicy": {"ttlSecondsAfterFinished": 0}}}
-    own.kubectl("patch", "sftjob", "small", "--type=merge", f"--patch={json.dumps(policy)}")
+    own.patch(ttlSecondsAfterFinished=0)
     own.until(lambda: not own.items("sftjobs") and not own.items("pytorchjobs"))
 
 
@@ -588,33 +392,16 @@ def test_a_suspended_job_saves_and_goes_on_when_it_is_wanted_again(own: Room, un
     own.start_operator()
     own.apply(small_job())
     own.until_step(3)
-    own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":true}}}')
+    own.patch(suspend=True)
     status = own.until_phase("Suspended")
     own.until(lambda: own.items("pods") == [])
     (first,) = status["attempts"]["history"]
     assert (first["reason"], first["savedStep"]) == ("Preempted", first["lastStep"])
-    own.kubectl("patch", "sftjob", "small", "--type=merge", '--patch={"spec":{"runPolicy":{"suspend":false}}}')
+    own.patch(suspend=False)
     status = own.until_phase("Succeeded")
     assert status["attempts"]["history"][0]["resumedFrom"] == first["savedStep"]
     assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (0, 0)
     assert_bit_equal(own.run(), undisturbed)
-
-
-def test_a_job_waits_for_pytorchjobs_and_starts_when_they_are_installed(own: Room) -> None:
-    definition = own.cluster.get("crd", "pytorchjobs.kubeflow.org")
-    own.cluster.kubectl("delete", "crd", "pytorchjobs.kubeflow.org")
-    try:
-        own.start_operator()
-        own.apply(small_job())
-        stalled = own.until(lambda: own.condition("Stalled"))
-        assert stalled["reason"] == "PyTorchJobsMissing"
-        assert "install Kubeflow's training-operator" in stalled["message"]
-    finally:
-        metadata = {"name": "pytorchjobs.kubeflow.org", "annotations": definition["metadata"].get("annotations", {})}
-        again = {"apiVersion": definition["apiVersion"], "kind": definition["kind"], "spec": definition["spec"]}
-        own.cluster.kubectl("create", "--filename=-", stdin=json.dumps(again | {"metadata": metadata}))
-    own.until_phase("Running")
-    assert not own.condition("Stalled")
 
 
 CHART = (
