@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from jobs import NOW, a_job, an_outcome, seen, some_progress
 
-from sft_operator.lifecycle.backend import Conflict, JobKey
+from sft_operator.lifecycle.backend import Conflict, JobKey, NotNow
 from sft_operator.lifecycle.decide import decide
-from sft_operator.lifecycle.observation import NodeState, Observation
+from sft_operator.lifecycle.observation import NodeState, Observation, Trouble
 from sft_operator.lifecycle.reconcile import reconcile
-from sftjob.failure import NEVER_RETRIED, Reason
+from sftjob.failure import NEVER_RETRIED, Obstacle, Reason
 from sftjob.job import SFTJob
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan
@@ -45,6 +45,9 @@ class World:
         """Of these, those that were suspended from their birth on."""
         self.holds_all = False
         """Also what names no queue."""
+        self.refuses = self.keeps_pods = False
+        """What is created; and to start what has been created."""
+        self.was_refused = False
         self.held: set[int] = set()
         """Objects that stay: their node is lost."""
         self.preflights: set[int] = set()
@@ -121,8 +124,18 @@ class World:
         if self.between_read_and_write:
             self.between_read_and_write()
             self.between_read_and_write = None
-        self.observed = Observation(attempts, self.progress, silent_seconds=self.silent_seconds)
+        trouble = self.trouble()
+        self.observed = Observation(attempts, self.progress, trouble=trouble, silent_seconds=self.silent_seconds)
         return self.observed
+
+    def trouble(self) -> Trouble | None:
+        """As a backend tells it: of the current attempt, as long as it has not started."""
+        number = self.job.status.attempts.current
+        if number not in self.attempts:
+            is_refused = self.was_refused and self.job.status.phase is Phase.STARTING
+            return Trouble(Obstacle.ATTEMPT_REFUSED, "an admission webhook") if is_refused else None
+        waits = NodeState.PENDING in self.attempts[number] and number not in self.deleting
+        return Trouble(Obstacle.IMAGE_PULL_FAILED, "no such image") if waits and self.keeps_pods else None
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         number, stored = plan.attempt, self.job.status.attempts
@@ -136,6 +149,9 @@ class World:
         assert not [n for n in self.live() if n != number], "two attempts at once"
         assert self.job.status.phase in (Phase.QUEUED, Phase.STARTING, Phase.RUNNING)
         self._may_crash()
+        self.was_refused = self.refuses
+        if self.refuses:
+            raise NotNow("refused")
         if number not in self.attempts and (job.spec.queue is not None or self.holds_all):
             self.suspended.add(number)
             self.never_let_go.add(number)
@@ -263,15 +279,18 @@ class LifeOfAJob(RuleBasedStateMachine):
         self.world.holds_all = holds_all
 
     def one_pass(self) -> float | None:
-        return drive(
-            reconcile(
-                KEY,
-                backend=self.world,
-                store=Stored(self.world),
-                path_of=lambda uri: f"/mnt/{uri}",
-                clock=lambda: self.world.now,
+        try:
+            return drive(
+                reconcile(
+                    KEY,
+                    backend=self.world,
+                    store=Stored(self.world),
+                    path_of=lambda uri: f"/mnt/{uri}",
+                    clock=lambda: self.world.now,
+                )
             )
-        )
+        except NotNow:
+            return 1.0
 
     @rule()
     def reconcile(self) -> None:
@@ -281,6 +300,10 @@ class LifeOfAJob(RuleBasedStateMachine):
         overdue = self.overdue_attempt()
         due = self.one_pass()
         status = self.world.job.status
+        if not self.world.is_deleted and not status.phase.is_final:
+            trouble = None if status.phase is Phase.SUSPENDED else self.world.observed.trouble
+            stalled = next((c for c in status.conditions if c.type == "Stalled" and c.status == "True"), None)
+            assert (stalled and stalled.reason) == (trouble and trouble.reason), "trouble that is not told, or is over"
         if overdue is not None:
             assert overdue in self.world.deleting, "its time is over and nobody ends it"
         waits_for = {
@@ -390,7 +413,15 @@ class LifeOfAJob(RuleBasedStateMachine):
             if not self.world.is_deleted:
                 assert self.world.job.status.phase is not Phase.FAILED, "it was not tried again"
 
-    @precondition(lambda self: self.world.live())
+    @rule()
+    def the_cluster_refuses_attempts_or_takes_them_again(self) -> None:
+        self.world.refuses = not self.world.refuses
+
+    @rule()
+    def pods_are_kept_from_starting_or_are_not_any_more(self) -> None:
+        self.world.keeps_pods = not self.world.keeps_pods
+
+    @precondition(lambda self: self.world.live() and not self.world.keeps_pods)
     @rule(data=st.data())
     def a_node_starts(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(self.world.live()))
@@ -510,6 +541,7 @@ class LifeOfAJob(RuleBasedStateMachine):
         """Left to itself, with every attempt dying, it comes to an end."""
         if not hasattr(self, "world"):
             return
+        self.world.refuses = False
         if self.world.job.spec.run_policy.suspend:
             self.toggle_suspend()
         for _ in range(60):

@@ -12,8 +12,9 @@ from sftjob.spec import SFTJobSpec
 from sftjob.status import HISTORY_LIMIT, AttemptRecord, AttemptsStatus
 
 NO_PROGRESS_LIMIT = 3
-OLD_MESSAGE_CHARACTERS, OLD_TAIL_CHARACTERS = 400, 200
 """Attempts in a row without a newer checkpoint that end a job."""
+OLD_MESSAGE_CHARACTERS, OLD_TAIL_CHARACTERS = 400, 200
+"""What is kept of an attempt that is not the newest any more."""
 AVOIDED_LIMIT = 8
 """Nodes that a job stays away from at once."""
 
@@ -32,8 +33,8 @@ def account(
     """The counters after this end, of an attempt that ran for that long. A requested suspension costs nothing.
 
     An attempt that never ran as a whole could save nothing, nor could one whose node has no GPU that works to begin
-    with: they say nothing about progress. A pre-flight that found
-    everything ready costs nothing, and memory that was too small for one before it says nothing of training.
+    with: they say nothing about progress. A pre-flight that found everything ready costs nothing, and memory that was
+    too small for one before it says nothing of training.
     """
     is_newer = _has_saved_more(record, before=attempts.saved_step or 0)
     is_success, has_prepared = record.reason is Reason.SUCCEEDED, record.reason is Reason.PREPARED
