@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from api_proxy import kill
@@ -204,6 +204,27 @@ def test_an_operator_killed_around_a_creation_and_in_mid_run_makes_one_attempt(
     assert reasons(status) == ["Succeeded"]
     forwarded = [c for c in own.proxy.writes if c.path.endswith("/pytorchjobs") and c.forwarded and c.status == 201]
     assert len(forwarded) == 1
+    assert_bit_equal(own.run(), undisturbed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("method", "path"), [("PATCH", r"/sftjobs/small/status$"), ("DELETE", r"/pytorchjobs/")])
+def test_an_operator_killed_around_what_it_writes_of_an_end_makes_one_further_attempt(
+    own: Room, undisturbed: LocalRun, method: str, path: str, when: Literal["before", "after"]
+) -> None:
+    operator = own.start_operator()
+    own.apply(small_job())
+    own.until_step(3)
+    own.signal_rank(1, signal.SIGKILL, attempt=1)
+    written = own.proxy.at(method, path, when=when, do=lambda: kill(operator.process))
+    own.until(written.over.is_set)
+    own.start_operator()
+    status = own.until_phase("Succeeded")
+    assert reasons(status) == ["RankKilled", "Succeeded"]
+    assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (1, 0)
+    forwarded = [c for c in own.proxy.writes if c.path.endswith("/pytorchjobs") and c.forwarded and c.status == 201]
+    assert len(forwarded) == 2
     assert_bit_equal(own.run(), undisturbed)
 
 

@@ -11,6 +11,8 @@ import pytest
 from operator_room import Room, reasons, room, small_job
 from real_cluster import Cluster, claim
 
+from benchmarks.training_operator import TrainingOperator
+from cluster.client import Client
 from sftjob.names import attempt_name
 
 pytestmark = pytest.mark.cluster
@@ -283,24 +285,28 @@ def test_a_volume_that_can_t_be_mounted_is_told_and_the_job_starts_once_it_can(o
 
 @pytest.mark.full
 def test_a_training_operator_that_is_down_is_told_and_the_job_starts_once_it_is_back(own: Room) -> None:
-    def scale(replicas: int) -> None:
-        own.cluster.kubectl(
-            *("scale", "deployment/training-operator", "--namespace=kubeflow", f"--replicas={replicas}")
-        )
-
-    scale(0)
+    """By its webhook, which nobody answers; and where that has been taken away, by its silence."""
+    rival = TrainingOperator(
+        Client(own.cluster.folder / "bin" / "kubectl", kubeconfig=own.cluster.folder / "kubeconfig")
+    )
+    rival.stop()
     try:
-        selector = ("--namespace=kubeflow", "--selector=control-plane=kubeflow-training-operator", "--output=name")
-        own.until(lambda: own.cluster.kubectl("get", "pods", *selector) == "")
         own.start_operator()
         own.apply(small_job())
+        refused = own.until(lambda: own.condition("Stalled"))
+        assert refused["reason"] == "AttemptRefused"
+        assert "look whether its service training-operator has pods that run" in refused["message"]
+        assert "kubectl get pods --namespace kubeflow" in refused["message"]
+        rival.pass_over_webhook(own.namespace)
+        own.until(lambda: own.items("pytorchjobs"))
         began = time.monotonic()
-        stalled = own.until(lambda: own.condition("Stalled"))
+        silent = own.until(
+            lambda: own.condition("Stalled").get("reason") == "ControllerSilent" and own.condition("Stalled")
+        )
         print(f"told after {time.monotonic() - began:.0f} s")
-        assert stalled["reason"] == "ControllerSilent"
-        assert "look whether Kubeflow's training-operator runs: kubectl get pods" in stalled["message"]
+        assert "look whether Kubeflow's training-operator runs: kubectl get pods" in silent["message"]
     finally:
-        scale(1)
+        rival.put_back()
     own.until_phase("Running")
     assert own.condition("Stalled") == {}
 
