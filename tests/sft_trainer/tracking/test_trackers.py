@@ -161,12 +161,14 @@ def wandb_records(file: Path) -> list[bytes]:
 
 @pytest.mark.usefixtures("patience")
 def test_wandb_keeps_both_attempts_under_the_runs_own_id(tmp_path: Path, monkeypatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = small(tmp_path, "wandb")
     killed_and_resumed(run, monkeypatch)
+    # Its service has written everything by then, and the next test begins with settings of its own.
+    wandb.teardown()
     for attempt, steps in ((1, [1, 2, 3, 4]), (2, [5, 6])):
         [file] = run.storage.glob(f"attempts/{attempt}/wandb/offline-run-*/run-0123456789abcdef.wandb")
         told = {}
