@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from e2e.local_run import LocalRun, assert_bit_equal
+from kubernetes.utils.quantity import parse_quantity
 from operator_room import Room, reasons, small_job
 from real_cluster import Cluster, needs_root_on_linux, pod, run_tool
 
@@ -111,8 +112,8 @@ def test_a_pod_that_makes_room_for_a_more_important_one_saves_and_goes_on_after_
     priority = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": high}}
     own.cluster.apply(priority | {"value": 1000})
     # Of one the node has room beside its own pods, of two it has not.
-    cores = int(own.get("node", node)["status"]["allocatable"]["cpu"])
-    most = {"requests": {"cpu": f"{1000 * cores - 800}m"}}
+    cores = parse_quantity(own.get("node", node)["status"]["allocatable"]["cpu"])
+    most = {"requests": {"cpu": f"{int(1000 * cores) - 800}m"}}
     own.start_operator()
     selector = {"kubernetes.io/hostname": node}
     own.apply(small_job(compute=ONE_NODE | {"resources": most, "nodeSelector": selector}))
