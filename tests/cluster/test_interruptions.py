@@ -63,7 +63,7 @@ def test_a_job_whose_node_is_lost_says_so_and_goes_on_where_there_is_one(own: Ro
     own.start_operator()
     own.cluster.kubectl("cordon", stays)
     try:
-        own.apply(small_job(compute=ONE_NODE | {"tolerations": lost}, runPolicy={"terminationGracePeriodSeconds": 5}))
+        own.apply(small_job(compute=ONE_NODE | {"tolerations": lost}, runPolicy={"terminationGracePeriodSeconds": 10}))
         own.until_step(3)
     finally:
         own.cluster.kubectl("uncordon", stays)
