@@ -21,6 +21,7 @@ pytestmark = pytest.mark.cluster
 ONE_NODE = {"nodes": 1, "processesPerNode": 2}
 
 
+@pytest.mark.full
 def test_a_rank_that_stands_still_is_told_with_its_pod_and_the_stacks_and_the_next_attempt_goes_on(
     own: Room, undisturbed: LocalRun
 ) -> None:
