@@ -70,9 +70,9 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "`spec.training.fsdp.recomputeRatio`, `spec.training.lora`, or more ranks",
     ),
     Reason.LOAD_OUT_OF_MEMORY: Explanation(
-        "Memory ran out while model or checkpoint was loaded, before any pack went through it: smaller parts of packs "
-        "would not help, so the next attempt takes what this one took. Where a GPU is too small by its size alone, it "
-        "is `InvalidConfiguration`.",
+        "Memory ran out before any pack went through the model: while it, a checkpoint or the data was loaded, or a "
+        "process began. Smaller parts of packs would not help, so the next attempt takes what this one took. Where a "
+        "GPU is too small by its size alone, it is `InvalidConfiguration`.",
         "use more ranks, larger devices (for CPUs `spec.compute.resources.limits.memory`), or `spec.training.lora`; "
         "see whether others hold the memory",
     ),

@@ -19,6 +19,8 @@ from cluster.place import cache_folder, cluster_folder
 pytestmark = pytest.mark.cluster
 
 ONE_NODE = {"nodes": 1, "processesPerNode": 2}
+TWO_PODS = {"nodes": 2, "processesPerNode": 1}
+"""As of the job that nothing disturbed: ranks of one pod share its cores, and round otherwise."""
 
 
 @pytest.mark.full
@@ -64,12 +66,12 @@ def test_a_job_whose_node_is_lost_says_so_and_goes_on_where_there_is_one(own: Ro
     own.start_operator()
     own.cluster.kubectl("cordon", stays)
     try:
-        own.apply(small_job(compute=ONE_NODE | {"tolerations": lost}, runPolicy={"terminationGracePeriodSeconds": 10}))
+        own.apply(small_job(compute=TWO_PODS | {"tolerations": lost}, runPolicy={"terminationGracePeriodSeconds": 10}))
         own.until_step(3)
     finally:
         own.cluster.kubectl("uncordon", stays)
-    first = own.pod_of(0)
-    assert own.get("pod", first)["spec"]["nodeName"] == goes
+    pods = {own.pod_of(rank) for rank in (0, 1)}
+    assert {own.get("pod", pod)["spec"]["nodeName"] for pod in pods} == {goes}
     every = {part.name: part for part in parts(cluster_folder(cache_folder()), cache_folder(), nodes=2)}
     subprocess.run(["kill", "-9", str(pid_of(every[f"node-{own.cluster.nodes.index(goes) + 1}"]))], check=True)
     try:
@@ -79,7 +81,8 @@ def test_a_job_whose_node_is_lost_says_so_and_goes_on_where_there_is_one(own: Ro
     assert mended.returncode == 0, mended.stdout
     assert reasons(status) == ["NodeLost", "Succeeded"]
     last, gone = status["attempts"]["history"]
-    assert (gone["pod"], gone["node"]) == (first, goes)
+    assert gone["pod"] in pods
+    assert gone["node"] == goes
     assert gone["message"].startswith(f"{goes} is lost: it did not end its pod")
     assert last["resumedFrom"] >= 2
     assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (0, 1)
@@ -112,12 +115,12 @@ def test_a_pod_that_makes_room_for_a_more_important_one_saves_and_goes_on_after_
     high, node = f"{own.namespace}-high", own.cluster.nodes[1]
     priority = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": high}}
     own.cluster.apply(priority | {"value": 1000})
-    # Of one the node has room beside its own pods, of two it has not.
+    # The node has room beside its own pods for the job or for what is urgent, not for both.
     cores = parse_quantity(own.get("node", node)["status"]["allocatable"]["cpu"])
-    most = {"requests": {"cpu": f"{int(1000 * cores) - 800}m"}}
+    most, half = ({"requests": {"cpu": f"{(int(1000 * cores) - 800) // pods}m"}} for pods in (1, 2))
     own.start_operator()
     selector = {"kubernetes.io/hostname": node}
-    own.apply(small_job(compute=ONE_NODE | {"resources": most, "nodeSelector": selector}))
+    own.apply(small_job(compute=TWO_PODS | {"resources": half, "nodeSelector": selector}))
     own.until_step(3)
     urgent = pod("urgent", ["sleep", "infinity"], node=node)
     urgent["spec"]["priorityClassName"] = high
@@ -149,9 +152,9 @@ def test_too_little_memory_is_told_with_the_limit_that_was_not_enough(own: Room)
     status = own.until_phase("Failed")
     assert own.condition("Failed")["reason"] == "RetriesExhausted"
     for record in status["attempts"]["history"]:
-        assert record["reason"] in ("OutOfMemory", "LoadOutOfMemory")
+        assert record["reason"] == "LoadOutOfMemory", record
         assert record["message"].startswith(
-            "spec.compute.resources.limits.memory: 300Mi of memory was not enough; raise it"
+            "spec.compute.resources.limits.memory: 300Mi of memory was not enough; raise it: it ran out in stage "
         )
     assert status["attempts"]["failures"] == 2
 

@@ -230,20 +230,27 @@ def test_a_rank_that_the_kernel_ended_for_its_memory_is_told_as_such_though_its_
         assert (outcome.reason, outcome.rank, outcome.last_step) == (known, 0, 7)
 
 
-@pytest.mark.parametrize("stage", [Stage.LOADING_MODEL, Stage.LOADING_CHECKPOINT])
-def test_a_rank_that_the_kernel_ended_while_it_loaded_is_told_apart_since_smaller_parts_of_packs_would_not_help(
-    stage: Stage,
+@pytest.mark.parametrize(
+    ("reason", "stage", "remedy"),
+    [
+        (Reason.RANK_KILLED, Stage.LOADING_MODEL, "raise it, or use more nodes or spec.training.lora"),
+        (Reason.RANK_KILLED, Stage.LOADING_CHECKPOINT, "raise it, or use more nodes or spec.training.lora"),
+        (Reason.LAUNCHER_FAILED, Stage.PREPARING_DATA, "raise it: it ran out in stage PreparingData"),
+        (Reason.TORCHRUN_LOST, Stage.STARTING, "raise it: it ran out in stage Starting"),
+    ],
+)
+def test_what_the_kernel_ended_before_training_is_told_apart_since_smaller_parts_of_packs_would_not_help(
+    reason: Reason, stage: Stage, remedy: str
 ) -> None:
     progress = some_progress(attempt=2).model_copy(update={"stage": stage})
-    told = an_outcome(Reason.RANK_KILLED, attempt=2, rank=0, signal=9, progress=progress)
+    told = an_outcome(reason, attempt=2, rank=0, signal=9, progress=progress)
     ended = pod(2, 0, "Failed", terminated=terminated(70, reason="OOMKilled", message=told.to_json()))
     (found,) = observed(ended, jobs=(pytorch_job(2),))
     outcome = found.nodes[0].outcome
     assert outcome is not None
     assert (outcome.reason, outcome.message) == (
         Reason.LOAD_OUT_OF_MEMORY,
-        "spec.compute.resources.limits.memory: all that its node has of memory was not enough; raise it, or use more "
-        "nodes or spec.training.lora",
+        f"spec.compute.resources.limits.memory: all that its node has of memory was not enough; {remedy}",
     )
 
 

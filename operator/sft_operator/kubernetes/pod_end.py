@@ -22,7 +22,15 @@ _UNHEALTHY = "unhealthy devices"
 """In the kubelet's words where a node's device plugin has no device that works."""
 
 _LOADING = (Stage.LOADING_MODEL, Stage.LOADING_CHECKPOINT)
-"""Before any pack goes through the model: smaller parts of packs would not help."""
+"""What more ranks, or fewer trained weights, make smaller."""
+
+_BEFORE_LOADING = (
+    Stage.FENCING,
+    Stage.DOWNLOADING_MODEL,
+    Stage.DOWNLOADING_DATA,
+    Stage.PREPARING_DATA,
+    Stage.STARTING,
+)
 
 
 def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -> Outcome | None:
@@ -107,15 +115,19 @@ def _told_by_cluster(
 
 
 def _with_shortage(told: Outcome, pod: Object) -> Outcome:
-    if told.progress is not None and told.progress.stage in _LOADING:
-        sentence = _shortage(pod, remedy="more nodes or spec.training.lora")
-        return told.model_copy(update={"reason": Reason.LOAD_OUT_OF_MEMORY, "message": sentence})
-    return told.model_copy(update={"reason": Reason.OUT_OF_MEMORY, "message": _shortage(pod)})
+    """Before any pack goes through the model, smaller parts of packs would not help."""
+    stage = told.progress.stage if told.progress else None
+    reason, remedy = Reason.OUT_OF_MEMORY, ", or use shorter packs"
+    if stage in _LOADING:
+        reason, remedy = Reason.LOAD_OUT_OF_MEMORY, ", or use more nodes or spec.training.lora"
+    elif stage in _BEFORE_LOADING:
+        reason, remedy = Reason.LOAD_OUT_OF_MEMORY, f": it ran out in stage {stage}"
+    return told.model_copy(update={"reason": reason, "message": _shortage(pod, remedy)})
 
 
-def _shortage(pod: Object, *, remedy: str = "shorter packs") -> str:
+def _shortage(pod: Object, remedy: str = ", or use shorter packs") -> str:
     limit = _memory_limit(pod) or "all that its node has"
-    return f"spec.compute.resources.limits.memory: {limit} of memory was not enough; raise it, or use {remedy}"
+    return f"spec.compute.resources.limits.memory: {limit} of memory was not enough; raise it{remedy}"
 
 
 def _memory_limit(pod: Object) -> str | None:

@@ -20,41 +20,59 @@ STOPPED = Report(reason=Reason.PREEMPTED, message="stopped by SIGTERM", saved=Fa
 
 
 def test_a_killed_rank_is_the_cause_whatever_the_survivors_say() -> None:
-    cause = cause_of_failure(exit_codes={0: 70, 1: -9}, reports={0: LOST}, stopping=False)
+    cause = cause_of_failure(exit_codes={0: 70, 1: -9}, reports={0: LOST}, stopping=False, torchrun_code=1)
     assert cause == Cause(Reason.RANK_KILLED, "rank 1 was ended by SIGKILL", rank=1, signal=9)
-    assert cause_of_failure(exit_codes={1: -9}, reports={0: STOPPED}, stopping=False).rank == 1
+    assert cause_of_failure(exit_codes={1: -9}, reports={0: STOPPED}, stopping=False, torchrun_code=1).rank == 1
 
 
 def test_a_rank_that_dies_while_all_are_stopped_is_no_failure() -> None:
     for reports in ({0: STOPPED}, {0: LOST}, {}):
-        assert cause_of_failure(exit_codes={1: -9}, reports=reports, stopping=True).reason is Reason.PREEMPTED
+        assert (
+            cause_of_failure(exit_codes={1: -9}, reports=reports, stopping=True, torchrun_code=1).reason
+            is Reason.PREEMPTED
+        )
     bad = Report(reason=Reason.INVALID_DATA, message="chats.jsonl:3: ...")
-    assert cause_of_failure(exit_codes={}, reports={0: bad}, stopping=True).reason is Reason.INVALID_DATA
+    assert (
+        cause_of_failure(exit_codes={}, reports={0: bad}, stopping=True, torchrun_code=1).reason is Reason.INVALID_DATA
+    )
 
 
 def test_a_signal_without_a_name_is_told_by_its_number() -> None:
-    cause = cause_of_failure(exit_codes={1: -61}, reports={}, stopping=False)
+    cause = cause_of_failure(exit_codes={1: -61}, reports={}, stopping=False, torchrun_code=1)
     assert (cause.reason, cause.message) == (Reason.RANK_KILLED, "rank 1 was ended by signal 61")
 
 
 def test_what_a_user_can_mend_comes_before_a_signal() -> None:
     bad = Report(reason=Reason.INVALID_DATA, message="chats.jsonl:3: ...")
-    cause = cause_of_failure(exit_codes={0: 65, 1: -9}, reports={0: bad, 1: LOST}, stopping=False)
+    cause = cause_of_failure(exit_codes={0: 65, 1: -9}, reports={0: bad, 1: LOST}, stopping=False, torchrun_code=1)
     assert (cause.reason, cause.rank) == (Reason.INVALID_DATA, 0)
 
 
 def test_a_rank_that_lost_its_peer_is_not_the_cause_where_another_failed_by_itself() -> None:
     own = Report(reason=Reason.RANK_FAILED, message="ZeroDivisionError")
-    assert cause_of_failure(exit_codes={0: 70, 1: 70}, reports={0: LOST, 1: own}, stopping=False).rank == 1
+    assert (
+        cause_of_failure(exit_codes={0: 70, 1: 70}, reports={0: LOST, 1: own}, stopping=False, torchrun_code=1).rank
+        == 1
+    )
 
 
 def test_a_stop_that_all_ranks_heard_is_a_preemption() -> None:
-    cause = cause_of_failure(exit_codes={0: 75, 1: 75}, reports={0: STOPPED, 1: STOPPED}, stopping=True)
+    cause = cause_of_failure(
+        exit_codes={0: 75, 1: 75}, reports={0: STOPPED, 1: STOPPED}, stopping=True, torchrun_code=1
+    )
     assert cause.reason is Reason.PREEMPTED
-    assert cause_of_failure(exit_codes={}, reports={}, stopping=True).reason is Reason.PREEMPTED
+    assert cause_of_failure(exit_codes={}, reports={}, stopping=True, torchrun_code=1).reason is Reason.PREEMPTED
     # Of one rank alone: its launcher was told nothing.
-    assert cause_of_failure(exit_codes={0: 75}, reports={0: STOPPED}, stopping=False).reason is Reason.PREEMPTED
-    assert cause_of_failure(exit_codes={}, reports={}, stopping=False).reason is Reason.TORCHRUN_LOST
+    assert (
+        cause_of_failure(exit_codes={0: 75}, reports={0: STOPPED}, stopping=False, torchrun_code=1).reason
+        is Reason.PREEMPTED
+    )
+    assert cause_of_failure(exit_codes={}, reports={}, stopping=False, torchrun_code=1).reason is Reason.TORCHRUN_LOST
+
+
+def test_a_torchrun_that_was_ended_by_a_signal_is_told_with_it() -> None:
+    cause = cause_of_failure(exit_codes={}, reports={}, stopping=False, torchrun_code=-9)
+    assert cause == Cause(Reason.TORCHRUN_LOST, "torchrun was ended by SIGKILL", signal=9)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import write_atomically
 from sft_trainer.task import RankTask
 from sftjob.base import utc_now
-from sftjob.failure import JobFailure, Reason, exit_code
+from sftjob.failure import JobFailure, Reason, exit_code, signal_name
 from sftjob.outcome import Artifact, Outcome
 from sftjob.plan import LaunchPlan
 from sftjob.progress import Progress, Stage
@@ -151,7 +151,10 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     with contextlib.suppress(FileNotFoundError):
         exits = RankExits.from_json(rank_exits_path(placement.scratch).read_text())
     cause = cause_of_failure(
-        exit_codes=exits.exit_codes, reports=_rank_reports(placement.scratch), stopping=children.stopping
+        exit_codes=exits.exit_codes,
+        reports=_rank_reports(placement.scratch),
+        stopping=children.stopping,
+        torchrun_code=code,
     )
     # Another node's launcher, or whoever stops this one, may have ended what stood still here too.
     return replace(cause, standstill=watch.standstill)
@@ -192,6 +195,8 @@ def _failure_of(name: str, stage: Stage, code: int, placement: Placement, childr
         return Cause(report.reason, report.message)
     if children.stopping:
         return Cause(Reason.PREEMPTED, f"stopped before training, in stage {stage}")
+    if code < 0:
+        return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} was ended by {signal_name(-code)}", signal=-code)
     return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
 
 

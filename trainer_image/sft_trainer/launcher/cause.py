@@ -30,12 +30,14 @@ def hang(standstill: Standstill) -> Cause:
     )
 
 
-def cause_of_failure(*, exit_codes: Mapping[int, int], reports: Mapping[int, Report], stopping: bool) -> Cause:
+def cause_of_failure(
+    *, exit_codes: Mapping[int, int], reports: Mapping[int, Report], stopping: bool, torchrun_code: int
+) -> Cause:
     """By signal, never by time: timestamps are whole seconds and tie, and a killed rank takes the others with it.
 
     In this order: a rank's own word for a fault that another attempt would meet too; that this launcher was told to
     stop, whoever died meanwhile; a rank killed from outside (SIGTERM aside, which torchrun itself sends); a rank's
-    other word; an exit code.
+    other word; an exit code; what became of torchrun itself.
     """
     told = {rank: report for rank, report in reports.items() if report.reason is not Reason.SUCCEEDED}
     for rank, report in sorted(told.items()):
@@ -59,4 +61,7 @@ def cause_of_failure(*, exit_codes: Mapping[int, int], reports: Mapping[int, Rep
             rank=rank,
             rank_exit_code=code,
         )
-    return Cause(Reason.TORCHRUN_LOST, "torchrun ended and told no cause; it may have been killed")
+    if torchrun_code < 0:
+        message = f"torchrun was ended by {signal_name(-torchrun_code)}"
+        return Cause(Reason.TORCHRUN_LOST, message, signal=-torchrun_code)
+    return Cause(Reason.TORCHRUN_LOST, f"torchrun ended with exit code {torchrun_code} and told no cause")
