@@ -124,6 +124,13 @@ DISRUPTIONS = frozenset(
 """Not the job's own fault: they use `disruptionRetries`, not `retries`."""
 
 
+BROUGHT_ABOUT = (Reason.SUPERSEDED, Reason.LAUNCHER_LOST, Reason.RANK_FAILED, Reason.PREEMPTED, Reason.SUCCEEDED)
+"""What another node's end can bring about, or what says little of the cause; the more telling first.
+
+A lost node breaks its peers' connections, which end as RankFailed; whatever ends first has its peers preempted.
+"""
+
+
 def exit_code(reason: Reason) -> ExitCode:
     return _EXIT_CODES.get(reason, ExitCode.SOFTWARE)
 

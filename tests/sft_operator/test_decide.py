@@ -363,6 +363,7 @@ def test_a_lost_launchers_last_report_counts_as_its_progress() -> None:
         (Reason.LAUNCHER_LOST, 1, Reason.RANK_KILLED),
         (Reason.LAUNCHER_LOST, 7, Reason.LAUNCHER_LOST),
         (Reason.NODE_LOST, 1, Reason.NODE_LOST),
+        (Reason.RANK_FAILED, 1, Reason.RANK_KILLED),
     ],
 )
 def test_what_an_attempt_that_nobody_saw_end_left_in_storage_is_told_by_the_next(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
-from sftjob.failure import NEVER_RETRIED, Reason
+from sftjob.failure import BROUGHT_ABOUT, NEVER_RETRIED, Reason
 from sftjob.outcome import Outcome
 from sftjob.progress import EndBefore, Progress
 from sftjob.status import AttemptRecord, AttemptsStatus
@@ -15,12 +15,6 @@ GPU_FAULT_SIGNS = ("uncorrectable ECC error encountered", "uncorrectable NVLink 
 LOG_TAIL_CHARACTERS = 600
 _BY_OPERATOR = (Reason.HANG, Reason.NOT_STARTED)
 """Decided here: what the attempt's nodes say afterwards is how they were ended."""
-
-_BY_OTHERS = (Reason.SUPERSEDED, Reason.LAUNCHER_LOST, Reason.RANK_FAILED, Reason.PREEMPTED, Reason.SUCCEEDED)
-"""What another node's end can bring about, or what says little of the cause; the more telling first.
-
-A lost node breaks its peers' connections, which end as RankFailed; whatever ends first has its peers preempted.
-"""
 
 
 def succeeded(attempt: AttemptObservation) -> bool:
@@ -185,7 +179,7 @@ def _explains_most(record: AttemptRecord) -> tuple[int, datetime]:
     elif reason in _BY_OPERATOR:
         kind = 1
     else:
-        kind = 3 + _BY_OTHERS.index(reason) if reason in _BY_OTHERS else 2
+        kind = 3 + BROUGHT_ABOUT.index(reason) if reason in BROUGHT_ABOUT else 2
     return kind, record.ended_at
 
 

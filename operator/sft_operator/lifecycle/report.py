@@ -1,10 +1,10 @@
 """What an attempt tells about itself, taken into the status. Called by `decide`; never changes the phase."""
 
 from sft_operator.lifecycle.cause import with_words_of_storage
-from sftjob.failure import Reason
+from sftjob.failure import BROUGHT_ABOUT, Reason
 from sftjob.outcome import Outcome
 from sftjob.progress import EndBefore, Progress
-from sftjob.status import AttemptsStatus, SFTJobStatus
+from sftjob.status import AttemptRecord, AttemptsStatus, SFTJobStatus
 
 COALESCE_SECONDS = 10
 """A report that only moves numbers is written this often: the status costs its store a write, whoever watches."""
@@ -47,14 +47,20 @@ def _with_own_places(status: SFTJobStatus, progress: Progress) -> tuple[SFTJobSt
 
 
 def _with_end(attempts: AttemptsStatus, end: EndBefore) -> AttemptsStatus:
-    """Of an attempt that nobody saw end, what its launcher left in storage. What it was counted as stays."""
+    """Of an attempt that nobody saw end, or not all of, what its launchers left in storage. What it was counted as
+    stays."""
     history = [
-        with_words_of_storage(record, end)
-        if record.number == end.attempt and record.reason is Reason.LAUNCHER_LOST
-        else record
+        with_words_of_storage(record, end) if record.number == end.attempt and _is_told_better(record, end) else record
         for record in attempts.history
     ]
     return attempts.model_copy(update={"history": history})
+
+
+def _is_told_better(record: AttemptRecord, end: EndBefore) -> bool:
+    if record.reason is Reason.LAUNCHER_LOST:
+        return True
+    # Ranks end so as well where another node's was killed, and nobody may have been there to hear that node.
+    return record.reason is Reason.RANK_FAILED and end.reason not in BROUGHT_ABOUT
 
 
 def progress_of_current(status: SFTJobStatus) -> Progress | None:

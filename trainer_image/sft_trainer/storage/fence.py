@@ -5,6 +5,7 @@ A launcher enters once, at its start; whoever publishes or deletes calls `check`
 
 import secrets
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -16,7 +17,7 @@ from sft_trainer.storage.records import FIELD, BucketRecords, FolderRecords, Rec
 from sft_trainer.storage.remote import RemoteCheckpoints
 from sftjob import names
 from sftjob.base import Record
-from sftjob.failure import JobFailure, Reason
+from sftjob.failure import BROUGHT_ABOUT, JobFailure, Reason
 from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan, PinnedObject, RunRecord
 from sftjob.progress import EndBefore, Resolved
@@ -132,12 +133,18 @@ def hangs_before(plan: LaunchPlan, *, node_rank: int) -> int:
 
 
 def end_before(plan: LaunchPlan) -> EndBefore | None:
-    """Of the attempt before, as far as its launchers left any words: of those that failed the first, else the first."""
+    """Of the attempt before, as far as its launchers left any words: the first of those that no other node's end has
+    brought about, else the one that says most."""
     nodes = range(plan.spec.compute.nodes) if plan.attempt > 1 else ()
     found = [_outcome(plan, attempt=plan.attempt - 1, node_rank=node) for node in nodes]
     outcomes = [outcome for outcome in found if outcome is not None]
-    first = min(outcomes, key=lambda one: (one.reason is Reason.SUCCEEDED, one.ended_at), default=None)
-    return first and EndBefore.from_json(first.to_json())
+    told = min(outcomes, key=_says_most, default=None)
+    return told and EndBefore.from_json(told.to_json())
+
+
+def _says_most(outcome: Outcome) -> tuple[int, datetime]:
+    order = BROUGHT_ABOUT.index(outcome.reason) if outcome.reason in BROUGHT_ABOUT else -1
+    return order, outcome.ended_at
 
 
 def _outcome(plan: LaunchPlan, *, attempt: int, node_rank: int) -> Outcome | None:
