@@ -23,9 +23,12 @@ TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "ch
 SIGNAL_RANKS = """
 import os, pathlib, sys
 for folder in pathlib.Path("/proc").glob("[0-9]*"):
-    if (folder / "comm").read_text().startswith("sft-rank"):
-        os.kill(int(folder.name), int(sys.argv[1]))
-        print("signalled", folder.name)
+    try:
+        if (folder / "comm").read_text().startswith("sft-rank"):
+            os.kill(int(folder.name), int(sys.argv[1]))
+            print("signalled", folder.name)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
 """
 
 

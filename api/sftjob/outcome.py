@@ -35,7 +35,7 @@ class Outcome(Record):
     rank: Whole | None = None
     """The rank that caused the end."""
     signal: Whole | None = None
-    """The signal that ended that rank; or, where no rank had begun, torchrun or the process of a stage."""
+    """The signal that ended that rank; or, where no rank is the cause, torchrun or the process of a stage."""
     rank_exit_code: Whole | None = None
     standstill: Standstill | None = None
     """Of ranks that did not go on, or did not react when they were told to stop."""

@@ -91,7 +91,7 @@ class AttemptRecord(Record):
     rank: int | None = None
     """The rank that caused the end."""
     signal: int | None = None
-    """The signal that ended that rank; or, where no rank had begun, torchrun or the process of a stage."""
+    """The signal that ended that rank; or, where no rank is the cause, torchrun or the process of a stage."""
     node_rank: int | None = None
     """The launcher that caused the end."""
     pod: str | None = None

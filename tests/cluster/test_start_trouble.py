@@ -127,6 +127,7 @@ def test_what_keeps_a_job_from_starting_is_told_with_what_to_change_and_over_onc
         starting.until(lambda: starting.status(name)["phase"] != "Starting")
         print(f"starts {time.monotonic() - mended:.0f} s after it was mended")
         assert starting.condition("Stalled", name).get("reason") != reason
+        assert "NotStarted" not in reasons(starting.status(name))
     starting.kubectl("delete", "sftjob", name)
 
 
@@ -245,8 +246,10 @@ def test_a_service_account_that_is_missing_is_told_and_the_job_starts_once_it_is
 
 
 @pytest.mark.full
-def test_a_volume_that_can_t_be_mounted_is_told_and_the_job_starts_once_it_can(own: Room, tmp_path: Path) -> None:
-    folder, name = tmp_path / "later", f"{own.namespace}-later"
+def test_a_volume_that_can_t_be_mounted_is_told_and_the_job_starts_once_it_can(own: Room) -> None:
+    # Where nodes see it, whatever they are made of.
+    name = f"{own.namespace}-later"
+    folder = own.claim_folder("inputs").parent / name
     spec = {
         "accessModes": ["ReadWriteOnce"],
         "capacity": {"storage": "1Gi"},
@@ -278,23 +281,24 @@ def test_a_volume_that_can_t_be_mounted_is_told_and_the_job_starts_once_it_can(o
         assert own.condition("Stalled") == {}
     finally:
         own.cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.full
 def test_a_training_operator_that_is_down_is_told_and_the_job_starts_once_it_is_back(own: Room) -> None:
     """By its webhook, which nobody answers; and where that has been taken away, by its silence."""
-    rival = TrainingOperator(
+    training_operator = TrainingOperator(
         Client(own.cluster.folder / "bin" / "kubectl", kubeconfig=own.cluster.folder / "kubeconfig")
     )
-    rival.stop()
     try:
+        training_operator.stop()
         own.start_operator()
         own.apply(small_job())
         refused = own.until(lambda: own.condition("Stalled"))
         assert refused["reason"] == "AttemptRefused"
         assert "look whether its service training-operator has pods that run" in refused["message"]
         assert "kubectl get pods --namespace kubeflow" in refused["message"]
-        rival.pass_over_webhook(own.namespace)
+        training_operator.pass_over_webhook(own.namespace)
         own.until(lambda: own.items("pytorchjobs"))
         began = time.monotonic()
         silent = own.until(
@@ -303,9 +307,10 @@ def test_a_training_operator_that_is_down_is_told_and_the_job_starts_once_it_is_
         print(f"told after {time.monotonic() - began:.0f} s")
         assert "look whether Kubeflow's training-operator runs: kubectl get pods" in silent["message"]
     finally:
-        rival.put_back()
+        training_operator.put_back()
     own.until_phase("Running")
-    assert own.condition("Stalled") == {}
+    # One of its two pods may run before the other is there.
+    own.until(lambda: own.condition("Stalled") == {})
 
 
 @pytest.mark.full

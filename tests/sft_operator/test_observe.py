@@ -231,19 +231,19 @@ def test_a_rank_that_the_kernel_ended_for_its_memory_is_told_as_such_though_its_
 
 
 @pytest.mark.parametrize(
-    ("reason", "stage", "remedy"),
+    ("reason", "rank", "stage", "remedy"),
     [
-        (Reason.RANK_KILLED, Stage.LOADING_MODEL, "raise it, or use more nodes or spec.training.lora"),
-        (Reason.RANK_KILLED, Stage.LOADING_CHECKPOINT, "raise it, or use more nodes or spec.training.lora"),
-        (Reason.LAUNCHER_FAILED, Stage.PREPARING_DATA, "raise it: it ran out in stage PreparingData"),
-        (Reason.TORCHRUN_LOST, Stage.STARTING, "raise it: it ran out in stage Starting"),
+        (Reason.RANK_KILLED, 0, Stage.LOADING_MODEL, "raise it, or use more nodes or spec.training.lora"),
+        (Reason.RANK_KILLED, 0, Stage.LOADING_CHECKPOINT, "raise it, or use more nodes or spec.training.lora"),
+        (Reason.LAUNCHER_FAILED, None, Stage.PREPARING_DATA, "raise it: it ran out in stage PreparingData"),
+        (Reason.TORCHRUN_LOST, None, Stage.STARTING, "raise it: it ran out in stage Starting"),
     ],
 )
 def test_what_the_kernel_ended_before_training_is_told_apart_since_smaller_parts_of_packs_would_not_help(
-    reason: Reason, stage: Stage, remedy: str
+    reason: Reason, rank: int | None, stage: Stage, remedy: str
 ) -> None:
     progress = some_progress(attempt=2).model_copy(update={"stage": stage})
-    told = an_outcome(reason, attempt=2, rank=0, signal=9, progress=progress)
+    told = an_outcome(reason, attempt=2, rank=rank, signal=9, progress=progress)
     ended = pod(2, 0, "Failed", terminated=terminated(70, reason="OOMKilled", message=told.to_json()))
     (found,) = observed(ended, jobs=(pytorch_job(2),))
     outcome = found.nodes[0].outcome
@@ -252,6 +252,19 @@ def test_what_the_kernel_ended_before_training_is_told_apart_since_smaller_parts
         Reason.LOAD_OUT_OF_MEMORY,
         f"spec.compute.resources.limits.memory: all that its node has of memory was not enough; {remedy}",
     )
+
+
+@pytest.mark.parametrize(("reason", "rank"), [(Reason.RANK_KILLED, 1), (Reason.TORCHRUN_LOST, None)])
+def test_what_the_kernel_ended_on_a_node_that_hears_nothing_of_its_ranks_may_have_been_a_step(
+    reason: Reason, rank: int | None
+) -> None:
+    progress = some_progress(attempt=2).model_copy(update={"stage": Stage.STARTING})
+    told = an_outcome(reason, attempt=2, node_rank=1, rank=rank, signal=9, progress=progress)
+    ended = pod(2, 1, "Failed", terminated=terminated(70, reason="OOMKilled", message=told.to_json()))
+    (found,) = observed(ended, nodes=2, jobs=(pytorch_job(2),))
+    outcome = found.nodes[1].outcome
+    assert outcome is not None
+    assert outcome.reason is Reason.OUT_OF_MEMORY
 
 
 def test_the_words_of_another_attempt_are_not_believed() -> None:

@@ -24,13 +24,7 @@ _UNHEALTHY = "unhealthy devices"
 _LOADING = (Stage.LOADING_MODEL, Stage.LOADING_CHECKPOINT)
 """What more ranks, or fewer trained weights, make smaller."""
 
-_BEFORE_LOADING = (
-    Stage.FENCING,
-    Stage.DOWNLOADING_MODEL,
-    Stage.DOWNLOADING_DATA,
-    Stage.PREPARING_DATA,
-    Stage.STARTING,
-)
+_BEFORE_LOADING = (Stage.DOWNLOADING_MODEL, Stage.DOWNLOADING_DATA, Stage.PREPARING_DATA, Stage.STARTING)
 
 
 def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -> Outcome | None:
@@ -120,9 +114,14 @@ def _with_shortage(told: Outcome, pod: Object) -> Outcome:
     reason, remedy = Reason.OUT_OF_MEMORY, ", or use shorter packs"
     if stage in _LOADING:
         reason, remedy = Reason.LOAD_OUT_OF_MEMORY, ", or use more nodes or spec.training.lora"
-    elif stage in _BEFORE_LOADING:
+    elif stage in _BEFORE_LOADING and told.rank is None and _knows_stage(told):
         reason, remedy = Reason.LOAD_OUT_OF_MEMORY, f": it ran out in stage {stage}"
     return told.model_copy(update={"reason": reason, "message": _shortage(pod, remedy)})
+
+
+def _knows_stage(told: Outcome) -> bool:
+    """How far ranks are is heard on node 0 alone; on the others `Starting` is the last word once they run."""
+    return told.node_rank == 0 or told.reason is Reason.LAUNCHER_FAILED
 
 
 def _shortage(pod: Object, remedy: str = ", or use shorter packs") -> str:

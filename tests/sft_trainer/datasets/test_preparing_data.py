@@ -321,7 +321,7 @@ def test_a_killed_worker_is_a_failure_and_no_wait(endless_task) -> None:
         JobFailure, match="pipe:7: the process that tokenises from here on was killed, most likely"
     ) as failure:
         _follow(worker, endless_task, lambda *_: None)
-    assert failure.value.reason is Reason.OUT_OF_MEMORY
+    assert failure.value.reason is Reason.LOAD_OUT_OF_MEMORY
 
 
 def test_a_worker_leaves_when_its_standard_input_ends_as_it_does_with_its_parent(endless_task) -> None:

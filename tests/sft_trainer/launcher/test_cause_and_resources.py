@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from sft_trainer.launcher.cause import Cause, cause_of_failure
+from sft_trainer.launcher.cause import Cause, cause_of_failure, stage_failure
 from sft_trainer.launcher.placement import wait_for_name
 from sft_trainer.launcher.resources import available_cpus, rank_environment
 from sft_trainer.report import Report
@@ -14,6 +14,7 @@ from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.stop import save_fits
 from sftjob.failure import Reason
 from sftjob.options import LRConfig
+from sftjob.progress import Stage
 
 LOST = Report(reason=Reason.RANK_FAILED, message="Connection reset by peer", peer_lost=True)
 STOPPED = Report(reason=Reason.PREEMPTED, message="stopped by SIGTERM", saved=False)
@@ -68,6 +69,18 @@ def test_a_stop_that_all_ranks_heard_is_a_preemption() -> None:
         is Reason.PREEMPTED
     )
     assert cause_of_failure(exit_codes={}, reports={}, stopping=False, torchrun_code=1).reason is Reason.TORCHRUN_LOST
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "by"),
+    [
+        (-9, "stage PreparingData was ended by SIGKILL", 9),
+        (137, "stage PreparingData was ended by SIGKILL", 9),
+        (1, "stage PreparingData ended with exit code 1", None),
+    ],
+)
+def test_a_stage_without_a_word_is_told_with_what_ended_it(code: int, message: str, by: int | None) -> None:
+    assert stage_failure(Stage.PREPARING_DATA, code) == Cause(Reason.LAUNCHER_FAILED, message, signal=by)
 
 
 def test_a_torchrun_that_was_ended_by_a_signal_is_told_with_it() -> None:

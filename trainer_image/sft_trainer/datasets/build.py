@@ -121,7 +121,7 @@ def _follow(worker: subprocess.Popen[bytes], task: Task, on_rows: Callable[[int,
     code = worker.wait()
     if code == -9:
         raise JobFailure(
-            Reason.OUT_OF_MEMORY,
+            Reason.LOAD_OUT_OF_MEMORY,
             f"{_begin(task)}: the process that tokenises from here on was killed, most likely for lack of memory; "
             "give more memory (spec.compute.resources.limits.memory), or lower num_workers",
         )

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sft_trainer.downloads.sources import sources_of
-from sft_trainer.launcher.cause import Cause, cause_of_failure, hang
+from sft_trainer.launcher.cause import Cause, cause_of_failure, hang, stage_failure
 from sft_trainer.launcher.children import Children
 from sft_trainer.launcher.exits import RankExits, TorchrunTask, log_tail, rank_exits_path, torchrun_logs
 from sft_trainer.launcher.kubeflow import KubeflowEndpoint
@@ -36,7 +36,7 @@ from sft_trainer.storage.fence import Fence
 from sft_trainer.storage.folders import write_atomically
 from sft_trainer.task import RankTask
 from sftjob.base import utc_now
-from sftjob.failure import JobFailure, Reason, exit_code, signal_name
+from sftjob.failure import JobFailure, Reason, exit_code
 from sftjob.outcome import Artifact, Outcome
 from sftjob.plan import LaunchPlan
 from sftjob.progress import Progress, Stage
@@ -195,9 +195,7 @@ def _failure_of(name: str, stage: Stage, code: int, placement: Placement, childr
         return Cause(report.reason, report.message)
     if children.stopping:
         return Cause(Reason.PREEMPTED, f"stopped before training, in stage {stage}")
-    if code < 0:
-        return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} was ended by {signal_name(-code)}", signal=-code)
-    return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
+    return stage_failure(stage, code)
 
 
 def _rank_reports(scratch: Path) -> dict[int, Report]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sft_trainer.report import Report
 from sftjob.failure import Reason, signal_name
+from sftjob.progress import Stage
 from sftjob.standstill import Standstill
 
 
@@ -28,6 +29,15 @@ def hang(standstill: Standstill) -> Cause:
         rank=standstill.rank,
         standstill=standstill,
     )
+
+
+def stage_failure(stage: Stage, code: int) -> Cause:
+    """Of a process that ended without a word before there were ranks; `code` is negative for a signal, or, of what
+    torchrun's process has forked, 128 and the signal."""
+    ended_by = -code if code < 0 else code - 128
+    if ended_by > 0:
+        return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} was ended by {signal_name(ended_by)}", signal=ended_by)
+    return Cause(Reason.LAUNCHER_FAILED, f"stage {stage} ended with exit code {code}")
 
 
 def cause_of_failure(
