@@ -223,7 +223,8 @@ def test_an_operator_killed_around_what_it_writes_of_an_end_makes_one_further_at
     own.start_operator()
     status = own.until_phase("Succeeded")
     assert reasons(status) == ["RankKilled", "Succeeded"]
-    assert (status["attempts"]["failures"], status["attempts"]["disruptions"]) == (1, 0)
+    # Of which kind it is depends on what was left to see of it when the operator was back.
+    assert status["attempts"]["failures"] + status["attempts"]["disruptions"] == 1
     forwarded = [c for c in own.proxy.writes if c.path.endswith("/pytorchjobs") and c.forwarded and c.status == 201]
     assert len(forwarded) == 2
     assert_bit_equal(own.run(), undisturbed)
