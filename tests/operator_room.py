@@ -146,15 +146,15 @@ class Room:
         """By the metrics in storage, which know a step the moment that it is finished."""
         self.run().until_step(step, attempt=attempt)
 
-    def signal_rank(self, rank: int, signal_: signal.Signals, *, attempt: int) -> str:
-        """To all processes of the pod that are ranks; the name of the pod."""
-        name = self.pod_of(rank, attempt=attempt)
+    def signal_ranks(self, node_rank: int, signal_: signal.Signals, *, attempt: int) -> str:
+        """All of a node's; the name of its pod."""
+        name = self.pod_of(node_rank, attempt=attempt)
         command = ("python", "-c", SIGNAL_RANKS, str(int(signal_)))
         assert "signalled" in self.kubectl("exec", name, "--", *command)
         return name
 
-    def pod_of(self, rank: int, *, attempt: int = 1) -> str:
-        selector = f"sftjob.dev/attempt={attempt},training.kubeflow.org/replica-index={rank}"
+    def pod_of(self, node_rank: int, *, attempt: int = 1) -> str:
+        selector = f"sftjob.dev/attempt={attempt},training.kubeflow.org/replica-index={node_rank}"
         return self.kubectl("get", "pods", f"--selector={selector}", "--output=jsonpath={.items[0].metadata.name}")
 
     def patch(self, name: str = "small", **policy: Any) -> None:

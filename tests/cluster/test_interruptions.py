@@ -31,7 +31,7 @@ def test_a_rank_that_stands_still_is_told_with_its_pod_and_the_stacks_and_the_ne
     own.apply(small_job())
     own.until_phase("Running")
     own.until_step(3)
-    stopped = own.signal_rank(1, signal.SIGSTOP, attempt=1)
+    stopped = own.signal_ranks(1, signal.SIGSTOP, attempt=1)
     node = own.get("pod", stopped)["spec"]["nodeName"]
     # The limit holds while the rank stands still only: on a slow machine any honest stage takes longer than that.
     own.patch(progressDeadlineSeconds=10)
@@ -166,7 +166,7 @@ def test_a_job_of_which_three_attempts_saved_nothing_ends_and_says_so(own: Room)
     own.apply(small_job(compute=ONE_NODE, training={"totalStep": 1000}, checkpoint={"everySteps": 500}))
     for attempt in (1, 2, 3):
         own.until_step(1, attempt=attempt)
-        own.signal_rank(0, signal.SIGKILL, attempt=attempt)
+        own.signal_ranks(0, signal.SIGKILL, attempt=attempt)
     status = own.until_phase("Failed")
     assert reasons(status) == ["RankKilled"] * 3
     failed = own.condition("Failed")

@@ -89,7 +89,7 @@ def test_a_killed_rank_is_told_with_its_place_and_the_next_attempt_ends_bit_equa
     own.start_operator()
     own.apply(small_job())
     own.until_step(5)
-    pod = own.signal_rank(1, signal.SIGKILL, attempt=1)
+    pod = own.signal_ranks(1, signal.SIGKILL, attempt=1)
     node = own.get("pod", pod)["spec"]["nodeName"]
     status = own.until_phase("Succeeded")
     last, first = status["attempts"]["history"]
@@ -218,7 +218,7 @@ def test_an_operator_killed_around_what_it_writes_of_an_end_makes_one_further_at
     own.until_step(3)
     # Steps are told in writes of the status too: none of the end is missed, and the first one may be of a step.
     written = own.proxy.at(method, path, when=when, do=lambda: kill(operator.process))
-    own.signal_rank(1, signal.SIGKILL, attempt=1)
+    own.signal_ranks(1, signal.SIGKILL, attempt=1)
     own.until(written.over.is_set)
     own.start_operator()
     status = own.until_phase("Succeeded")
@@ -294,11 +294,11 @@ def test_an_operator_that_slept_through_two_attempts_creates_one_that_leaves_at_
     own.apply(small_job())
     own.until_step(2)
     late = own.proxy.at("POST", r"/pytorchjobs$", when="before", do=sleep)
-    own.signal_rank(0, signal.SIGKILL, attempt=1)
+    own.signal_ranks(0, signal.SIGKILL, attempt=1)
     own.until(late.reached.is_set)
     second = own.start_operator()
     own.until_step(5, attempt=2)
-    own.signal_rank(1, signal.SIGKILL, attempt=2)
+    own.signal_ranks(1, signal.SIGKILL, attempt=2)
     own.until_step(6, attempt=3)
     # The second one would delete the late attempt at once: here the fence alone has to stop it.
     second.pause()

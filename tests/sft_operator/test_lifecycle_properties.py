@@ -45,8 +45,10 @@ class World:
         """Of these, those that were suspended from their birth on."""
         self.holds_all = False
         """Also what names no queue."""
-        self.refuses = self.keeps_pods = False
-        """What is created; and to start what has been created."""
+        self.refuses = False
+        """Attempts that the operator creates."""
+        self.keeps_pods = False
+        """From starting: those of an attempt that was created."""
         self.was_refused = False
         self.held: set[int] = set()
         """Objects that stay: their node is lost."""
