@@ -38,12 +38,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
         "--model",
-        choices=["smollm2", "qwen3-11m"],
-        default="smollm2",
-        help="SmolLM2-135M as published, or 11.3M random weights of Qwen3's form with a vocabulary of 32,000, of bytes",
+        choices=["qwen3-11m", "smollm2"],
+        default="qwen3-11m",
+        help="11.3M random weights of Qwen3's form with a vocabulary of 32,000, of bytes; or SmolLM2-135M as published",
     )
     parser.add_argument("--data", type=Path, help="JSONL chats; without it, the example's tickets")
-    parser.add_argument("--max-length", type=int, default=512, help="tokens a pack holds")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens a pack holds")
     parser.add_argument("--steps", type=int, default=8, help="of one pack each, a turn")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each turn that don't count")
     parser.add_argument("--rounds", type=int, default=2, help="turns that each contender takes")

@@ -29,7 +29,7 @@ def test_a_few_samples_are_packed_fuller_than_by_trl() -> None:
 @pytest.mark.full
 def test_all_contenders_train_to_the_same_losses() -> None:
     short = ("--max-length", "128", "--steps", "3", "--warmup", "1", "--rounds", "1")
-    report = _reported("trainer_vs_trl", "--model", "qwen3-11m", *short)
+    report = _reported("trainer_vs_trl", *short)
     losses = {name: result["losses"] for name, result in report["results"].items()}
     assert losses.pop("gemm") == []
     assert losses.keys() == {"ours", "plain", "trl"}

@@ -46,7 +46,7 @@ def _run(plan: LaunchPlan, scratch: Path, stop: StopSignal, state: RunState) -> 
             cache_dir=Path(plan.storage) / names.CACHE,
             seed=options.seed,
         )
-        with open_world() as world:
+        with open_world(is_watched=True) as world:
             log.info("rank %d of %d on %s", world.rank, world.size, world.device)
             train(options, run_place(plan, scratch), data, world=world, stop=stop, state=state)
     except Exception as error:

@@ -49,6 +49,17 @@ def test_chunks_give_the_loss_and_gradients_of_all_rows_at_once(chunk_size: int,
         torch.testing.assert_close(chunked[name].grad, eager[name].grad, rtol=1e-5, atol=1e-6)
 
 
+def test_a_label_that_the_model_holds_impossible_has_the_loss_of_its_distance() -> None:
+    """Its probability is none that fp32 can hold."""
+    inputs = _inputs()
+    with torch.no_grad():
+        inputs["weight_VD"] *= 100
+        logits = F.linear(inputs["hidden_ND"], inputs["weight_VD"], inputs["bias_V"])
+        assert not logits.softmax(dim=-1).gather(-1, inputs["labels_N"][:, None]).all()
+    expected = F.cross_entropy(logits, inputs["labels_N"], reduction="sum")
+    torch.testing.assert_close(_loss(inputs, chunk_size=8), expected)
+
+
 def test_the_two_modes_agree() -> None:
     inputs = _inputs()
     eager = summed_cross_entropy(**inputs, config=CELossConfig(mode="eager"), arithmetic=ARITHMETIC["both"])

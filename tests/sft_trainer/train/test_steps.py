@@ -47,8 +47,8 @@ def test_one_pack_many_packs_and_two_ranks_take_the_steps_of_a_plain_loop(base: 
         assert [line["grad_norm"] for line in lines] == pytest.approx(norms, rel=1e-5)
         ours = load_file(run.exported / "model.safetensors")
         for name, tensor in ours.items():
-            # A step moves a weight by up to 3e-3.
-            torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            # A step moves a weight by up to 3e-3, also where its gradient is hardly more than its rounding.
+            torch.testing.assert_close(tensor, weights[name], rtol=0, atol=3e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def plain_loop(base: Path, tokenizer_folder: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:

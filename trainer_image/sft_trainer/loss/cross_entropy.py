@@ -93,7 +93,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = (with_gradients and wanted for wanted in ctx.needs_input_grad[:3])
         grad_hidden_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
         # Summed over chunks in fp32: in bf16 the later chunks of a long pack would be rounded away.
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        grad_weight_VD: torch.Tensor | None = None
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
         of_logits = _compiled_of_logits() if compiled else _of_logits
 
@@ -114,8 +114,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_bias_V += grad_CV.sum(dim=0, dtype=torch.float32)
                 if grad_hidden_ND is not None:
                     grad_hidden_ND[start : start + chunk_size] = grad_CV @ head_VD
-                if grad_weight_VD is not None:
-                    _add_product(grad_weight_VD, grad_CV.T, hidden_CD)
+                if wants_weight:
+                    grad_weight_VD = _plus_product(grad_weight_VD, grad_CV.T, hidden_CD)
+        if wants_weight and grad_weight_VD is None:
+            grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         return loss
@@ -139,13 +141,18 @@ def _of_logits(
     max_C1 = logits_CV.amax(dim=-1, keepdim=True)
     label_logits_C1 = logits_CV.gather(-1, labels_C1)
     # In place, for nothing on the way is larger: logits, then exponentials, then their gradient.
-    shifted_CV = logits_CV - max_C1 if arithmetic.needs_logits else logits_CV.sub_(max_C1)
-    grad_CV = shifted_CV.exp_()
-    sum_C1 = grad_CV.sum(dim=-1, keepdim=True)
+    if logits_CV.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Its kernel is done with a row while the row is in the processor's cache.
+        grad_CV = torch.softmax(logits_CV, dim=-1, out=None if arithmetic.needs_logits else logits_CV)
+        sum_C1 = grad_CV.amax(dim=-1, keepdim=True).reciprocal_()
+    else:
+        shifted_CV = logits_CV - max_C1 if arithmetic.needs_logits else logits_CV.sub_(max_C1)
+        grad_CV = shifted_CV.exp_()
+        sum_C1 = grad_CV.sum(dim=-1, keepdim=True)
+        grad_CV.div_(sum_C1)
     loss = (sum_C1.log() + max_C1 - label_logits_C1).sum()
     if not with_gradient:
         return loss, None
-    grad_CV.div_(sum_C1)
     label_grad_C1 = arithmetic.pull_back(grad_CV.gather(-1, labels_C1) - 1, label_logits_C1)
     grad_CV = arithmetic.pull_back(grad_CV, logits_CV).to(head_output_CV.dtype)
     # Last, into what is finished: in between, a compiled softmax would be written out for it.
@@ -158,11 +165,14 @@ def _compiled_of_logits() -> Callable[..., tuple[torch.Tensor, torch.Tensor | No
     return compiled
 
 
-def _add_product(sum_VD: torch.Tensor, left_VC: torch.Tensor, right_CD: torch.Tensor) -> None:
-    """In fp32, whatever the factors are in: on a GPU by the product's own kernel, which rounds nothing on the way."""
+def _plus_product(sum_VD: torch.Tensor | None, left_VC: torch.Tensor, right_CD: torch.Tensor) -> torch.Tensor:
+    """In place and in fp32, whatever the factors are in: on a GPU by the product's own kernel, which rounds nothing on
+    the way. The product alone where there is no sum yet: zeros would be written, and read, for nothing."""
     if left_VC.dtype == torch.float32:
-        sum_VD.addmm_(left_VC, right_CD)
-    elif sum_VD.device.type == "cuda":
-        torch.addmm(sum_VD, left_VC, right_CD, out_dtype=torch.float32, out=sum_VD)
-    else:
-        sum_VD += left_VC @ right_CD
+        return left_VC @ right_CD if sum_VD is None else sum_VD.addmm_(left_VC, right_CD)
+    if left_VC.device.type == "cuda":
+        if sum_VD is None:
+            return torch.mm(left_VC, right_CD, out_dtype=torch.float32)
+        return torch.addmm(sum_VD, left_VC, right_CD, out_dtype=torch.float32, out=sum_VD)
+    product_VD = (left_VC @ right_CD).float()
+    return product_VD if sum_VD is None else sum_VD.add_(product_VD)

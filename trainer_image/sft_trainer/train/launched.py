@@ -72,7 +72,7 @@ def fit_launched(
         data = _prepare(launch, options)
         # Until here there is nothing to save, and the signal ends the process as it ends any.
         stop = StopSignal()
-        with open_world() as world:
+        with open_world(is_watched=True) as world:
             log.info("rank %d of %d on %s", world.rank, world.size, world.device)
             train(options, place, data, world=world, stop=stop, state=state)
             if not launch.plan.spec.outputs:

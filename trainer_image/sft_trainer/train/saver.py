@@ -45,7 +45,7 @@ class CheckpointSaver:
         self._model, self._optimizer = model, optimizer
         self._world, self._fence, self._keep_last = world, fence, keep_last
         # All ranks: the threads' own group, over gloo on a GPU too, because what they talk about is in host memory.
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=world.timeout) if world.size > 1 else None
         on_gpu = world.device.type == "cuda"
         # It keeps the copy's memory for the next one.
         self._stager = DefaultStager(

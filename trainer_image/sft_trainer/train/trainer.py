@@ -171,7 +171,7 @@ class Trainer:
         if rank == 0:
             log_receipt(data)
             log_samples(data, tokenizer_path=self._options.tokenizer_path)
-        with open_world() as world:
+        with open_world(is_watched=False) as world:
             try:
                 model = self._fit(data, world, stop)
             except Preempted as preempted:

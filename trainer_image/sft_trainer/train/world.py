@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from sftjob.failure import JobFailure
 
 T = TypeVar("T")
 
+_NO_TIMEOUT = timedelta(days=365)
+"""torch has no word for none."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -22,6 +26,8 @@ class World:
     device: torch.device
     mesh: DeviceMesh | None
     """One dimension over all ranks; None on one process."""
+    timeout: timedelta | None = None
+    """That a rank waits for the others in a collective; None for torch's own."""
 
     @property
     def is_first(self) -> bool:
@@ -89,8 +95,12 @@ def this_rank() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def open_world() -> Iterator[World]:
-    """Collectives run over NCCL for GPU tensors and over gloo for CPU tensors."""
+def open_world(*, is_watched: bool) -> Iterator[World]:
+    """Collectives run over NCCL for GPU tensors and over gloo for CPU tensors.
+
+    `is_watched`: by a launcher, which ends ranks that stand still, knows where they are, and goes by the job's own
+    `progressDeadlineSeconds`; torch would end them after 10 or 30 minutes, though one of them is still writing a file.
+    """
     rank, size = this_rank()
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -99,8 +109,10 @@ def open_world() -> Iterator[World]:
     if size == 1:
         yield World(rank=0, size=1, device=device, mesh=None)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    timeout = _NO_TIMEOUT if is_watched else None
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
-        yield World(rank=rank, size=size, device=device, mesh=init_device_mesh(device.type, (size,)))
+        mesh = init_device_mesh(device.type, (size,))
+        yield World(rank=rank, size=size, device=device, mesh=mesh, timeout=timeout)
     finally:
         dist.destroy_process_group()

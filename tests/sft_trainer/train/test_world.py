@@ -1,0 +1,65 @@
+"""Real ranks over gloo, in a world that is opened as the launcher's ranks and a script's own open theirs."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_run import SmallRun
+
+from sft_trainer.train import checkpoint
+from sft_trainer.train.world import open_world
+from sftjob.failure import JobFailure
+
+
+def test_ranks_that_a_launcher_watches_wait_for_one_that_is_slow_to_save(tmp_path: Path) -> None:
+    assert _ends(tmp_path, is_watched=True) == ["step 2", "step 2"]
+
+
+@pytest.mark.full
+def test_ranks_that_nobody_watches_wait_as_long_as_torch_has_them_wait(tmp_path: Path) -> None:
+    assert "timed out" in _ends(tmp_path, is_watched=False)[1].lower()
+
+
+def _ends(folder: Path, *, is_watched: bool) -> list[str]:
+    run = SmallRun(folder / "run", save_mode="async", total_steps=2)
+    run.options()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_one_of_two, args=(run, folder, is_watched, port), nprocs=2)
+    return [(folder / f"{rank}.txt").read_text() for rank in range(2)]
+
+
+def _one_of_two(rank: int, run: SmallRun, folder: Path, is_watched: bool, port: int) -> None:
+    """torch's own timeout is 2 s, and rank 0 takes longer to write a checkpoint."""
+    torch.set_num_threads(1)
+
+    def late(work: Callable[..., Any]) -> Callable[..., Any]:
+        def wait_and_work(*arguments: Any, **named: Any) -> Any:
+            give_up = time.monotonic() + (5 if is_watched else 120)
+            while rank == 0 and time.monotonic() < give_up and not (folder / "1.txt").exists():
+                time.sleep(0.1)
+            return work(*arguments, **named)
+
+        return wait_and_work
+
+    address = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in address.items()})
+    dist.distributed_c10d.default_pg_timeout = timedelta(seconds=2)
+    # The first has rank 1's thread wait for rank 0's, the second its loop.
+    checkpoint.store_files = late(checkpoint.store_files)
+    checkpoint.publish_checkpoint = late(checkpoint.publish_checkpoint)
+    try:
+        with open_world(is_watched=is_watched) as world:
+            end = f"step {run.go(world=world).saved_step}"
+    except (RuntimeError, JobFailure) as error:
+        end = str(error)
+    (folder / f"{rank}.txt").write_text(end)
