@@ -5,6 +5,7 @@ One small file each in the launcher's scratch folder; a process that was killed 
 
 from pathlib import Path
 
+from sft_trainer.storage.folders import write_atomically
 from sftjob.base import Record
 from sftjob.failure import Reason
 from sftjob.receipt import DataReceipt
@@ -31,7 +32,7 @@ def report_path(scratch: Path, who: str) -> Path:
 def write_report(scratch: Path, who: str, report: Report) -> None:
     path = report_path(scratch, who)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report.to_json())
+    write_atomically(path, report.to_json())
 
 
 def read_reports(scratch: Path) -> dict[str, Report]:

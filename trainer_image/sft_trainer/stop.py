@@ -22,9 +22,13 @@ class StopSignal:
         """-1 where it was not received."""
         return time.monotonic() - self._received_at if self._received_at is not None else -1.0
 
-    def close(self) -> None:
-        """The signal means again what it meant before; one that came too late for anybody to look is sent on."""
+    def give_back(self) -> None:
+        """The signal means again what it meant before."""
         signal.signal(signal.SIGTERM, self._before)
+
+    def close(self) -> None:
+        """Gives it back after a run that has ended well; one that came too late for anybody to look is sent on."""
+        self.give_back()
         if self.received:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -145,10 +145,16 @@ def test_where_the_user_has_said_how_long_the_launcher_ends_nothing(tmp_path: Pa
     assert (watched.is_hang, watched.standstill) == (False, None)
 
 
+def test_ranks_that_wait_for_one_that_is_elsewhere_in_the_script_are_ended(tmp_path: Path) -> None:
+    assert Node(tmp_path).run(Stage.TRAINING, Stage.RUNNING_SCRIPT).is_hang
+
+
 def test_a_script_of_which_nobody_knows_what_it_does_is_never_ended(tmp_path: Path) -> None:
     node = Node(tmp_path)
     watched = node.run(
-        Stage.TRAINING, Stage.RUNNING_SCRIPT, meanwhile=lambda _: node.children.kill() if node.looks == 6 else None
+        Stage.RUNNING_SCRIPT,
+        Stage.RUNNING_SCRIPT,
+        meanwhile=lambda _: node.children.kill() if node.looks == 6 else None,
     )
     assert (watched.is_hang, watched.standstill) == (False, None)
 

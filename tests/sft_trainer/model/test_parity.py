@@ -6,7 +6,6 @@ import pytest
 import tiny_models as tiny
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_trainer.model.probe import probe
 from sft_trainer.packed import PackedBatch
@@ -86,22 +85,6 @@ def test_a_pack_without_a_trained_token_gives_zero_and_zero_gradients_everywhere
         for name, gradient in tiny.gradients(model).items():
             assert gradient is not None, name
             assert not gradient.any(), name
-
-
-@pytest.mark.parametrize(("name", "made"), [("qwen3_tied", 0), ("llama", 1)])
-def test_a_tied_embedding_makes_no_second_gradient_of_a_vocabulary(name: str, made: int, tmp_path: Path) -> None:
-    class Embeddings(TorchDispatchMode):
-        gradients = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.gradients += function is torch.ops.aten.embedding_dense_backward.default
-            return function(*args, **(kwargs or {}))
-
-    model = tiny.built(tiny.save_random_model(tmp_path, name))
-    with Embeddings() as embeddings:
-        model(tiny.pack(tiny.documents(LENGTHS))).backward()
-    assert embeddings.gradients == made
-    assert model.get_input_embeddings().weight.grad.layout == torch.strided
 
 
 def test_bf16_without_a_mesh_keeps_parameters_and_gradients_in_fp32(tmp_path: Path) -> None:

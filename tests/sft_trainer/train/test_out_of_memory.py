@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.distributed import DistBackendError
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from sft_trainer.run import RunState
-from sft_trainer.train import Trainer, loop
+from sft_trainer.train import Trainer, loop, trainer
 from sft_trainer.train.last_words import report_of
 from sft_trainer.train.load import load_failure
 from sftjob import names
@@ -250,6 +251,23 @@ def test_a_run_that_memory_has_ended_begins_anew_with_smaller_micro_batches_wher
     model = Trainer(**arguments, auto_resume=True).fit()
     line = json.loads((names.attempt_folder(model.parent, 2) / names.METRICS).read_text())
     assert line["micro_batches"] == len(line["samples"]) > 2
+
+
+def test_a_trainer_that_fails_gives_sigterm_back_and_takes_it_only_once_there_is_something_to_save(
+    tmp_path: Path, memory: Shrink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    prepare, while_preparing = trainer.prepare_data, []
+
+    def prepare_and_look(*arguments: Any, **options: Any) -> Any:
+        while_preparing.append(signal.getsignal(signal.SIGTERM))
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "prepare_data", prepare_and_look)
+    memory(tokens=10)
+    with pytest.raises(JobFailure, match="nothing is left to halve"):
+        Trainer(**_arguments(tmp_path)).fit()
+    assert (while_preparing, signal.getsignal(signal.SIGTERM)) == ([before], before)
 
 
 def test_a_model_that_memory_is_too_small_for_says_so_and_halves_nothing_in_the_next_attempt(tmp_path: Path) -> None:

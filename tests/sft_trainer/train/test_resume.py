@@ -73,6 +73,35 @@ def test_what_two_ranks_began_one_ends_in_the_same_order_and_to_the_same_losses(
     assert run.manifest(4).world_size == 2
 
 
+def test_a_checkpoint_of_another_kind_of_device_goes_on_without_its_random_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A GPU's generator has a state of its own, behind that of the CPU's."""
+    run = SmallRun(tmp_path / "run", total_steps=4)
+    with monkeypatch.context() as patch:
+        of_gpu = torch.cat([torch.get_rng_state(), torch.zeros(16, dtype=torch.uint8)])
+        patch.setattr(loop, "get_random_state", lambda _: of_gpu)
+        patch.setattr(loop._Run, "_export", _die)
+        with pytest.raises(ZeroDivisionError):
+            run.go()
+    assert run.go().resumed_from == 4
+    assert "step 4 was saved on another kind of device: what is random begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("manifest", [b"", b"{", b"\xff\xfe", b"\x00"])
+def test_a_manifest_that_cannot_be_read_costs_one_checkpoint(tmp_path: Path, manifest: bytes) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=4)
+    run.go()
+    (run.storage / "step-4" / "manifest.json").write_bytes(manifest)
+    (run.storage / "latest").write_bytes(b"\xff")
+    assert run.go().resumed_from == 3
+    assert (run.storage / "step-4.corrupt-a2" / "manifest.json").read_bytes() == manifest
+
+
+def _die(_: object) -> None:
+    raise ZeroDivisionError
+
+
 def test_a_checkpoint_of_other_options_or_other_data_is_left_as_it_is(tmp_path: Path) -> None:
     run = SmallRun(tmp_path / "run", total_steps=4)
     run.go()

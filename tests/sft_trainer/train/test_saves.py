@@ -143,6 +143,23 @@ def test_a_save_that_fails_ends_the_run_with_the_same_words_in_both_modes(
     assert run.state.last_step <= 4
 
 
+def test_where_memory_is_too_small_for_a_copy_training_stands_for_this_save_and_all_later_ones(
+    tmp_path: Path, monkeypatch, caplog
+) -> None:
+    tried = []
+
+    def too_large(*_: object) -> None:
+        tried.append(1)
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(saver.DefaultStager, "stage", too_large)
+    run = SmallRun(tmp_path / "run", save_mode="async", interval=2)
+    assert run.go().saved_step == 6
+    assert run.checkpoints() == [2, 4, 6]
+    assert len(tried) == 1
+    assert "checkpoints are saved between the steps from here on, as with saveMode: sync" in caplog.text
+
+
 def test_a_stop_waits_for_the_save_on_its_way_and_saves_what_came_after(tmp_path: Path, held, after_step) -> None:
     run = SmallRun(tmp_path / "run", save_mode="async", interval=2)
     free = held(2)

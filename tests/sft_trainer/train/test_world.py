@@ -15,12 +15,28 @@ import torch.multiprocessing as mp
 from small_run import SmallRun
 
 from sft_trainer.train import checkpoint
+from sft_trainer.train import world as world_module
 from sft_trainer.train.world import open_world
 from sftjob.failure import JobFailure
 
 
 def test_ranks_that_a_launcher_watches_wait_for_one_that_is_slow_to_save(tmp_path: Path) -> None:
     assert _ends(tmp_path, is_watched=True) == ["step 2", "step 2"]
+
+
+def test_a_rank_that_fails_alone_does_not_wait_for_the_others_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's end of a group is one of all ranks of a node, and these are in the collectives that it has left."""
+    left: list[str] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: left.append("entered"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("left"))
+    monkeypatch.setattr(world_module, "init_device_mesh", lambda *_: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ZeroDivisionError), open_world(is_watched=True):
+        raise ZeroDivisionError
+    assert left == ["entered"]
+    with open_world(is_watched=True):
+        pass
+    assert left == ["entered", "entered", "left"]
 
 
 @pytest.mark.full

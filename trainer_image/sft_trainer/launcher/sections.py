@@ -18,7 +18,6 @@ from sftjob.progress import Stage
 UNKNOWN_SECONDS = 3600.0
 FLOOR_SECONDS = 1800.0
 STEP_FLOOR_SECONDS = 480.0
-"""Less than the ten minutes after which NCCL ends the ranks by itself, without a word on who hung."""
 FACTOR = 10
 WARM_UP_STEPS = 2
 LONGEST_GAP_SECONDS = 2.0

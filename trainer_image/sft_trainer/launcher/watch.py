@@ -68,7 +68,9 @@ class RankWatch:
 
     def _is_over(self, marks: list[Mark], now: float) -> bool:
         """No rank has made a sign for its limit; or for half of it, where another node has waited longer."""
-        share = min(self._times[mark.rank].silent_share for mark in marks)
+        times = [self._times[mark.rank] for mark in marks]
+        # A rank of which nobody knows what it does in the script says nothing of those that wait for it.
+        share = min((one.silent_share for one in times if one.limit_seconds is not None), default=0.0)
         if share >= 1:
             return True
         if share < 0.5 or now - self._others_at < _OTHERS_SECONDS:

@@ -58,8 +58,6 @@ def build_model(
         device=device,
         compiled=compiled,
     )
-    if device.type == "cpu":
-        _share_gradient_with_head(model)
     # On the instance, before FSDP2 hooks it.
     model.forward = types.MethodType(forward, model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -151,18 +149,6 @@ def _of_transformers(fields: dict[str, Any], *, said_by: str) -> PreTrainedModel
     # What the export writes: the library's own object has lost which fields the file had, and how they were spelled.
     model.config_json = fields
     return model
-
-
-def _share_gradient_with_head(model: PreTrainedModel) -> None:
-    """A tied embedding's gradient, which is zero but for a pack's tokens, is added to the head's, which is dense, and
-    autograd does so in place: zeros for a whole vocabulary are neither made nor added.
-
-    On a GPU the two gradients of a row would have to be counted by the host.
-    """
-    embedding = model.get_input_embeddings()
-    head = model.get_output_embeddings()
-    if isinstance(embedding, torch.nn.Embedding) and embedding.weight is head.weight:
-        embedding.sparse = True
 
 
 def _hold_frozen_matrices_in_bf16(model: PreTrainedModel) -> None:

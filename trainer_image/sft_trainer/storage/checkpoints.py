@@ -169,7 +169,7 @@ def _read(storage: Path, step: int) -> tuple[CheckpointManifest | None, str]:
         return CheckpointManifest.from_json((storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()), ""
     except FileNotFoundError:
         return None, f"{names.MANIFEST} is missing"
-    except ValidationError:
+    except (ValidationError, UnicodeDecodeError):
         return None, f"{names.MANIFEST} can't be read"
 
 

@@ -54,7 +54,7 @@ class FolderRecords:
     def read(self, key: str) -> str | None:
         with self._told():
             try:
-                return (self._folder / key).read_text()
+                return (self._folder / key).read_text(errors="replace")
             except FileNotFoundError:
                 return None
 

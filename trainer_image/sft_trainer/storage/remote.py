@@ -219,7 +219,7 @@ def _read(text: str) -> CheckpointManifest | None:
 def _fault(folder: Path, manifest: CheckpointManifest) -> str | None:
     """What is wrong with the copy of a checkpoint."""
     try:
-        here = _read((folder / names.MANIFEST).read_text())
+        here = _read((folder / names.MANIFEST).read_text(errors="replace"))
     except FileNotFoundError:
         here = None
     return first_difference(folder, manifest.files) if here == manifest else f"{names.MANIFEST} is another one"

@@ -26,7 +26,8 @@ MEMORY_REMEDY = (
     "set spec.training.fsdp.recomputeSelectively, lower spec.data.packing.maxLength, raise "
     "spec.training.fsdp.recomputeRatio, train with spec.training.lora, or use more ranks"
 )
-_CPU_SHORTAGE_SIGN = "DefaultCPUAllocator: can't allocate memory"
+_CPU_SHORTAGE_SIGNS = ("DefaultCPUAllocator: can't allocate memory", "Registering memory failed with cudaError")
+"""Of the allocator, and of torch's copies of a GPU's tensors, which are held in memory that can't be swapped out."""
 _GPU_SHORTAGE_SIGNS = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -154,7 +155,7 @@ def shortage_reason(error: BaseException) -> Reason | None:
         return None
     if any(sign in str(error) for sign in _GPU_SHORTAGE_SIGNS):
         return Reason.GPU_OUT_OF_MEMORY
-    return Reason.OUT_OF_MEMORY if _CPU_SHORTAGE_SIGN in str(error) else None
+    return Reason.OUT_OF_MEMORY if any(sign in str(error) for sign in _CPU_SHORTAGE_SIGNS) else None
 
 
 def _free_memory(device: torch.device) -> None:

@@ -150,12 +150,17 @@ def load_checkpoint(
     """
     reader = FileSystemReader(storage / names.checkpoint_folder(step))
     state = _tensors(model, optimizer)
-    random = {f"rng.{world.rank}": get_random_state(world.device)}
-    if random.keys() <= reader.read_metadata().state_dict_metadata.keys():
-        state |= random
+    name, random = f"rng.{world.rank}", get_random_state(world.device)
+    saved = reader.read_metadata().state_dict_metadata.get(name)
+    if saved is not None and saved.size == random.shape:
+        state[name] = random
+    elif saved is not None:
+        log.warning(
+            "step %d was saved on another kind of device: what is random begins anew, as with other ranks", step
+        )
     # All ranks: each reads the parts of the shards that it holds.
     dcp.load(state, storage_reader=reader, no_dist=world.size == 1)
-    set_random_state(random[f"rng.{world.rank}"], world.device)
+    set_random_state(random, world.device)
     for parameter_state in optimizer.state.values():
         parameter_state["step"].fill_(updates)
 

@@ -64,7 +64,8 @@ def _is_fetched(fence: Fence, step: int, *, world: World, teller: RunTeller) -> 
 
     with ThreadPoolExecutor(1) as pool:
         fetching = pool.submit(fetch) if world.leads_node else None
-        # All ranks: a collective is given up after half an hour, and the fetch of a large checkpoint may take longer.
+        # All ranks: where no launcher watches, a collective is given up after half an hour, and the fetch of a large
+        # checkpoint may take longer.
         while world.max(float(fetching is not None and not fetching.done())):
             teller.progress(detail=f"fetches {names.checkpoint_folder(step)}")
             wait([fetching] if fetching else [], timeout=_LOOK_SECONDS)
@@ -99,8 +100,8 @@ def write_export(
         chat_template=options.chat_template,
         dtype=export.dtype,
     )
-    # All ranks, CPU: a device's collectives are given up after ten minutes, and the first rank may need more to write
-    # a large model. So none gathers the next export before it has.
+    # All ranks, CPU: where no launcher watches, a device's collectives are given up after ten minutes, and the first rank
+    # may need more to write a large model. So none gathers the next export before it has.
     world.from_first(
         lambda: write_card(
             export.folder,

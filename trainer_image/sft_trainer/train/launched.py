@@ -81,6 +81,8 @@ def fit_launched(
         leave_report(launch.scratch, report_of(error, stop=stop, state=state), state=state)
         if isinstance(error, Preempted):
             raise SystemExit(ExitCode.PREEMPTED) from None
+        if stop is not None:
+            stop.give_back()
         raise
     finally:
         # What the script does next, nobody here knows.

@@ -290,7 +290,7 @@ class _Run:
         # Told before it waits for a save that is on its way: in this stage bytes that move are no hang.
         self.teller.progress(stage=Stage.SAVING, detail=names.checkpoint_folder(step))
         self.saver.settle()
-        self.saver.begin(
+        beside = self.saver.begin(
             CheckpointManifest(
                 step=step,
                 total_steps=self.total_steps,

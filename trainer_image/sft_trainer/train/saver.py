@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from sft_trainer.run import RunState
 from sft_trainer.storage.fence import Fence
+from sft_trainer.train.accumulate import shortage_reason
 from sft_trainer.train.checkpoint import state_of, write_checkpoint
 from sft_trainer.train.telling import RunTeller
 from sft_trainer.train.world import World
@@ -56,23 +57,44 @@ class CheckpointSaver:
                 use_non_blocking_copy=on_gpu,
             )
         )
+        self._lacks_memory = False
         self._thread: threading.Thread | None = None
 
-    def begin(self, manifest: CheckpointManifest, *, random_state: torch.Tensor, beside: bool) -> None:
+    def begin(self, manifest: CheckpointManifest, *, random_state: torch.Tensor, beside: bool) -> bool:
         """Returns when the model may change: `beside` when its state is copied, else when all is written.
 
-        `random_state`: of this rank, at the end of the step.
+        `random_state`: of this rank, at the end of the step. Whether it is written beside the steps: not where memory
+        is too small for a copy.
         """
         assert self._thread is None, "at most one save at a time"
         state = state_of(self._model, self._optimizer, world=self._world, random_state=random_state)
-        if beside:
-            state = self._stager.stage(state)
+        copy = self._copy_of(state) if beside else None
+        beside = copy is not None
+        state = copy or state
         self._failure: Exception | None = None
         # A daemon: a run that fails meanwhile must not wait for it. What it leaves, the next attempt deletes.
         self._thread = threading.Thread(target=self._write, args=(state, manifest), name="save", daemon=True)
         self._thread.start()
         if not beside:
             self._thread.join()
+        return beside
+
+    def _copy_of(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+        """None on every rank, now and later, where the memory of one is too small for it."""
+        copy: dict[str, torch.Tensor] | None = None
+        if not self._lacks_memory:
+            try:
+                copy = self._stager.stage(state)
+            except RuntimeError as error:
+                if shortage_reason(error) is None:
+                    raise
+                log.warning("no memory is left for a copy of the model's state (%s)", " ".join(str(error).split()))
+            # All ranks: each decides alike.
+            self._lacks_memory = self._world.max(float(copy is None)) > 0
+            if self._lacks_memory:
+                log.warning("checkpoints are saved between the steps from here on, as with saveMode: sync")
+                self._stager.close()
+        return None if self._lacks_memory else copy
 
     def has_ended(self, *, wait_seconds: float | None) -> bool:
         """On every rank; None waits until it has."""

@@ -161,7 +161,6 @@ class Trainer:
                 report_to=self._report_to,
             )
         refuse_unusable_trackers(self._report_to, field="report_to")
-        stop = StopSignal()
         data = prepare_data(
             self._options.dataloader_cfg,
             tokenizer_path=self._options.tokenizer_path,
@@ -171,12 +170,17 @@ class Trainer:
         if rank == 0:
             log_receipt(data)
             log_samples(data, tokenizer_path=self._options.tokenizer_path)
-        with open_world(is_watched=False) as world:
-            try:
+        # Until here there is nothing to save, and the signal ends the process as it ends any.
+        stop = StopSignal()
+        try:
+            with open_world(is_watched=False) as world:
                 model = self._fit(data, world, stop)
-            except Preempted as preempted:
-                log.info("%s; auto_resume=True goes on", preempted)
-                raise SystemExit(ExitCode.PREEMPTED) from None
+        except Preempted as preempted:
+            log.info("%s; auto_resume=True goes on", preempted)
+            raise SystemExit(ExitCode.PREEMPTED) from None
+        except BaseException:
+            stop.give_back()
+            raise
         stop.close()
         return model
 

@@ -111,8 +111,8 @@ def open_world(*, is_watched: bool) -> Iterator[World]:
         return
     timeout = _NO_TIMEOUT if is_watched else None
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    try:
-        mesh = init_device_mesh(device.type, (size,))
-        yield World(rank=rank, size=size, device=device, mesh=mesh, timeout=timeout)
-    finally:
-        dist.destroy_process_group()
+    mesh = init_device_mesh(device.type, (size,))
+    yield World(rank=rank, size=size, device=device, mesh=mesh, timeout=timeout)
+    # All ranks, and only where all have come to the end: NCCL waits in here for those of the node. One that fails alone
+    # would not live to tell why, for the others are in the collectives that it has left.
+    dist.destroy_process_group()
