@@ -118,7 +118,7 @@ def spec_of(given: Mapping[str, str | list[str]], *, base: dict[str, Any]) -> di
         else:
             assert isinstance(value, str)
             if flag.is_list:
-                _within(spec, sections)[name] = value.split(",") if value else []
+                _within(spec, sections)[name] = _items_of(value, flag=flag)
             else:
                 _within(spec, sections)[name] = place(value) if flag.path in _PLACES else value
     for path, fields in of_lists.items():
@@ -127,6 +127,19 @@ def spec_of(given: Mapping[str, str | list[str]], *, base: dict[str, Any]) -> di
         items = _items(fields, flag=_LISTS[path])
         section[name] = _of_outputs(items, section.get(name)) if path == "output" else _with_names(items)
     return spec
+
+
+def _items_of(value: str, *, flag: Flag) -> list[str]:
+    """Of `a,b`, or of `["a", "b,c"]`, for what holds a comma itself."""
+    if not value.startswith("["):
+        return value.split(",") if value else []
+    try:
+        items = json.loads(value)
+    except ValueError:
+        items = None
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise Refusal(f'--{flag.path}: {value} is no list of words; write ["a", "b,c"], or a,b')
+    return items
 
 
 def _items(fields: Mapping[str, list[str]], *, flag: str) -> list[dict[str, Any]]:

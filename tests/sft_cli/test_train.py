@@ -160,6 +160,16 @@ def test_a_script_is_a_flag_too(user: User) -> None:
     assert both.stderr == "spec.training: given together with script, which says this itself; remove one\n"
 
 
+def test_a_list_whose_items_hold_commas_is_written_with_brackets(user: User) -> None:
+    given = ("train", "--script", "train.py", "--output", "out", "--dry-run", "--args")
+    dry = user.sft(*given, '["--layers=1,2", "-v"]')
+    assert parse_manifest(yaml.safe_load(dry.stdout)).spec.script.args == ["--layers=1,2", "-v"]
+    for wrong in ("[1]", '["a"'):
+        refused = user.sft(*given, wrong)
+        assert refused.returncode == 64
+        assert refused.stderr == f'--script.args: {wrong} is no list of words; write ["a", "b,c"], or a,b\n'
+
+
 def test_what_lies_in_a_config_map_is_refused_here_with_what_to_do(user: User) -> None:
     for flags_, said in (
         (("--script", "configMap://scripts/train.py"), "spec.script.uri: configMap://scripts/train.py"),

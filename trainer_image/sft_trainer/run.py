@@ -48,6 +48,8 @@ class RunOptions:
     """Not without `load_from`."""
     base_repository: str | None = None
     """Where `load_from` was downloaded from: a hub's repository, or a place in a bucket."""
+    base_revision: str | None = None
+    """Of the repository, where one is named."""
 
     @property
     def chat_template(self) -> str | None:

@@ -175,10 +175,15 @@ def test_mistral_7b_would_leave_the_system_prompt_out_of_what_is_trained_and_is_
     mistral, tokenize
 ) -> None:
     tokenizer = mistral(IN_LAST_MESSAGE)
-    assert tokenize(tokenizer, [SYSTEM, *TWO_TURNS]).faults == [
-        ":1: messages[0]: the chat template leaves a system message out of a chat that ends with an answer; "
-        "put it into the first user message, or use another chatTemplate"
-    ]
+    developer = SYSTEM | {"role": "developer"}
+    assert (
+        tokenize(tokenizer, [SYSTEM, *TWO_TURNS]).faults
+        == tokenize(tokenizer, [developer, *TWO_TURNS]).faults
+        == [
+            ":1: messages[0]: the chat template leaves a system message out of a chat that ends with an answer; "
+            "put it into the first user message, or use another chatTemplate"
+        ]
+    )
     assert tokenize(tokenizer, TWO_TURNS).trained_pieces() == [" Four.</s>", " Six, say I.</s>"]
 
 

@@ -242,9 +242,9 @@ def test_what_a_template_would_leave_out_is_refused(qwen2_5, tokenize) -> None:
     ],
 )
 def test_our_templates_without_tools_and_thoughts_refuse_rows_that_have_them(
-    template, row, problem, llama3, tokenize
+    template, row, problem, llama3, qwen3, tokenize
 ) -> None:
-    [fault] = tokenize(llama3, row, chat_template=template).faults
+    [fault] = tokenize(llama3 if template == "llama3" else qwen3, row, chat_template=template).faults
     assert fault.startswith(f":1: {problem}")
 
 
@@ -307,6 +307,35 @@ def test_a_fault_names_the_rows_own_fields(row, row_format, problem, make_tokeni
 def test_a_developer_speaks_as_the_system_where_the_template_knows_no_developer(qwen3, tokenize) -> None:
     result = tokenize(qwen3, [{"role": "developer", "content": "Be brief."}, *pair("a", "b")])
     assert result.text().startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+
+
+CALL_AND_MORE = [
+    {"role": "user", "content": "Is it warm?"},
+    {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]},
+    {"role": "tool", "content": "It is.", "name": "heat", "tool_call_id": "call00001"},
+    {"role": "assistant", "content": "Yes."},
+]
+
+
+@pytest.mark.parametrize("template", ["llama3_1", "llama3_2", "muse_glimmer"])
+def test_what_is_said_beside_a_call_is_never_left_out_without_a_word(template, make_tokenizer, tokenize) -> None:
+    tokenizer = make_tokenizer(trl_template(f"{template}.jinja"), tokens=[*LLAMA3_TOKENS, "<|eom_id|>"])
+    alone = tokenize(tokenizer, [CALL_AND_MORE[0], CALL_AND_MORE[1] | {"content": ""}, *CALL_AND_MORE[2:]])
+    assert not any("content" in fault for fault in alone.faults)
+    [fault] = tokenize(tokenizer, CALL_AND_MORE).faults
+    assert fault.startswith(":1: messages[1].content: the chat template leaves out what is said beside tool_calls;")
+
+
+def test_a_template_that_writes_both_keeps_what_is_said_beside_a_call(qwen3, tokenize) -> None:
+    assert "Let me see.\n<tool_call>" in tokenize(qwen3, CALL_AND_MORE).text()
+
+
+def test_calls_that_a_template_does_not_let_be_told_apart_are_refused_as_such(make_tokenizer, tokenize) -> None:
+    tokens = ["<|start|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|channel|>", "<|constrain|>"]
+    tokenizer = make_tokenizer(trl_template("gptoss.jinja"), tokens=tokens)
+    thinking = CALL_AND_MORE[1] | {"content": "", "reasoning_content": "Ask."}
+    [fault] = tokenize(tokenizer, [CALL_AND_MORE[0], thinking, *CALL_AND_MORE[2:]]).faults
+    assert fault.startswith(":1: messages[1]: where its calls end can't be told from the chat template;")
 
 
 def prepared(path, base, folder, **options):

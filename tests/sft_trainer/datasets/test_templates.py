@@ -114,6 +114,14 @@ def test_a_tokenizer_without_a_template_needs_a_name(make_tokenizer, tmp_path) -
     )
 
 
+def test_a_template_of_ours_whose_end_is_no_token_is_refused(make_tokenizer) -> None:
+    tokenizer = make_tokenizer(None, tokens=CHATML_TOKENS)
+    Renderer(tokenizer, chat_template="chatml")
+    with pytest.raises(JobFailure, match=r"llama3 ends a turn with <\|eot_id\|>, which is no token of the") as failure:
+        Renderer(tokenizer, chat_template="llama3")
+    assert failure.value.reason is Reason.INVALID_CONFIGURATION
+
+
 def test_a_template_that_is_no_template_is_refused_with_its_line(make_tokenizer) -> None:
     with pytest.raises(
         JobFailure, match=r"the chat template is no template, line 2: .*; correct it, or set"

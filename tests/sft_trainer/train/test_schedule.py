@@ -64,6 +64,32 @@ def test_a_lowest_rate_above_the_peak_is_refused_by_the_trainer(tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"precision": "fp16"}, "precision: 'fp16'; use one of auto, fp32, bf16"),
+        ({"global_batch_size": 0}, "global_batch_size: 0; use 1 or more"),
+        ({"total_step": -5}, "total_step: -5; use 1 or more"),
+        ({"total_epoch": 0}, "total_epoch: 0; use 1 or more"),
+        ({"seed": -1}, "seed: -1; use 0 to 4294967295"),
+        ({"report_to": "wandb"}, "report_to: 'wandb'; use a list of tensorboard, wandb, trackio"),
+        ({"report_to": ["tensorbord"]}, "report_to: ['tensorbord']; use a list of tensorboard, wandb, trackio"),
+    ],
+)
+def test_the_trainers_own_arguments_are_refused_as_a_jobs_are(arguments, said: str, tmp_path: Path) -> None:
+    options = SmallRun(tmp_path / "run").options()
+    with pytest.raises(JobFailure) as refused:
+        Trainer(
+            model_cfg=options.model_cfg,
+            tokenizer_path=options.tokenizer_path,
+            dataloader_cfg=options.dataloader_cfg,
+            optim_cfg=options.optim_cfg,
+            lr_cfg=options.lr_cfg,
+            **arguments,
+        )
+    assert refused.value.message == said
+
+
 def test_a_peak_below_the_lowest_rate_that_nobody_set_is_kept_to_the_end() -> None:
     training = {"optimizer": {"lr": 5e-7}, "lrSchedule": {"warmupRatio": 0}}
     spec = parse_manifest(LEAST | {"spec": LEAST["spec"] | {"training": training}}).spec

@@ -35,13 +35,14 @@ class TemplateFeatures:
         """Raises Refused for tools, calls or thoughts that the template does not write."""
         if tools and not self._writes_tools:
             raise Refused("tools: the chat template does not write them; use a model or chatTemplate that knows tools")
-        if messages[0]["role"] == "system" and self._leaves_out_system:
+        fitted = [self._fitted(f"messages[{index}]", message) for index, message in enumerate(messages)]
+        if fitted[0]["role"] == "system" and self._leaves_out_system:
             # Mistral 7B v0.3 writes it before a last message that is the user's: never in a chat that is trained.
             raise Refused(
                 "messages[0]: the chat template leaves a system message out of a chat that ends with an answer; "
                 "put it into the first user message, or use another chatTemplate"
             )
-        return [self._fitted(f"messages[{index}]", message) for index, message in enumerate(messages)]
+        return fitted
 
     def _fitted(self, field: str, message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "developer" and not self._writes_developer:
@@ -51,6 +52,11 @@ class TemplateFeatures:
             raise Refused(
                 f"{field}.tool_calls: the chat template does not write them; "
                 "use a model or chatTemplate that knows tools"
+            )
+        if "tool_calls" in message and (message.get("content") or "").strip() and not self._writes_content_beside_calls:
+            raise Refused(
+                f"{field}.content: the chat template leaves out what is said beside tool_calls; remove it, or use a "
+                "model or chatTemplate that writes both"
             )
         if REASONING in message and self._reasoning_name != REASONING:
             if self._reasoning_name is None:
@@ -79,6 +85,12 @@ class TemplateFeatures:
     @cached_property
     def _writes_calls(self) -> bool:
         return self._writes([_ASKED, {"role": "assistant", "content": "", "tool_calls": [_CALL]}])
+
+    @cached_property
+    def _writes_content_beside_calls(self) -> bool:
+        function = {"name": "another", "arguments": {}}
+        call = _CALL | {"function": function}
+        return self._writes([_ASKED, {"role": "assistant", "content": _PROBE, "tool_calls": [call]}])
 
     @cached_property
     def _reasoning_name(self) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sft_trainer.datasets.messages import Messages
-from sft_trainer.datasets.render import Renderer
+from sft_trainer.datasets.render import Renderer, TemplateRefused
 
 _THINK_OPENER = re.compile(r"<think>\s*(</think>\s*)?\Z")
 """What a generation prompt may add behind the role header on a model's behalf."""
@@ -91,10 +91,15 @@ def _turn(renderer: Renderer, messages: Messages, index: int, full: str) -> Turn
 def _end_of_calls(renderer: Renderer, messages: Messages, index: int, full: str, *, start: int) -> int:
     """Calls stand behind the content: they end where the text becomes the same again as with other content alone."""
     plain = {"role": messages[index]["role"], "content": _sentinel(full)}
-    other = renderer.text([*messages[:index], plain, *messages[index + 1 :]])
+    unclear = Unmaskable(f"messages[{index}]: where its calls end can't be told from the chat template; {_REMEDY}")
+    try:
+        other = renderer.text([*messages[:index], plain, *messages[index + 1 :]])
+    except TemplateRefused:
+        # A tool's answer without a call before it.
+        raise unclear from None
     end = len(full) - _common_prefix(full[::-1], other[::-1])
     if end < start or not other.endswith(_sentinel(full) + full[end:]):
-        raise Unmaskable(f"messages[{index}]: where its calls end can't be told from the chat template; {_REMEDY}")
+        raise unclear
     return end
 
 

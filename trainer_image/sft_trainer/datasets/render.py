@@ -39,6 +39,8 @@ class Renderer:
         self.has_generation_tags = bool(_GENERATION_TAG.search(self.template))
         self.added_ids = frozenset(tokenizer.added_tokens_decoder)
         self.has_generation_prompt = self._tried_out()
+        if chat_template:
+            self._refuse_foreign_end(chat_template)
         self._features = TemplateFeatures(self._text_or_nothing)
 
     def fitted(self, messages: Messages, tools: list[dict[str, Any]] | None) -> tuple["Renderer", Messages]:
@@ -69,6 +71,17 @@ class Renderer:
             return str(self._apply(messages, tools=tools, tokenize=False))
         except TemplateRefused:
             return ""
+
+    def _refuse_foreign_end(self, name: str) -> None:
+        """Of a turn by one of our templates, which the tokenizer may cut into several tokens as any text."""
+        text = self.text([{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}])
+        end = text.rpartition("That.")[2].strip()
+        if end not in {token.content for token in self.tokenizer.added_tokens_decoder.values()}:
+            raise JobFailure(
+                Reason.INVALID_CONFIGURATION,
+                f"chatTemplate: {name} ends a turn with {end}, which is no token of the tokenizer in "
+                f"{self.tokenizer.name_or_path}, so that no answer of the model would end; use a template that fits it",
+            )
 
     def _tried_out(self) -> bool:
         """Whether the template writes a generation prompt. Raises JobFailure where it can't write the simplest chat:

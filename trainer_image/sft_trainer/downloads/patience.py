@@ -1,6 +1,7 @@
 """How long a hub or a store that does not answer is asked again, within one attempt."""
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -39,7 +40,9 @@ class Patience:
         """Raises the error where asking again is of no use, or was in vain for too long."""
         if not self._is_passing(error) or time.monotonic() - self._since > PATIENCE_SECONDS:
             raise error
-        log.warning("%s: %s; asking again in %.0f s", type(error).__name__, error, self._pause)
+        # Without what follows a `?` in an address: that of a file in a store may be signed.
+        said = re.sub(r"\?[^\s'\"]*", "?...", str(error))
+        log.warning("%s: %s; asking again in %.0f s", type(error).__name__, said, self._pause)
         self._on_detail(f"{self._who} does not answer ({type(error).__name__}), asking again")
         time.sleep(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)

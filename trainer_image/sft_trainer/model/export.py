@@ -6,7 +6,7 @@ Weights are gathered one by one; rank 0 alone keeps them (in the dtype of the ex
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
+from sft_trainer.datasets.special import SpecialTokens
 from sft_trainer.model import nf4, transformers_private
 from sftjob.failure import JobFailure, storage_reason
 from sftjob.options import Precision
@@ -28,6 +29,8 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 _DTYPES = {"auto": "float32", "fp32": "float32", "bf16": "bfloat16"}
 
+_GENERATION_CONFIG = "generation_config.json"
+_GENERATION_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Copied, not saved anew: a tokenizer that transformers 5 has rewritten is unreadable to programs on transformers 4.
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,14 +56,17 @@ def export_model(
     source: str | None,
     tokenizer_path: str,
     chat_template: str | None = None,
+    special: SpecialTokens | None = None,
     dtype: Precision = "auto",
 ) -> None:
     """Write safetensors, config, generation config, tokenizer and chat template into `folder`, which rank 0 creates.
 
     LoRA is merged into the weights that training computed with. `source` is the folder that training started from: with
     `dtype` auto its dtype is the export's (its bf16 model stays one in bf16), fp32 without it; config.json says which.
-    `chat_template` (its text) replaces the tokenizer's. Rank 0 returns when all is written, the others when all is
-    gathered: the caller publishes after rank 0. Raises JobFailure there: STORAGE_FULL or STORAGE_UNAVAILABLE.
+    `chat_template` (its text) replaces the tokenizer's. Generation ends at `special`'s end too, and a model from
+    scratch has all of its tokens; without it the generation config is that of `source`, as it is. Rank 0 returns when
+    all is written, the others when all is gathered: the caller publishes after rank 0. Raises JobFailure there:
+    STORAGE_FULL or STORAGE_UNAVAILABLE.
     """
     assert isinstance(model, PreTrainedModel)
     fields: dict[str, Any] = model.config_json
@@ -72,12 +78,13 @@ def export_model(
     if not writes:
         return
     written = {key: value for key, value in fields.items() if key not in ("dtype", "torch_dtype", "auto_map")}
+    if source is None and special is not None:
+        written = special.by_field | written
     spelled = "torch_dtype" if "torch_dtype" in fields else "dtype"
     with _written_to(folder):
         _write_weights(transformers_private.to_saved_layout(model, tensors), folder)
         _write_json(folder / "config.json", written | {"architectures": [_class_name(model)], spelled: dtype_name})
-        if source is not None:
-            _copy(Path(source), folder, names=["generation_config.json"])
+        _write_generation_config(folder, source=source, fields=written, special=special)
         _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
 
 
@@ -86,14 +93,15 @@ def export_adapter(
     folder: Path,
     *,
     base: str,
+    revision: str | None = None,
     tokenizer_path: str,
     chat_template: str | None = None,
     dtype: Precision = "auto",
 ) -> None:
     """Write what LoRA learnt as peft stores it, with tokenizer and chat template; see `export_model`.
 
-    `base` is where peft is to look for the adapted model: a hub's repository or a folder. With `dtype` auto in fp32, as
-    it was trained.
+    `base` is where peft is to look for the adapted model: a hub's repository, at `revision`, or a folder. With `dtype`
+    auto in fp32, as it was trained.
     """
     from sft_trainer.model import lora
 
@@ -105,7 +113,7 @@ def export_adapter(
     kept = {name: tensor.to(getattr(torch, _DTYPES[dtype])).contiguous() for name, tensor in tensors.items()}
     with _written_to(folder):
         save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        lora.adapter_config(model, base=base).save_pretrained(str(folder))
+        lora.adapter_config(model, base=base, revision=revision).save_pretrained(str(folder))
         _write_tokenizer(folder, tokenizer_path=tokenizer_path, chat_template=chat_template)
 
 
@@ -157,6 +165,33 @@ def _without_adapters(model: PreTrainedModel) -> AbstractContextManager[dict[str
     from sft_trainer.model import lora
 
     return lora.unwrapped(model)
+
+
+def _write_generation_config(
+    folder: Path, *, source: str | None, fields: Mapping[str, Any], special: SpecialTokens | None
+) -> None:
+    """That of `source`, or what the library makes of config.json, with the end that the model was trained to write."""
+    content = _generation_config(source)
+    if content is None:
+        content = {name: fields[name] for name in _GENERATION_FIELDS if fields.get(name) is not None}
+    ends = content.get("eos_token_id")
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if special is not None and special.end is not None and special.end not in known:
+        content = content | {"eos_token_id": [*known, special.end] if known else special.end}
+    elif source is not None:
+        _copy(Path(source), folder, names=[_GENERATION_CONFIG])
+        return
+    if content:
+        _write_json(folder / _GENERATION_CONFIG, content)
+
+
+def _generation_config(source: str | None) -> dict[str, Any] | None:
+    """None where there is none that can be read: a trained model is not lost for it."""
+    try:
+        content = json.loads((Path(source) / _GENERATION_CONFIG).read_text(encoding="utf-8")) if source else None
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _write_tokenizer(folder: Path, *, tokenizer_path: str, chat_template: str | None) -> None:

@@ -147,10 +147,11 @@ def adapter_tensors(model: PreTrainedModel, *, keeps: bool) -> dict[str, torch.T
     return {f"base_model.model.{name}": tensor for name, tensor in found.items()}
 
 
-def adapter_config(model: PreTrainedModel, *, base: str) -> LoraConfig:
-    """As an adapter's folder has it. `base` is where the adapted model lies."""
+def adapter_config(model: PreTrainedModel, *, base: str, revision: str | None) -> LoraConfig:
+    """As an adapter's folder has it. `base` is where the adapted model lies, at a repository's `revision`."""
     config = copy.copy(model.peft_config[_ADAPTER])
     config.base_model_name_or_path = base
+    config.revision = revision
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
     return config

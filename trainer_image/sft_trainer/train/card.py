@@ -40,6 +40,8 @@ def write_card(
         rows.append(("Loss of the last step", f"{checkpoint.loss:.4f}"))
     if checkpoint.evaluation is not None:
         rows.append(("Evaluation loss", f"{checkpoint.evaluation.loss:.4f}"))
+    if options.base_revision is not None:
+        rows.append(("Revision of the base model", f"`{options.base_revision}`"))
     rows.append(("Configuration", f"`{options.digest()}`"))
     base = options.base_repository or (Path(options.load_from).name if options.load_from else None)
     (folder / FILE).write_text(card_text(base=base, library=library, rows=rows), encoding="utf-8")

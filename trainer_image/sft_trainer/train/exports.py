@@ -9,6 +9,7 @@ import torch
 
 from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
+from sft_trainer.datasets.special import special_tokens
 from sft_trainer.model.export import export_adapter, export_model
 from sft_trainer.run import Export, RunOptions
 from sft_trainer.storage.best import best_first
@@ -90,9 +91,14 @@ def write_export(
     source = options.load_from
     if export.format == "adapter":
         assert source is not None, "nothing was adapted"
-        write = functools.partial(export_adapter, base=options.base_repository or str(Path(source).absolute()))
+        write = functools.partial(
+            export_adapter,
+            base=options.base_repository or str(Path(source).absolute()),
+            revision=options.base_revision,
+        )
     else:
-        write = functools.partial(export_model, source=source)
+        special = special_tokens(options.tokenizer_path, chat_template=options.dataloader_cfg.chat_template)
+        write = functools.partial(export_model, source=source, special=special)
     write(
         model,
         export.folder,
@@ -100,8 +106,8 @@ def write_export(
         chat_template=options.chat_template,
         dtype=export.dtype,
     )
-    # All ranks, CPU: where no launcher watches, a device's collectives are given up after ten minutes, and the first rank
-    # may need more to write a large model. So none gathers the next export before it has.
+    # All ranks, CPU: where no launcher watches, a device's collectives are given up after ten minutes, and the first
+    # rank may need more to write a large model. So none gathers the next export before it has.
     world.from_first(
         lambda: write_card(
             export.folder,

@@ -12,6 +12,7 @@ import torch
 
 from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model.build import build_model, model_on_meta
+from sft_trainer.model.position_table import refuse_documents_beyond_position_table
 from sft_trainer.model.probe import probe
 from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit
 from sft_trainer.run import RunOptions, RunPlace
@@ -93,6 +94,7 @@ def _proven_model(
     torch.manual_seed(options.seed + world.rank)
     rows = model.get_input_embeddings().weight.shape[0]
     world.from_first(lambda: refuse_unknown_tokens(data, rows=rows, tokenizer_path=options.tokenizer_path))
+    world.from_first(lambda: refuse_documents_beyond_position_table(model, data))
     packed = options.dataloader_cfg
     refuse_packs_beyond_rotary_limit(model, pack_tokens=packed.pack_max_length, level=packed.pack_level)
     probe(model, vocab_size=rows)

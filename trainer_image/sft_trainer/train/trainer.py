@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
@@ -115,6 +116,14 @@ class Trainer:
             problems.append(
                 f"checkpoint_maxkeep: {checkpoint_maxkeep} keeps no spare checkpoint; use 2 or more, or -1 to keep all"
             )
+        counts = {"global_batch_size": global_batch_size, "total_epoch": total_epoch, "total_step": total_step}
+        problems += [f"{name}: {n}; use 1 or more" for name, n in counts.items() if n is not None and n < 1]
+        if not 0 <= seed < 1 << 32:
+            problems.append(f"seed: {seed}; use 0 to {(1 << 32) - 1}")
+        if precision not in get_args(Precision):
+            problems.append(f"precision: {precision!r}; use one of {', '.join(get_args(Precision))}")
+        if isinstance(report_to, str) or not set(report_to) <= set(get_args(Tracker)):
+            problems.append(f"report_to: {report_to!r}; use a list of {', '.join(get_args(Tracker))}")
         if problems:
             raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))
         self._options = RunOptions(
