@@ -89,7 +89,9 @@ def test_a_run_from_the_hub_downloads_once_and_goes_on_with_the_same_model_after
     assert json.loads((run.storage / "run.json").read_text())["resolved"]["modelRevision"] == sha
     model = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     assert model.config.hidden_size == 512
-    assert ModelCard.load(run.folder / "model" / "README.md").data.base_model == "tiny/llama"
+    card = ModelCard.load(run.folder / "model" / "README.md")
+    assert card.data.base_model == "tiny/llama"
+    assert f"| Revision of the base model | `{sha}` |" in card.text
 
 
 def test_a_model_that_is_not_there_ends_the_job_at_once_with_a_remedy(run: LocalRun) -> None:

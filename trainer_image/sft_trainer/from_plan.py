@@ -48,7 +48,6 @@ def run_options(plan: LaunchPlan) -> RunOptions:
         model_cfg=model_config(model, folder=load_from),
         load_from=load_from,
         base_repository=source.origin if (source := source_of(plan, model.load_from)) else None,
-        base_revision=model.load_from.revision if model.load_from else None,
         tokenizer_path=local_path(plan, tokenizer),
         dataloader_cfg=DataloaderConfig(
             dataset_config_list=entries(data.datasets),

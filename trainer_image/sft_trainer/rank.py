@@ -3,6 +3,7 @@
 import logging
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from sft_trainer.datasets.prepare import prepare_data
@@ -10,6 +11,7 @@ from sft_trainer.from_plan import run_options, run_place
 from sft_trainer.report import Report
 from sft_trainer.run import RunState
 from sft_trainer.stop import StopSignal
+from sft_trainer.storage import fence
 from sft_trainer.task import RankTask
 from sft_trainer.train.last_words import leave_report, report_of
 from sft_trainer.train.loop import train
@@ -37,9 +39,16 @@ def rank_stage(scratch: Path, stop: StopSignal) -> int:
     return exit_code(report.reason)
 
 
+def _base_revision(plan: LaunchPlan) -> str | None:
+    """What the first attempt took from the hub: the repository may have gone on since."""
+    load_from = plan.spec.model.load_from if plan.spec.model else None
+    pins = fence.pins_before(plan) if load_from and load_from.uri.startswith(names.HUB) else None
+    return pins[0].model_revision if pins else None
+
+
 def _run(plan: LaunchPlan, scratch: Path, stop: StopSignal, state: RunState) -> Report:
     try:
-        options = run_options(plan)
+        options = replace(run_options(plan), base_revision=_base_revision(plan))
         data = prepare_data(
             options.dataloader_cfg,
             tokenizer_path=options.tokenizer_path,

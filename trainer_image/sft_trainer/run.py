@@ -49,7 +49,7 @@ class RunOptions:
     base_repository: str | None = None
     """Where `load_from` was downloaded from: a hub's repository, or a place in a bucket."""
     base_revision: str | None = None
-    """Of the repository, where one is named."""
+    """The commit of a hub's repository."""
 
     @property
     def chat_template(self) -> str | None:

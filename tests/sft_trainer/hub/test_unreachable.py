@@ -12,6 +12,15 @@ from sft_trainer.hub.download import commit_of
 from sftjob.failure import NEVER_RETRIED, JobFailure, exit_code
 
 
+def test_what_is_logged_of_a_refusal_has_no_signature(caplog: pytest.LogCaptureFixture) -> None:
+    """A hub sends whoever downloads on to an address that its store has signed."""
+    waits = patience.Patience("the hub", lambda _: None, refusals=(OSError,), is_passing=lambda _: True)
+    waits._pause = 0
+    waits.wait(OSError("'503' for url 'https://cdn.example/a.bin?X-Amz-Signature=SECRET&b=c' at once"))
+    assert "https://cdn.example/a.bin?...' at once; asking again" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
 def test_a_hub_that_can_t_be_reached_is_asked_again_and_then_left_to_another_attempt(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -117,7 +117,14 @@ def test_an_adapters_folder_says_what_it_belongs_to(tmp_path: Path) -> None:
     source = tiny.save_random_model(tmp_path / "base", "llama")
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
     model, _ = _trained(source, LoRAConfig(rank=4, modules_to_save=["lm_head"]), steps=1)
-    export_adapter(model, tmp_path / "adapter", base=source, tokenizer_path=source, chat_template="the template")
+    export_adapter(
+        model,
+        tmp_path / "adapter",
+        base="hub/base",
+        revision="abc",
+        tokenizer_path=source,
+        chat_template="the template",
+    )
     assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -125,11 +132,13 @@ def test_an_adapters_folder_says_what_it_belongs_to(tmp_path: Path) -> None:
         "tokenizer.json",
     }
     written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    told = {name: written[name] for name in ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha")}
+    names = ("peft_type", "task_type", "base_model_name_or_path", "revision", "r", "lora_alpha")
+    told = {name: written[name] for name in names}
     assert told == {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": source,
+        "base_model_name_or_path": "hub/base",
+        "revision": "abc",
         "r": 4,
         "lora_alpha": 32,
     }
