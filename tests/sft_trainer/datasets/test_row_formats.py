@@ -338,6 +338,14 @@ def test_calls_that_a_template_does_not_let_be_told_apart_are_refused_as_such(ma
     assert fault.startswith(":1: messages[1]: where its calls end can't be told from the chat template;")
 
 
+def test_a_system_message_in_the_middle_is_never_left_out_without_a_word(make_tokenizer, qwen3, tokenize) -> None:
+    chat = [*pair("a", "b"), {"role": "system", "content": "Be brief."}, *pair("c", "d")]
+    tokenizer = make_tokenizer(trl_template("qwen3_vl.jinja"), tokens=CHATML_TOKENS)
+    [fault] = tokenize(tokenizer, chat).faults
+    assert fault.startswith(":1: messages[2]: the chat template leaves out a system message that is not the first;")
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in tokenize(qwen3, chat).text()
+
+
 def prepared(path, base, folder, **options):
     base.save_pretrained(folder / "tokenizer")
     config = DataloaderConfig(dataset_config_list=[{"dataset": {"name": "d", "anno_path": path, **options}}])

@@ -14,6 +14,8 @@ from sft_trainer.datasets.values import Refused
 
 _PROBE = "qzprobe"
 _ASKED = {"role": "user", "content": "What?"}
+_ANSWER = {"role": "assistant", "content": "That."}
+_SYSTEM = {"role": "system", "content": _PROBE}
 _REASONING_NAMES = (REASONING, "thinking", "reasoning")
 _TOOL = {
     "type": "function",
@@ -32,7 +34,8 @@ class TemplateFeatures:
         self._try_out = try_out
 
     def fitted(self, messages: Messages, tools: list[dict[str, Any]] | None) -> Messages:
-        """Raises Refused for tools, calls or thoughts that the template does not write."""
+        """Raises Refused for what the template would leave out: tools, calls, thoughts, what stands beside a call or is
+        said as the system."""
         if tools and not self._writes_tools:
             raise Refused("tools: the chat template does not write them; use a model or chatTemplate that knows tools")
         fitted = [self._fitted(f"messages[{index}]", message) for index, message in enumerate(messages)]
@@ -42,6 +45,12 @@ class TemplateFeatures:
                 "messages[0]: the chat template leaves a system message out of a chat that ends with an answer; "
                 "put it into the first user message, or use another chatTemplate"
             )
+        for index, message in enumerate(fitted[1:], start=1):
+            if message["role"] == "system" and self._leaves_out_later_system:
+                raise Refused(
+                    f"messages[{index}]: the chat template leaves out a system message that is not the first; put it "
+                    "into the message behind it, or use another chatTemplate"
+                )
         return fitted
 
     def _fitted(self, field: str, message: dict[str, Any]) -> dict[str, Any]:
@@ -73,10 +82,11 @@ class TemplateFeatures:
     @cached_property
     def _leaves_out_system(self) -> bool:
         """Without a word: a template that refuses it says so itself."""
-        text = self._try_out(
-            [{"role": "system", "content": _PROBE}, _ASKED, {"role": "assistant", "content": "That."}], None
-        )
-        return bool(text) and _PROBE not in text
+        return self._leaves_out([_SYSTEM, _ASKED, _ANSWER])
+
+    @cached_property
+    def _leaves_out_later_system(self) -> bool:
+        return self._leaves_out([_ASKED, _ANSWER, _SYSTEM, _ASKED, _ANSWER])
 
     @cached_property
     def _writes_developer(self) -> bool:
@@ -94,8 +104,12 @@ class TemplateFeatures:
 
     @cached_property
     def _reasoning_name(self) -> str | None:
-        answer = {"role": "assistant", "content": "That."}
-        return next((name for name in _REASONING_NAMES if self._writes([_ASKED, answer | {name: _PROBE}])), None)
+        return next((name for name in _REASONING_NAMES if self._writes([_ASKED, _ANSWER | {name: _PROBE}])), None)
+
+    def _leaves_out(self, messages: Messages) -> bool:
+        """Without a word."""
+        text = self._try_out(messages, None)
+        return bool(text) and _PROBE not in text
 
     def _writes(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> bool:
         return _PROBE in self._try_out(messages, tools)
