@@ -83,7 +83,7 @@ class S3Server:
         self._program = minio_program()
         self._folder = folder
         self._user, self._password = "user-of-tests", secrets.token_hex(16)
-        self._port = _free_port()
+        self._port = free_port()
         self.requests: list[Request] = []
         self.cuts: dict[str, list[int]] = {}
         """By `<bucket>/<key>`: after how many bytes each of its next answers breaks off."""
@@ -235,7 +235,7 @@ def _wait_until(condition: Callable[[], bool], *, what: Callable[[], str]) -> No
         time.sleep(0.05)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -134,6 +134,12 @@ class SmallRun:
         train(options, place, data, world=world, stop=StopSignal(), state=self.state)
         return self.state
 
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What a `Trainer` has to be told, with the run's optimiser and schedule."""
+        options = self.options()
+        fields = ("model_cfg", "tokenizer_path", "dataloader_cfg", "optim_cfg", "lr_cfg")
+        return {name: getattr(options, name) for name in fields}
+
     def options(self) -> RunOptions:
         self.folder.mkdir(exist_ok=True)
         tokenizer = self.folder / "tokenizer"

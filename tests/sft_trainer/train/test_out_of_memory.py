@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from sftjob import names
 from sftjob.failure import JobFailure, Reason
 from sftjob.memory import MemoryEstimate
 from sftjob.options import LoRAConfig
+from tests.s3_server import free_port
 
 Shrink = Callable[..., None]
 
@@ -227,17 +227,8 @@ def test_memory_that_runs_out_elsewhere_is_told_as_such() -> None:
 
 def _arguments(folder: Path) -> dict[str, Any]:
     """Of a Trainer with one step."""
-    options = SmallRun(folder / "run").options()
-    return {
-        "model_cfg": options.model_cfg,
-        "tokenizer_path": options.tokenizer_path,
-        "dataloader_cfg": options.dataloader_cfg,
-        "optim_cfg": options.optim_cfg,
-        "lr_cfg": options.lr_cfg,
-        "global_batch_size": 2,
-        "total_step": 1,
-        "work_dir": folder / "work",
-    }
+    own = {"global_batch_size": 2, "total_step": 1, "work_dir": folder / "work"}
+    return SmallRun(folder / "run").trainer_arguments() | own
 
 
 def test_a_run_that_memory_has_ended_begins_anew_with_smaller_micro_batches_where_no_operator_counts(
@@ -342,10 +333,7 @@ def test_any_other_error_of_a_load_is_raised_as_it_is(tmp_path: Path, monkeypatc
 def test_two_ranks_whose_run_does_not_resume_by_itself_say_how_it_goes_on_with_smaller_micro_batches(
     tmp_path: Path,
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_one_of_two_without_memory, args=(port, _arguments(tmp_path), tmp_path), nprocs=2)
+    mp.spawn(_one_of_two_without_memory, args=(free_port(), _arguments(tmp_path), tmp_path), nprocs=2)
     for rank in (0, 1):
         said = (tmp_path / f"rank {rank}").read_text()
         assert re.fullmatch(

@@ -49,15 +49,9 @@ def test_a_warm_up_that_outlasts_the_run_is_told_at_its_start(
 
 
 def test_a_lowest_rate_above_the_peak_is_refused_by_the_trainer(tmp_path: Path) -> None:
-    options = SmallRun(tmp_path / "run").options()
+    rates = {"optim_cfg": AdamWConfig(lr=1e-5), "lr_cfg": LRConfig(lr_min=1e-3)}
     with pytest.raises(JobFailure) as refused:
-        Trainer(
-            model_cfg=options.model_cfg,
-            tokenizer_path=options.tokenizer_path,
-            dataloader_cfg=options.dataloader_cfg,
-            optim_cfg=AdamWConfig(lr=1e-5),
-            lr_cfg=LRConfig(lr_min=1e-3),
-        )
+        Trainer(**SmallRun(tmp_path / "run").trainer_arguments() | rates)
     assert refused.value.reason is Reason.INVALID_CONFIGURATION
     assert refused.value.message == (
         "lr_cfg.lr_min: 0.001 is more than the peak, 1e-05; lower it, or raise optim_cfg.lr"
@@ -77,16 +71,8 @@ def test_a_lowest_rate_above_the_peak_is_refused_by_the_trainer(tmp_path: Path) 
     ],
 )
 def test_the_trainers_own_arguments_are_refused_as_a_jobs_are(arguments, said: str, tmp_path: Path) -> None:
-    options = SmallRun(tmp_path / "run").options()
     with pytest.raises(JobFailure) as refused:
-        Trainer(
-            model_cfg=options.model_cfg,
-            tokenizer_path=options.tokenizer_path,
-            dataloader_cfg=options.dataloader_cfg,
-            optim_cfg=options.optim_cfg,
-            lr_cfg=options.lr_cfg,
-            **arguments,
-        )
+        Trainer(**SmallRun(tmp_path / "run").trainer_arguments(), **arguments)
     assert refused.value.message == said
 
 

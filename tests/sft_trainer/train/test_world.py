@@ -1,7 +1,6 @@
 """Real ranks over gloo, in a world that is opened as the launcher's ranks and a script's own open theirs."""
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,6 +17,7 @@ from sft_trainer.train import checkpoint
 from sft_trainer.train import world as world_module
 from sft_trainer.train.world import open_world
 from sftjob.failure import JobFailure
+from tests.s3_server import free_port
 
 
 def test_ranks_that_a_launcher_watches_wait_for_one_that_is_slow_to_save(tmp_path: Path) -> None:
@@ -47,10 +47,7 @@ def test_ranks_that_nobody_watches_wait_as_long_as_torch_has_them_wait(tmp_path:
 def _ends(folder: Path, *, is_watched: bool) -> list[str]:
     run = SmallRun(folder / "run", save_mode="async", total_steps=2)
     run.options()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_one_of_two, args=(run, folder, is_watched, port), nprocs=2)
+    mp.spawn(_one_of_two, args=(run, folder, is_watched, free_port()), nprocs=2)
     return [(folder / f"{rank}.txt").read_text() for rank in range(2)]
 
 

@@ -13,8 +13,8 @@ from sft_trainer.datasets.messages import REASONING, Messages
 from sft_trainer.datasets.values import Refused
 
 _PROBE = "qzprobe"
-_ASKED = {"role": "user", "content": "What?"}
-_ANSWER = {"role": "assistant", "content": "That."}
+ASKED = {"role": "user", "content": "What?"}
+ANSWER = {"role": "assistant", "content": "That."}
 _SYSTEM = {"role": "system", "content": _PROBE}
 _REASONING_NAMES = (REASONING, "thinking", "reasoning")
 _TOOL = {
@@ -77,34 +77,34 @@ class TemplateFeatures:
 
     @cached_property
     def _writes_tools(self) -> bool:
-        return self._writes([_ASKED], [_TOOL])
+        return self._writes([ASKED], [_TOOL])
 
     @cached_property
     def _leaves_out_system(self) -> bool:
         """Without a word: a template that refuses it says so itself."""
-        return self._leaves_out([_SYSTEM, _ASKED, _ANSWER])
+        return self._leaves_out([_SYSTEM, ASKED, ANSWER])
 
     @cached_property
     def _leaves_out_later_system(self) -> bool:
-        return self._leaves_out([_ASKED, _ANSWER, _SYSTEM, _ASKED, _ANSWER])
+        return self._leaves_out([ASKED, ANSWER, _SYSTEM, ASKED, ANSWER])
 
     @cached_property
     def _writes_developer(self) -> bool:
-        return self._writes([{"role": "developer", "content": _PROBE}, _ASKED])
+        return self._writes([{"role": "developer", "content": _PROBE}, ASKED])
 
     @cached_property
     def _writes_calls(self) -> bool:
-        return self._writes([_ASKED, {"role": "assistant", "content": "", "tool_calls": [_CALL]}])
+        return self._writes([ASKED, {"role": "assistant", "content": "", "tool_calls": [_CALL]}])
 
     @cached_property
     def _writes_content_beside_calls(self) -> bool:
         function = {"name": "another", "arguments": {}}
         call = _CALL | {"function": function}
-        return self._writes([_ASKED, {"role": "assistant", "content": _PROBE, "tool_calls": [call]}])
+        return self._writes([ASKED, {"role": "assistant", "content": _PROBE, "tool_calls": [call]}])
 
     @cached_property
     def _reasoning_name(self) -> str | None:
-        return next((name for name in _REASONING_NAMES if self._writes([_ASKED, _ANSWER | {name: _PROBE}])), None)
+        return next((name for name in _REASONING_NAMES if self._writes([ASKED, ANSWER | {name: _PROBE}])), None)
 
     def _leaves_out(self, messages: Messages) -> bool:
         """Without a word."""

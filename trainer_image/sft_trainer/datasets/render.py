@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sft_trainer.datasets.features import TemplateFeatures
+from sft_trainer.datasets.features import ANSWER, ASKED, TemplateFeatures
 from sft_trainer.datasets.messages import Messages
 from sft_trainer.datasets.template import chat_template_named, known_templates
 from sftjob.failure import JobFailure, Reason
@@ -74,8 +74,7 @@ class Renderer:
 
     def _refuse_foreign_end(self, name: str) -> None:
         """Of a turn by one of our templates, which the tokenizer may cut into several tokens as any text."""
-        text = self.text([{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}])
-        end = text.rpartition("That.")[2].strip()
+        end = self.text([ASKED, ANSWER]).rpartition(ANSWER["content"])[2].strip()
         if end not in {token.content for token in self.tokenizer.added_tokens_decoder.values()}:
             raise JobFailure(
                 Reason.INVALID_CONFIGURATION,
@@ -87,7 +86,7 @@ class Renderer:
         """Whether the template writes a generation prompt. Raises JobFailure where it can't write the simplest chat:
         templates that want content as typed parts leave a string out without a word.
         """
-        chat = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+        chat = [ASKED, ANSWER]
         try:
             text, asked, prompted = (
                 self.text(chat),
@@ -96,7 +95,7 @@ class Renderer:
             )
         except TemplateRefused as error:
             raise self._unusable(f"refuses a plain question and answer: {error}") from None
-        if "What?" not in text or "That." not in text:
+        if any(message["content"] not in text for message in chat):
             raise self._unusable("leaves out content that is a plain string")
         return prompted != asked
 

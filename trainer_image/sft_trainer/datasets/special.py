@@ -5,15 +5,14 @@ Called when a model is exported.
 
 from dataclasses import dataclass
 
+from sft_trainer.datasets.features import ANSWER, ASKED
 from sft_trainer.datasets.formats import Chat
 from sft_trainer.datasets.render import load_tokenizer
 from sft_trainer.datasets.rows import Tokens
 from sft_trainer.datasets.tokens import Sample, SampleTokenizer
 from sftjob.failure import JobFailure
 
-_CHAT = Chat(
-    messages=[{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}], trained=[False, True]
-)
+_CHAT = Chat(messages=[ASKED, ANSWER], trained=[False, True])
 
 
 @dataclass(frozen=True)
