@@ -102,7 +102,10 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "A launcher ended without a word, or a success could not be proven.",
         "none where it happens once; else look whether pods are killed or deleted by force",
     ),
-    Reason.LAUNCHER_FAILED: Explanation("A fault of sftjob's own.", "report it with the message"),
+    Reason.LAUNCHER_FAILED: Explanation(
+        "A fault of sftjob's own, or a container that can't be started or is not of a trainer's image.",
+        "look at `compute.image` where the message names an image; else report it with the message",
+    ),
     Reason.NOT_STARTED: Explanation(
         "Not all pods ran within `spec.runPolicy.startDeadlineSeconds`, or the attempt was suspended by its queue, or "
         "by somebody else, before any pod ran. Or the cluster took a pod away, or its node refused it, before it ran.",

@@ -63,7 +63,7 @@ def pod(
                 }
             ],
         },
-        "spec": {"nodeName": f"node-{rank}", "containers": [{"name": "pytorch"}]},
+        "spec": {"nodeName": f"node-{rank}", "containers": [{"name": "pytorch", "image": "trainer:1"}]},
         "status": {
             "phase": phase,
             "conditions": conditions or [],

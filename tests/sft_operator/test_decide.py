@@ -468,6 +468,20 @@ def test_a_held_attempt_that_was_told_to_go_is_not_queued_again_and_costs_nothin
     assert (gone.attempts.disruptions, gone.attempts.without_progress) == (0, 0)
 
 
+@pytest.mark.parametrize("reason", [Reason.SUCCEEDED, Reason.RANK_KILLED])
+def test_a_pod_whose_sidecar_outlives_its_launcher_is_taken_away_though_its_logs_go_with_it(reason: Reason) -> None:
+    outcome = a_success() if reason is Reason.SUCCEEDED else an_outcome(reason)
+    nodes = (NodeObservation(0, NodeState.ENDED, outcome, pod="worker-0", lingers=True),)
+    status, phases = in_attempt(1), []
+    for _ in range(2):
+        decision = decide(a_job(status=status), observing(AttemptObservation(1, nodes)), now=NOW)
+        assert decision.action == DeleteAttempt(1)
+        status = decision.status
+        phases.append(status.phase)
+    ended = Phase.SUCCEEDED if reason is Reason.SUCCEEDED else Phase.RESTARTING
+    assert phases == [ended, ended]
+
+
 def test_what_kept_an_attempt_from_starting_is_forgotten_by_a_suspension() -> None:
     trouble = Trouble(Obstacle.PYTORCH_JOBS_MISSING, "install it")
     stalled = decide(a_job(status=in_attempt(1, Phase.STARTING)), observing(trouble=trouble), now=NOW).status

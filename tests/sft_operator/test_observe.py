@@ -8,7 +8,7 @@ from jobs import NOW, a_job, an_outcome, at, some_progress
 
 from sft_operator.kubernetes.grace import Graces
 from sft_operator.kubernetes.observe import attempts, seems_lost
-from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
+from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, NodeObservation, NodeState
 from sftjob.failure import Reason
 from sftjob.progress import Stage
 from sftjob.status import AttemptRecord, AttemptsStatus, Phase, SFTJobStatus
@@ -51,6 +51,24 @@ def test_the_last_words_are_those_of_the_termination_message() -> None:
     ended = pod(2, 0, "Failed", terminated=terminated(70, message=outcome.to_json()))
     (found,) = observed(ended, jobs=(pytorch_job(2),))
     assert found == AttemptObservation(2, (node(0, ENDED, outcome),), created_at=at(-120))
+
+
+def test_a_launcher_has_ended_though_a_sidecar_goes_on_and_holds_the_pod() -> None:
+    outcome = an_outcome(Reason.SUCCEEDED, attempt=2, final_digest="sha256:00")
+    beside = pod(2, 0, terminated=terminated(0, message=outcome.to_json()))
+    beside["status"]["containerStatuses"].insert(0, {"name": "istio-proxy", "state": {"running": {}}})
+    (found,) = observed(beside, jobs=(pytorch_job(2),))
+    assert (found.state, found.nodes[0].outcome, found.lingers) == (AttemptState.ENDED, outcome, True)
+    beside["status"]["containerStatuses"][0]["state"] = {"terminated": terminated(0)}
+    (found,) = observed(beside, jobs=(pytorch_job(2),))
+    assert (found.state, found.lingers) == (AttemptState.ENDED, False)
+
+
+def test_a_container_that_never_began_has_no_time_of_a_start() -> None:
+    end = terminated(128, reason="StartError") | {"startedAt": "1970-01-01T00:00:00Z"}
+    (found,) = observed(pod(2, 0, "Failed", terminated=end), jobs=(pytorch_job(2),))
+    assert found.nodes[0].outcome is not None
+    assert found.nodes[0].outcome.started_at.year == 2026
 
 
 def test_a_pod_that_is_being_deleted_still_saves_and_its_attempt_ends() -> None:
@@ -137,6 +155,20 @@ def test_what_only_looks_like_ours_is_not_seen(foreign: dict[str, Any]) -> None:
             terminated(137),
             Reason.LAUNCHER_LOST,
             "the launcher of node 0 ended with exit code 137 and without a word",
+        ),
+        (
+            {},
+            terminated(128, reason="StartError", message='exec: "python": executable file not found in $PATH'),
+            Reason.LAUNCHER_FAILED,
+            "the container of node 0 can't be started from the image trainer:1: "
+            'exec: "python": executable file not found in $PATH',
+        ),
+        (
+            {},
+            terminated(1, message="Traceback:\nModuleNotFoundError: No module named 'sft_trainer'\n"),
+            Reason.LAUNCHER_FAILED,
+            "the launcher of node 0 ended with exit code 1 and without a word; look whether the image trainer:1 is a "
+            "trainer's of this version: ModuleNotFoundError: No module named 'sft_trainer'",
         ),
         (
             {"reason": "Evicted", "message": "The node was low on resource: memory."},
@@ -269,7 +301,9 @@ def test_what_the_kernel_ended_on_a_node_that_hears_nothing_of_its_ranks_may_hav
 
 def test_the_words_of_another_attempt_are_not_believed() -> None:
     forged = an_outcome(Reason.SUCCEEDED, attempt=1, final_digest="sha256:00")
-    (found,) = observed(pod(2, 0, "Failed", terminated=terminated(1, message=forged.to_json())), jobs=(pytorch_job(2),))
+    (found,) = observed(
+        pod(2, 0, "Failed", terminated=terminated(70, message=forged.to_json())), jobs=(pytorch_job(2),)
+    )
     outcome = found.nodes[0].outcome
     assert outcome is not None
     assert outcome.reason is Reason.LAUNCHER_LOST

@@ -76,7 +76,13 @@ def test_an_attempt_is_one_worker_only_pytorchjob_that_is_never_retried_by_its_c
                 "Worker": {
                     "replicas": 2,
                     "restartPolicy": "Never",
-                    "template": {"metadata": {"labels": labels}, "spec": pod},
+                    "template": {
+                        "metadata": {
+                            "labels": labels | {"sidecar.istio.io/inject": "false"},
+                            "annotations": {"sidecar.istio.io/inject": "false"},
+                        },
+                        "spec": pod,
+                    },
                 }
             },
         },

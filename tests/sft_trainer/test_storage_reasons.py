@@ -9,7 +9,11 @@ import pytest
 
 from sft_trainer.storage import fence, nodes, records
 from sft_trainer.storage.exports import refuse_unwritable_outputs
+from sft_trainer.storage.folders import hash_tree
+from sft_trainer.storage.outputs import FolderOutput
+from sftjob import names
 from sftjob.failure import JobFailure, Reason
+from sftjob.manifest import ExportManifest
 from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.spec import SFTJobSpec
 
@@ -45,6 +49,34 @@ def test_a_full_volume_or_quota_is_told_apart_from_one_that_may_not_be_written(
     with pytest.raises(JobFailure, match=r"tuned\.checkpoints can't be written") as failure:
         fence.enter(a_plan(tmp_path), node_rank=0, pod_uid=None)
     assert failure.value.reason is reason
+
+
+def test_an_output_that_can_t_appear_by_one_rename_is_told_before_training(tmp_path: Path) -> None:
+    plan, elsewhere = a_plan(tmp_path), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "tuned").symlink_to(elsewhere)
+    with pytest.raises(JobFailure, match=r"spec\.output\[0\]\.uri: .*/tuned is a symbolic link to .*/elsewhere; name"):
+        refuse_unwritable_outputs(plan)
+    (tmp_path / "tuned").unlink()
+    (tmp_path / "tuned").write_text("a file")
+    with pytest.raises(JobFailure, match=r"spec\.output\[0\]\.uri: pvc://c/tuned is not empty"):
+        fence.enter(plan, node_rank=0, pod_uid=None)
+
+
+def test_a_model_takes_the_place_of_an_empty_folder_and_of_nothing_else(tmp_path: Path) -> None:
+    export, tuned = tmp_path / "tuned.tmp-a1", tmp_path / "tuned"
+    for folder in (export, tuned):
+        folder.mkdir()
+    (export / "config.json").write_text("{}")
+    manifest = ExportManifest(owner_uid="u", attempt=1, files=hash_tree(export, leave_out=names.EXPORT_MANIFEST))
+    (tuned / "notes.txt").write_text("mine")
+    output = FolderOutput(tuned)
+    with pytest.raises(FileExistsError):
+        output.publish(export, manifest, check=lambda: None, on_detail=lambda _: None)
+    (tuned / "notes.txt").unlink()
+    output.publish(export, manifest, check=lambda: None, on_detail=lambda _: None)
+    assert output.manifest() == manifest
+    assert output.holds(manifest)
 
 
 def test_an_output_that_could_not_be_written_after_training_is_told_before_it(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from datetime import datetime
 
 from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.cache import attempt_of
-from sft_operator.kubernetes.pod_end import outcome_of
-from sft_operator.kubernetes.pytorch_job import RANK_LABEL, has_finished, is_ours, is_suspended
+from sft_operator.kubernetes.pod_end import outcome_of, terminated
+from sft_operator.kubernetes.pytorch_job import CONTAINER, RANK_LABEL, has_finished, is_ours, is_suspended
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState
 from sft_operator.lifecycle.preflight import launchers
 from sftjob import names
@@ -148,14 +148,25 @@ def _node(
     is_held = pod in here and pod["status"].get("phase") not in ("Succeeded", "Failed")
     outcome = outcome_of(pod, attempt=attempt, rank=rank, is_held=is_held)
     return NodeObservation(
-        rank, NodeState.ENDED, outcome, pod=pod["metadata"]["name"], node=pod["spec"].get("nodeName")
+        rank,
+        NodeState.ENDED,
+        outcome,
+        pod=pod["metadata"]["name"],
+        node=pod["spec"].get("nodeName"),
+        lingers=any(map(_lingers, here)),
     )
 
 
 def _live_state(pod: Object, held: Set[str]) -> NodeState | None:
-    """None where it is terminal, or as good as gone."""
-    if pod["status"].get("phase") in ("Succeeded", "Failed"):
+    """None where it is terminal, or as good as gone. A sidecar that somebody's webhook has put beside the launcher may
+    go on for ever after it."""
+    if pod["status"].get("phase") in ("Succeeded", "Failed") or terminated(pod) is not None:
         return None
     if pod["metadata"]["uid"] in held:
         return None
     return NodeState.PENDING if pod["status"].get("phase") == "Pending" else NodeState.RUNNING
+
+
+def _lingers(pod: Object) -> bool:
+    others = [one for one in pod["status"].get("containerStatuses", []) if one["name"] != CONTAINER]
+    return terminated(pod) is not None and any("running" in one["state"] for one in others)

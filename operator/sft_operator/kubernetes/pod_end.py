@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.pytorch_job import CONTAINER
-from sftjob.failure import Reason
+from sftjob.failure import ExitCode, Reason
 from sftjob.outcome import Outcome
 from sftjob.progress import Stage
 
@@ -20,6 +20,12 @@ _EVICTIONS = ("Evicted", "Preempting", "NodeShutdown", "Terminated")
 
 _UNHEALTHY = "unhealthy devices"
 """In the kubelet's words where a node's device plugin has no device that works."""
+
+_NEVER_BEGUN = ("StartError", "ContainerCannotRun", "ContainerStartError")
+"""Reasons of a container's end where its runtime could not start it; it has no true time of a start then."""
+
+_OF_SIGNALS = 128
+"""Exit codes from here on are of processes that a signal has ended."""
 
 _LOADING = (Stage.LOADING_MODEL, Stage.LOADING_CHECKPOINT)
 """What more ranks, or fewer trained weights, make smaller."""
@@ -32,9 +38,9 @@ def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -
 
     `is_held`: long past its grace, and nobody has ended it.
     """
-    terminated = _terminated(pod)
+    end = terminated(pod)
     eviction = _eviction(pod)
-    if terminated is None:
+    if end is None:
         if is_held or _lost_its_node(pod):
             node = pod["spec"].get("nodeName", "its node")
             sentence = f"{node} is lost: it did not end its pod" + (f"; {eviction}" if eviction else "")
@@ -43,7 +49,7 @@ def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -
             return None
         reason = Reason.GPU_FAULT if _UNHEALTHY in eviction else Reason.PREEMPTED
         return _told_by_cluster(reason, eviction, attempt, rank, pod, {})
-    message, code = terminated.get("message", ""), terminated["exitCode"]
+    message, code = end.get("message", ""), end["exitCode"]
     try:
         told = Outcome.from_json(message)
     except ValidationError:
@@ -51,23 +57,38 @@ def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -
     else:
         if (told.attempt, told.node_rank, told.exit_code) == (attempt, rank, code):
             # Where the kernel ends one process of a container, its launcher saw no more than the signal.
-            is_shortage = told.signal == signal.SIGKILL and terminated.get("reason") == "OOMKilled"
+            is_shortage = told.signal == signal.SIGKILL and end.get("reason") == "OOMKilled"
             return _with_shortage(told, pod) if is_shortage else told
-    if terminated.get("reason") == "OOMKilled":
+    if end.get("reason") == "OOMKilled":
         sentence = _shortage(pod)
-        return _told_by_cluster(Reason.OUT_OF_MEMORY, sentence, attempt, rank, pod, terminated)
+        return _told_by_cluster(Reason.OUT_OF_MEMORY, sentence, attempt, rank, pod, end)
     if eviction:
-        return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, terminated)
+        return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, end)
+    image = _container(pod)["image"]
+    if end.get("reason") in _NEVER_BEGUN:
+        sentence = f"the container of node {rank} can't be started from the image {image}: {message}"
+        return _told_by_cluster(Reason.LAUNCHER_FAILED, sentence, attempt, rank, pod, end)
     sentence = f"the launcher of node {rank} ended with exit code {code} and without a word"
-    return _told_by_cluster(Reason.LAUNCHER_LOST, sentence, attempt, rank, pod, terminated)
+    if 0 < code < _OF_SIGNALS and code not in [*ExitCode]:
+        # It never came to its own end, which has a code of ours.
+        sentence += f"; look whether the image {image} is a trainer's of this version: {_last_line(message)}"
+        return _told_by_cluster(Reason.LAUNCHER_FAILED, sentence, attempt, rank, pod, end)
+    return _told_by_cluster(Reason.LAUNCHER_LOST, sentence, attempt, rank, pod, end)
 
 
-def _terminated(pod: Object) -> Object | None:
+def terminated(pod: Object) -> Object | None:
+    """How its launcher's container ended; None where it has not."""
     for container in pod["status"].get("containerStatuses", []):
         if container["name"] == CONTAINER:
             state: Object | None = container["state"].get("terminated")
             return state
     return None
+
+
+def _container(pod: Object) -> Object:
+    """The launcher's, in the pod's spec."""
+    found: Object = next(one for one in pod["spec"]["containers"] if one["name"] == CONTAINER)
+    return found
 
 
 def _lost_its_node(pod: Object) -> bool:
@@ -85,27 +106,32 @@ def _eviction(pod: Object) -> str | None:
             return f"{condition.get('reason', 'disrupted')}: {condition.get('message', '')}".strip(": ")
     reason = pod["status"].get("reason")
     # A kubelet that refuses a pod (OutOfcpu, NodeAffinity, UnexpectedAdmissionError...) starts no container of it.
-    is_refused = pod["status"].get("phase") == "Failed" and _terminated(pod) is None
+    is_refused = pod["status"].get("phase") == "Failed" and terminated(pod) is None
     if reason and (is_refused or reason in _EVICTIONS):
         return f"{reason}: {pod['status'].get('message', '')}".strip(": ")
     return None
 
 
 def _told_by_cluster(
-    reason: Reason, message: str, attempt: int, rank: int, pod: Object, terminated: dict[str, Any]
+    reason: Reason, message: str, attempt: int, rank: int, pod: Object, end: dict[str, Any]
 ) -> Outcome:
-    started = terminated.get("startedAt") or pod["status"].get("startTime") or pod["metadata"]["creationTimestamp"]
-    ended = terminated.get("finishedAt") or pod["metadata"].get("deletionTimestamp") or started
+    began = None if end.get("reason") in _NEVER_BEGUN else end.get("startedAt")
+    started = began or pod["status"].get("startTime") or pod["metadata"]["creationTimestamp"]
+    ended = end.get("finishedAt") or pod["metadata"].get("deletionTimestamp") or started
     return Outcome(
         attempt=attempt,
         node_rank=rank,
         reason=reason,
-        exit_code=terminated.get("exitCode"),
+        exit_code=end.get("exitCode"),
         message=message,
-        log_tail=terminated.get("message", "")[-600:],
+        log_tail=end.get("message", "")[-600:],
         started_at=datetime.fromisoformat(started),
         ended_at=datetime.fromisoformat(ended),
     )
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
 
 
 def _with_shortage(told: Outcome, pod: Object) -> Outcome:
@@ -130,5 +156,5 @@ def _shortage(pod: Object, remedy: str = ", or use shorter packs") -> str:
 
 
 def _memory_limit(pod: Object) -> str | None:
-    limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory")
+    limit = _container(pod).get("resources", {}).get("limits", {}).get("memory")
     return str(limit) if limit else None

@@ -21,6 +21,9 @@ RANK_LABEL = "training.kubeflow.org/replica-index"
 
 _PREFLIGHT_REQUESTS = {"cpu": "4", "memory": "16Gi"}
 """At most: of a pod that reads and tokenises."""
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+"""A mesh's proxy would be in the way of the ranks' own ports, and outlive them. A label; for older Istio an annotation.
+"""
 _USER = 1000
 _MASTER_PORT = 23456
 """Of the service that the controller makes for each worker."""
@@ -52,7 +55,7 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
     worker = {
         "replicas": plan.nodes,
         "restartPolicy": "Never",
-        "template": {"metadata": {"labels": labels}, "spec": _pod_spec(job, plan, defaults)},
+        "template": {"metadata": _pod_metadata(labels), "spec": _pod_spec(job, plan, defaults)},
     }
     return {
         "apiVersion": PYTORCH_JOBS_API,
@@ -69,6 +72,10 @@ def pytorch_job(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Obj
             "pytorchReplicaSpecs": {"Worker": worker},
         },
     }
+
+
+def _pod_metadata(labels: dict[str, str]) -> Object:
+    return {"labels": labels | _NO_SIDECAR, "annotations": dict(_NO_SIDECAR)}
 
 
 def attempt_labels(metadata: ObjectMeta, attempt: int) -> dict[str, str]:

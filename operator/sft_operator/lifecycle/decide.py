@@ -126,7 +126,7 @@ def _short(value: str) -> str:
 
 def _of_finished(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
     status = status.model_copy(update={"observed_generation": job.metadata.generation})
-    leftover = next(iter(observation.live()), None)
+    leftover = next((attempt for attempt in observation.attempts if attempt.is_live or attempt.lingers), None)
     if leftover is not None:
         return _deleting(status, leftover)
     limit = job.spec.run_policy.ttl_seconds_after_finished
@@ -266,8 +266,9 @@ def _next_step(job: SFTJob, status: SFTJobStatus, observation: Observation, now:
 
 
 def _is_leftover(attempt: AttemptObservation, status: SFTJobStatus) -> bool:
-    """Of the newest attempt all is kept once it has ended, for whoever wants to read its logs."""
-    return not attempt.is_live and not attempt.is_deleting and attempt.number != status.attempts.current
+    """Of the newest attempt all is kept once it has ended, for whoever wants to read its logs; unless it holds GPUs."""
+    is_kept = attempt.number == status.attempts.current and not attempt.lingers
+    return not attempt.is_live and not attempt.is_deleting and not is_kept
 
 
 def _of_current(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation | None) -> Decision:

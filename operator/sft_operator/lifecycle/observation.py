@@ -34,6 +34,8 @@ class NodeObservation:
     pod: str | None = None
     """Its name, and that of the cluster's node that it is on."""
     node: str | None = None
+    lingers: bool = False
+    """Its launcher has ended, and another container of its pod goes on: the pod holds what it asked for."""
 
     @property
     def is_live(self) -> bool:
@@ -76,6 +78,10 @@ class AttemptObservation:
     @property
     def has_failed(self) -> bool:
         return any(node.has_failed for node in self.nodes)
+
+    @property
+    def lingers(self) -> bool:
+        return any(node.lingers for node in self.nodes)
 
     @property
     def is_incomplete(self) -> bool:

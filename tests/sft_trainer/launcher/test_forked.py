@@ -91,6 +91,24 @@ def test_a_torchrun_that_fails_before_its_ranks_begin_ends(tmp_path: Path) -> No
     assert str(torchrun_logs(tmp_path)) in done.stderr.decode()
 
 
+PATIENCE = """
+import runpy
+from torch.distributed.launcher import api
+api.elastic_launch = lambda config, _: lambda *_: print(config.rdzv_configs["timeout"])
+runpy.run_module("sft_trainer.launcher.torchrun", run_name="__main__")
+"""
+
+
+def test_a_node_waits_for_the_others_for_longer_than_any_deadline_says(tmp_path: Path) -> None:
+    """torch's own patience ends after 15 minutes, as an end without a cause."""
+    task = TorchrunTask(
+        parent_pid=os.getpid(), nodes=2, processes_per_node=1, node_rank=1, master_address="node-0",
+        master_port=29500, run_id="run", scratch=str(tmp_path), shutdown_seconds=5, script=["train.py"],
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", PATIENCE, task.to_json()], stdout=subprocess.PIPE, timeout=300)
+    assert int(done.stdout) > 604_800
+
+
 def test_a_device_that_is_open_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device = tmp_path / "nvidia0"
     monkeypatch.setattr(forked, "_DEVICES", (str(tmp_path / "nvidia"),))

@@ -20,6 +20,10 @@ from sft_trainer.launcher.processes import name_this_process
 from sft_trainer.progress import write_stage
 from sftjob.progress import Stage
 
+NO_TIMEOUT_SECONDS = 365 * 24 * 3600
+"""torch has no word for none. A node waits for the others for as long as the cluster takes to start them: whoever has
+waited for too long is told by the run policy's deadlines."""
+
 SURVIVORS_SECONDS = 5
 """After a rank's death: from SIGTERM to SIGKILL of the others, which can't save without it."""
 
@@ -78,7 +82,7 @@ def _launch(task: TorchrunTask, ranks: Sequence[ForkedRank]) -> int:
         run_id=task.run_id,
         rdzv_backend="c10d" if single else "static",
         rdzv_endpoint="127.0.0.1:0" if single else f"{task.master_address}:{task.master_port}",
-        rdzv_configs={} if single else {"rank": task.node_rank},
+        rdzv_configs={} if single else {"rank": task.node_rank, "timeout": NO_TIMEOUT_SECONDS},
         local_addr="127.0.0.1" if single else None,
         max_restarts=0,
         monitor_interval=0.1,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sft_trainer.storage.fence import Fence
 from sftjob import names
-from sftjob.failure import JobFailure, storage_reason
+from sftjob.failure import JobFailure, Reason, storage_reason
 from sftjob.plan import LaunchPlan
 
 
@@ -21,7 +21,13 @@ def export_folder(plan: LaunchPlan, uri: str, *, attempt: int) -> Path:
 def refuse_unwritable_outputs(plan: LaunchPlan) -> None:
     """Raises JobFailure where the ranks could not write an output once they have trained."""
     for index, output in enumerate(plan.spec.outputs):
-        folder = export_folder(plan, output.uri, attempt=plan.attempt)
+        folder, final = export_folder(plan, output.uri, attempt=plan.attempt), Path(plan.path(output.uri))
+        if final.is_symlink():
+            raise JobFailure(
+                Reason.STORAGE_REFUSED,
+                f"spec.output[{index}].uri: {final} is a symbolic link to {final.readlink()}; name the folder itself: "
+                "a model takes its place by one rename",
+            )
         try:
             folder.mkdir(parents=True)
             folder.rmdir()

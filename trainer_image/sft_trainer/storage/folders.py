@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and stay after a power cut."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
@@ -39,11 +40,15 @@ def sync_tree(folder: Path) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Everything to disk, then one rename. Raises FileExistsError rather than replace a folder."""
+    """Everything to disk, then one rename. Raises FileExistsError rather than replace a folder that holds anything."""
     sync_tree(temporary)
-    if final.exists():
-        raise FileExistsError(f"{final} exists")
-    temporary.rename(final)
+    try:
+        temporary.rename(final)
+    except OSError as error:
+        # POSIX lets a folder take the place of an empty one.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise FileExistsError(f"{final} exists") from None
     sync_path(final.parent)
 
 

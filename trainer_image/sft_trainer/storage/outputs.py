@@ -71,6 +71,8 @@ class FolderOutput:
             return not os.listdir(self._folder)  # noqa: PTH208 - names only, and one call
         except FileNotFoundError:
             return True
+        except NotADirectoryError:
+            return False
 
     def owner_uid(self) -> str | None:
         manifest = self.manifest()
