@@ -86,11 +86,50 @@ def test_special_tokens_in_an_answer_do_not_end_its_turn(llama3, tokenize) -> No
 
 
 def test_a_token_across_the_turns_beginning_is_not_trained(make_tokenizer, tokenize) -> None:
-    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
     tokenizer = make_tokenizer(template, tokens=CHATML_TOKENS)
     # Byte-level BPE has " two" as one token, whose space belongs to the header.
-    assert tokenize(tokenizer, pair("What?", "two plus two")).trained_pieces() == [" plus two\n"]
+    assert tokenize(tokenizer, pair("What?", "two plus two")).trained_pieces() == [" plus two<|im_end|>"]
+
+
+def test_a_template_in_which_no_token_ends_an_answer_is_refused(make_tokenizer, tokenize) -> None:
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    assert tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS).faults == [
+        ":1: messages: no end-of-turn token follows an assistant's content in the chat template; use another "
+        "chatTemplate, or let user and assistant alternate from a user message on"
+    ]
+
+
+GLM_TOKENS = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"]
+GLM_TOKENS += ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+
+
+def test_answers_that_end_with_the_header_behind_them_are_trained_with_it_the_last_one_too(
+    make_tokenizer, tokenize
+) -> None:
+    glm = make_tokenizer(trl_template("glm4moe.jinja"), tokens=GLM_TOKENS, eos_token="<|endoftext|>")
+    plain = tokenize(glm, TWO_TURNS)
+    assert plain.trained_pieces() == [
+        "\n<think></think>\nFour.<|user|>",
+        "\n<think></think>\nSix, say I.<|user|>",
+    ]
+    assert plain.text().endswith("Six, say I.<|user|>")
+    thoughtful = [*TWO_TURNS[:3], {**TWO_TURNS[3], "reasoning_content": "Two more."}]
+    thoughtful[1] = {**TWO_TURNS[1], "reasoning_content": "Easy."}
+    assert tokenize(glm, thoughtful).trained_pieces() == [
+        "\n<think></think>\nFour.<|user|>",
+        "\n<think>Two more.</think>\nSix, say I.<|user|>",
+    ]
+    call = {"type": "function", "function": {"name": "heat", "arguments": {"room": 4}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    chat = [TWO_TURNS[0], calling, {"role": "tool", "content": "7"}, {"role": "assistant", "content": "Seven."}]
+    trained = tokenize(glm, chat).trained_pieces()
+    assert [piece.rpartition("</tool_call>")[2] for piece in trained[:1]] == ["<|observation|>"]
+    assert trained[1:] == ["\n<think></think>\nSeven.<|user|>"]
+    [last] = tokenize(glm, chat[:2]).trained_pieces()
+    assert last == trained[0]
 
 
 def test_characters_of_several_tokens_are_trained_whole(qwen3, tokenize) -> None:

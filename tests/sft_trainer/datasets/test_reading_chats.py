@@ -85,6 +85,14 @@ ASSISTANT = b'{"role": "assistant", "content": "b"}'
             "messages[0].content: character 2 is half of a surrogate pair; write the whole character",
         ),
         (
+            b'{"tools": [{"function": {"description": "half \\ud83d"}}], "messages": [' + ASSISTANT + b"]}",
+            "tools[0].function.description: character 6 is half of a surrogate pair; write the whole character",
+        ),
+        (
+            b'[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"\\ud83d": 1}}}]}]',
+            "messages[0].tool_calls[0].function.arguments, the name of a field: character 1 is half of a",
+        ),
+        (
             b'[{"role": "user", "content": "a", "tool_calls": [1]}]',
             "messages[0].tool_calls: stands in a message of the role 'user'; only assistants have it",
         ),

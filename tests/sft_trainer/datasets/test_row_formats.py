@@ -1,11 +1,14 @@
 """Each format of rows: what it becomes, which tokens are trained, and what is refused."""
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sft_trainer.datasets.config import DataloaderConfig
-from sft_trainer.datasets.formats import Chat, Passage, known_format, sample_of
+from sft_trainer.datasets.formats import _MARKS, Chat, Passage, known_format, sample_of
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.datasets.values import Refused
 from sftjob.failure import JobFailure
@@ -319,7 +322,8 @@ CALL_AND_MORE = [
 
 @pytest.mark.parametrize("template", ["llama3_1", "llama3_2", "muse_glimmer"])
 def test_what_is_said_beside_a_call_is_never_left_out_without_a_word(template, make_tokenizer, tokenize) -> None:
-    tokenizer = make_tokenizer(trl_template(f"{template}.jinja"), tokens=[*LLAMA3_TOKENS, "<|eom_id|>"])
+    tokens = [*LLAMA3_TOKENS, "<|eom_id|>", "<|eom|>", "<|eot|>"]
+    tokenizer = make_tokenizer(trl_template(f"{template}.jinja"), tokens=tokens)
     alone = tokenize(tokenizer, [CALL_AND_MORE[0], CALL_AND_MORE[1] | {"content": ""}, *CALL_AND_MORE[2:]])
     assert not any("content" in fault for fault in alone.faults)
     [fault] = tokenize(tokenizer, CALL_AND_MORE).faults
@@ -344,6 +348,61 @@ def test_a_system_message_in_the_middle_is_never_left_out_without_a_word(make_to
     [fault] = tokenize(tokenizer, chat).faults
     assert fault.startswith(":1: messages[2]: the chat template leaves out a system message that is not the first;")
     assert "<|im_start|>system\nBe brief.<|im_end|>" in tokenize(qwen3, chat).text()
+
+
+DEEPSEEK_TOKENS = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
+DEEPSEEK_TOKENS += [f"<｜tool▁{name}｜>" for name in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")]
+DEEPSEEK_TOKENS += [f"<｜tool▁{name}｜>" for name in ("outputs▁begin", "outputs▁end", "output▁begin", "output▁end")]
+
+
+def test_a_template_that_wants_a_calls_arguments_as_openai_has_them_gets_them_so(make_tokenizer, tokenize) -> None:
+    template, (bos, eos) = trl_template("deepseekv3.jinja"), DEEPSEEK_TOKENS[:2]
+    tokenizer = make_tokenizer(template, tokens=DEEPSEEK_TOKENS, bos_token=bos, eos_token=eos)
+    text = tokenize(tokenizer, [*pair("Warm?", "")[:1], {"role": "assistant", "tool_calls": [CALL]}]).text()
+    assert '```json\n{"room": 4}\n```' in text
+
+
+@pytest.mark.parametrize("template", ["gptoss", "gptoss_training"])
+def test_a_value_that_a_template_stumbles_over_is_its_rows_fault(template, make_tokenizer, tokenize) -> None:
+    tokens = ["<|start|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|channel|>", "<|constrain|>"]
+    tokenizer = make_tokenizer(trl_template(f"{template}.jinja"), tokens=tokens)
+    nameless = {"type": "function", "function": TOOL["function"] | {"description": None}}
+    [fault] = tokenize(tokenizer, {"tools": [nameless], "messages": pair("a", "b")}).faults
+    assert fault.startswith(":1: messages: the chat template refuses them: TypeError: ")
+
+
+_FIELDS = (
+    "role", "content", "loss", "weight", "from", "value", "tool_calls", "function", "name", "arguments", "type", "text",
+    "reasoning_content", "thinking", "tool_call_id", "system", "tools", "input", "functions",
+)  # fmt: skip
+LEAVES = st.sampled_from(
+    [None, True, 0, 1.5, "", "a", "user", "assistant", "tool", "human", "gpt", "function_call", "[]", "{}", "\ud800"]
+) | st.sampled_from(['{"name": "f", "arguments": {}}', float("nan")])
+VALUES = st.recursive(
+    LEAVES,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(_FIELDS), values, max_size=4),
+    max_leaves=12,
+)
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {"from": st.sampled_from(["human", "gpt", "function_call", []]), "value": st.just("a") | VALUES},
+        optional={"weight": VALUES, "loss": VALUES},
+    )
+    | st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool", 1]), "content": st.just("a") | VALUES},
+        optional={"loss": VALUES, "tool_calls": VALUES, "thinking": VALUES},
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(row_format=st.sampled_from(sorted(_MARKS)), data=st.data())
+def test_whatever_a_row_holds_it_is_a_sample_or_is_refused(row_format, data) -> None:
+    row = {name: data.draw(TURNS | VALUES) for name in _MARKS[row_format]}
+    row |= data.draw(st.dictionaries(st.sampled_from(_FIELDS), VALUES, max_size=2))
+    with contextlib.suppress(Refused):
+        sample_of(row, row_format)
 
 
 def prepared(path, base, folder, **options):

@@ -14,7 +14,7 @@ from sft_trainer.storage import checkpoints
 from sft_trainer.storage.best import best_first
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.checkpoint import write_checkpoint
-from sft_trainer.train.metrics import last_step_before
+from sft_trainer.train.metrics import last_steps_before
 from sft_trainer.train.world import World
 from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest, EvaluationRecord
@@ -268,7 +268,7 @@ def test_curves_lie_in_the_bucket_and_another_machine_goes_on_with_them(s3: S3Se
     ]
     other = a_fence(tmp_path / "other", attempt=2)
     assert fetch(other) == ["attempts", "step-2", "trackio"]
-    assert last_step_before(other.storage, 2) == 2
+    assert last_steps_before(other.storage, 2).trained == 2
     log_in_trackio(other, 3).close()
     save(other, 3)
     third = a_fence(tmp_path / "third", attempt=3)

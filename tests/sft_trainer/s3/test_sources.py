@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore import exceptions
 
 from sft_trainer.downloads import patience
 from sft_trainer.downloads.sources import BucketSource
@@ -15,7 +16,8 @@ from sft_trainer.from_plan import run_options
 from sft_trainer.s3 import bucket
 from sft_trainer.s3.bucket import Place
 from sft_trainer.s3.download import fill, pin
-from sftjob.failure import NEVER_RETRIED, JobFailure, exit_code
+from sft_trainer.s3.refusals import is_passing, read_refusal
+from sftjob.failure import NEVER_RETRIED, JobFailure, Reason, exit_code
 from tests.s3_server import S3Server
 from tests.sft_trainer.download_node import Node, downloaded, nodes_of, until
 from tests.sft_trainer.hub.test_download_stage import MODEL, NEEDED, WEIGHTS
@@ -268,3 +270,24 @@ def test_a_store_that_can_t_be_reached_is_asked_again_and_then_left_to_another_a
     assert "AWS_ENDPOINT_URL" in ended.value.message
     assert ended.value.reason not in NEVER_RETRIED
     assert exit_code(ended.value.reason) == 70
+
+
+def test_a_key_that_can_t_be_read_is_told_at_once_and_is_no_matter_of_the_network(monkeypatch) -> None:
+    """As the client says it of `f/nl\\nx.jsonl`; it could not put such an object there itself."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise exceptions.GenericError(
+            'Generic S3 error: Encountered object with invalid path: Error parsing Path "f/nl'
+        )
+
+    monkeypatch.setattr(bucket.obstore, "list", refuse)
+    source = BucketSource("spec.data.datasets[0]", "s3://bucket/f", "dataset", takes_weights=False, folder=Path("f"))
+    with pytest.raises(bucket.BucketFailure) as failure:
+        Place(source.uri).listed()
+    assert not is_passing(failure.value)
+    refusal = read_refusal(source, failure.value)
+    assert refusal.reason is Reason.INVALID_DATA
+    assert refusal.message.startswith(
+        "spec.data.datasets[0].uri: s3://bucket/f: below it is an object whose key can't be read (Generic S3 error: "
+        'Encountered object with invalid path: Error parsing Path "f/nl)'
+    )

@@ -9,18 +9,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sft_trainer.run import RunState
 from sft_trainer.tracking import trackers
-from sft_trainer.tracking.run import TrackedRun
+from sft_trainer.tracking.run import ToldSteps, TrackedRun
 from sft_trainer.tracking.tensorboard import TensorBoard
 from sft_trainer.tracking.trackers import Trackers
 from sft_trainer.tracking.usable import refuse_unusable_trackers
 from sft_trainer.train import loop
-from sft_trainer.train.metrics import last_step_before
+from sft_trainer.train.metrics import last_steps_before
 from sftjob.failure import JobFailure, Reason
 from tests.sft_trainer.train.small_run import SmallRun
 
@@ -58,7 +59,7 @@ def test_a_resumed_run_is_one_curve_in_tensorboard_with_each_step_once(tmp_path:
     # An attempt that is superseded and writes on: it does not show either.
     run.storage.mkdir(parents=True)
     late = TensorBoard(
-        TrackedRun("id", "name", run.storage, attempt=0, resumed_from=0, told_before=0, config={}),
+        TrackedRun("id", "name", run.storage, attempt=0, resumed_from=0, told_before=ToldSteps(), config={}),
     )
     killed_and_resumed(run, monkeypatch)
     assert [line["step"] for line in run.lines(attempt=1) if "loss" in line] == [1, 2, 3, 4]
@@ -113,16 +114,41 @@ def test_a_tracker_that_is_not_installed_or_has_no_key_is_refused_by_field_and_p
 
 
 def test_what_earlier_attempts_have_told_ends_with_their_last_whole_line(tmp_path: Path) -> None:
-    assert last_step_before(tmp_path, 3) == 0
+    assert last_steps_before(tmp_path, 3) == ToldSteps(0, 0)
     for attempt, text in (
-        (1, '{"step": 7}\n{"step": 8}\n{"step": 9, "lo'),
+        (1, '{"step": 5, "eval_loss": 1.0}\n{"step": 7}\n{"step": 8}\n{"step": 9, "lo'),
         (2, '{"step": 6}\n'),
         (3, '{"step": 20}\n'),
     ):
         folder = tmp_path / "attempts" / str(attempt)
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(text)
-    assert last_step_before(tmp_path, 3) == 8
+    assert last_steps_before(tmp_path, 3) == ToldSteps(8, 5)
+
+
+class _Kept:
+    told: ClassVar[list[tuple[int, dict[str, float]]]] = []
+
+    def __init__(self, run: TrackedRun) -> None:
+        pass
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.told.append((step, values))
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_evaluation_in_which_an_attempt_was_stopped_is_told_by_the_next_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(trackers._CLASSES, "wandb", (__name__, "_Kept"))
+    monkeypatch.setattr(_Kept, "told", [])
+    run = TrackedRun("id", "name", tmp_path, attempt=2, resumed_from=10, told_before=ToldSteps(10, 5), config={})
+    tracked = Trackers(["wandb"], run)
+    for step, values in ((5, {"eval/loss": 3.0}), (10, {"train/loss": 2.0}), (10, {"eval/loss": 2.0})):
+        tracked.log(step, values)
+    tracked.log(11, {"train/loss": 1.0})
+    tracked.close(at_the_end=True)
+    assert _Kept.told == [(10, {"eval/loss": 2.0}), (11, {"train/loss": 1.0})]
 
 
 @pytest.mark.usefixtures("patience")
@@ -189,7 +215,7 @@ def test_a_server_that_never_answers_holds_up_neither_a_step_nor_the_end(tmp_pat
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.delenv("WANDB_MODE", raising=False)
-        run = TrackedRun("id", "name", tmp_path, attempt=1, resumed_from=0, told_before=0, config={})
+        run = TrackedRun("id", "name", tmp_path, attempt=1, resumed_from=0, told_before=ToldSteps(), config={})
         run.folder.mkdir(parents=True)
         hanging = Trackers(["wandb"], run)
         for step in range(1, 1001):

@@ -49,14 +49,31 @@ def test_a_model_from_scratch_knows_its_tokenizers_special_tokens(tmp_path: Path
         assert tokenizer.eos_token_id is not None
 
 
+TAGGED = (
+    "{% for m in messages %}{{ m.role }}: {% generation %}{{ m.content }}<|eot_id|>\n{% endgeneration %}{% endfor %}"
+)
+HEADERS = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant\n{% endif %}"
+)
+
+
 @pytest.mark.parametrize(
     ("template", "chosen", "end"),
     [
         (None, None, "<|end_of_text|>"),
         (None, "llama3", "<|eot_id|>"),
         ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", None, "<|end_of_text|>"),
+        (TAGGED, None, "<|eot_id|>"),
+        (HEADERS, None, "<|start_header_id|>"),
     ],
-    ids=["passages", "a template of ours", "a template without an end"],
+    ids=[
+        "passages",
+        "a template of ours",
+        "a template without an end",
+        "a template that trains a line break behind the end",
+        "a template whose answers end with the header behind them",
+    ],
 )
 def test_the_end_is_that_of_the_template_or_of_a_text(
     template: str | None, chosen: str | None, end: str, tmp_path

@@ -27,7 +27,7 @@ from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record, digest
 from sftjob.receipt import MOST_TOLD
 
-FORMAT = 4
+FORMAT = 5
 """Raised by every change to how tokens or masks are made: it is part of the key."""
 _FILES = ("tokens.bin", "trained.bin", "offsets.npy", "samples.npy")
 

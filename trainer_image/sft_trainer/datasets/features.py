@@ -5,6 +5,7 @@ In: a function that renders a chat. Out: the messages as that template wants the
 leave out. Called by `render`, once for each tokenizer.
 """
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -62,6 +63,8 @@ class TemplateFeatures:
                 f"{field}.tool_calls: the chat template does not write them; "
                 "use a model or chatTemplate that knows tools"
             )
+        if "tool_calls" in message and self._wants_arguments_as_text:
+            message = message | {"tool_calls": [_with_text(call) for call in message["tool_calls"]]}
         if "tool_calls" in message and (message.get("content") or "").strip() and not self._writes_content_beside_calls:
             raise Refused(
                 f"{field}.content: the chat template leaves out what is said beside tool_calls; remove it, or use a "
@@ -94,13 +97,21 @@ class TemplateFeatures:
 
     @cached_property
     def _writes_calls(self) -> bool:
-        return self._writes([ASKED, {"role": "assistant", "content": "", "tool_calls": [_CALL]}])
+        return self._writes_call(_CALL) or self._wants_arguments_as_text
+
+    @cached_property
+    def _wants_arguments_as_text(self) -> bool:
+        """As OpenAI has them, and not as an object: DeepSeek V3's puts them together with other text."""
+        return not self._writes_call(_CALL) and self._writes_call(_with_text(_CALL))
 
     @cached_property
     def _writes_content_beside_calls(self) -> bool:
-        function = {"name": "another", "arguments": {}}
-        call = _CALL | {"function": function}
+        call = _CALL | {"function": {"name": "another", "arguments": {}}}
+        call = _with_text(call) if self._wants_arguments_as_text else call
         return self._writes([ASKED, {"role": "assistant", "content": _PROBE, "tool_calls": [call]}])
+
+    def _writes_call(self, call: dict[str, Any]) -> bool:
+        return self._writes([ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}])
 
     @cached_property
     def _reasoning_name(self) -> str | None:
@@ -113,3 +124,9 @@ class TemplateFeatures:
 
     def _writes(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> bool:
         return _PROBE in self._try_out(messages, tools)
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    """The same call, its arguments as JSON."""
+    function = call["function"]
+    return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}

@@ -40,7 +40,6 @@ _SPEAKERS = {
     "observation": "tool",
     "tool": "tool",
 }
-_WEIGHTS = {0: False, 1: True}
 _UNREAD = {
     "functions": "OpenAI's older form can't be used; write them as `tools`, each under `function`",
     "chat_template_kwargs": "can't be used; remove it, or use a model or chatTemplate that needs none",
@@ -179,9 +178,9 @@ def _turn(field: str, turn: Any) -> dict[str, Any]:
         raise Refused(f"{field}.from: {speaker[:40]!r} is not known; use one of {', '.join(_SPEAKERS)}")
     loss, weight = turn.get("loss"), turn.get("weight")
     if weight is not None:
-        if weight not in _WEIGHTS:
+        if weight not in (0, 1):
             raise Refused(f"{field}.weight: {weight!r} is not known; write 0 or 1")
-        loss = _WEIGHTS[weight] and _SPEAKERS[speaker] == "assistant"
+        loss = bool(weight) and _SPEAKERS[speaker] == "assistant"
     message = {"role": _SPEAKERS[speaker], "loss": loss}
     if speaker == "function_call":
         return message | {"tool_calls": _calls(f"{field}.value", value)}

@@ -27,7 +27,7 @@ class Turn:
 
     start: int
     end: int
-    """Behind the turn where the template ends it, else behind the message's own content."""
+    """Behind the turn where the template ends it, else behind the message's own content: what follows there ends it."""
     ends_at_content: bool
 
 
@@ -77,7 +77,7 @@ def _turn(renderer: Renderer, messages: Messages, index: int, full: str) -> Turn
     start = _start(renderer, messages, index, full)
     through = renderer.text(messages[: index + 1]) if index + 1 < len(messages) else full
     if full.startswith(through):
-        return Turn(start, len(through), ends_at_content=False)
+        return Turn(start, len(through), ends_at_content=not renderer.ends_turns)
     if "tool_calls" in messages[index]:
         return Turn(start, _end_of_calls(renderer, messages, index, full, start=start), ends_at_content=True)
     # The template writes this turn otherwise once others follow (Qwen3 drops its thoughts): see how far the text

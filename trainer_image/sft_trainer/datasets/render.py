@@ -5,6 +5,7 @@
 
 import copy
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ _GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 class TemplateRefused(Exception):
-    """The template itself raised for this chat, for example because roles must alternate."""
+    """The template raised for this chat: by itself, for example because roles must alternate, or since what it does
+    with a value of the chat can't be done."""
 
 
 class Renderer:
@@ -60,6 +62,30 @@ class Renderer:
         rendered = self._apply(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
         assert isinstance(rendered, str)
         return rendered
+
+    @cached_property
+    def ends_turns(self) -> bool:
+        """With a token of its own. GLM's ends an answer with the header of the message behind it."""
+        return self._begins_with_token(self.text([ASKED, ANSWER]).rpartition(ANSWER["content"])[2]) is not None
+
+    def header_behind(self, message: dict[str, Any]) -> str:
+        """What the template writes of the message that would follow an assistant's, through its first token; empty
+        where it has no token there."""
+        if "tool_calls" in message:
+            call = [ASKED, message | {"content": ""}]
+            answered = [*call, {"role": "tool", "content": "That.", "tool_call_id": "call00001"}]
+        else:
+            call = [ASKED, ANSWER]
+            answered = [*call, ASKED]
+        before, after = self._text_or_nothing(call, self._tools), self._text_or_nothing(answered, self._tools)
+        return self._begins_with_token(after.removeprefix(before)) or "" if after.startswith(before) else ""
+
+    def _begins_with_token(self, text: str) -> str | None:
+        """The text through its first added token, if only white space stands before that."""
+        tokens = sorted((token.content for token in self.tokenizer.added_tokens_decoder.values()), key=len)
+        behind = text.lstrip()
+        found = next((token for token in reversed(tokens) if token and behind.startswith(token)), None)
+        return found and text[: len(text) - len(behind)] + found
 
     def assistant_mask(self, messages: Messages) -> tuple[list[int], list[bool]]:
         """Token ids, and which of them transformers finds between the template's generation tags."""
@@ -115,6 +141,8 @@ class Renderer:
             raise self._unusable(f"is no template, line {error.lineno}: {error.message}") from None
         except jinja2.TemplateError as error:
             raise TemplateRefused(str(error)) from None
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            raise TemplateRefused(f"{type(error).__name__}: {error}") from None
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:

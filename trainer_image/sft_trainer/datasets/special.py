@@ -5,6 +5,8 @@ Called when a model is exported.
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from sft_trainer.datasets.features import ANSWER, ASKED
 from sft_trainer.datasets.formats import Chat
 from sft_trainer.datasets.render import load_tokenizer
@@ -36,8 +38,15 @@ def special_tokens(tokenizer_path: str, *, chat_template: str | None) -> Special
     except JobFailure:
         # Passages need no template.
         answer = None
-    end = by_field.get("eos_token_id")
-    if isinstance(answer, Tokens):
-        last = int(answer.ids[answer.trained][-1])
-        end = last if last in tokenizer.added_tokens_decoder else end
-    return SpecialTokens(by_field, end)
+    trained = answer.ids[answer.trained].tolist() if isinstance(answer, Tokens) else []
+    return SpecialTokens(by_field, _end_of(trained, tokenizer) or by_field.get("eos_token_id"))
+
+
+def _end_of(trained: list[int], tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The last special token, where at most white space is trained behind it, as some templates with tags have it."""
+    for token in reversed(trained):
+        if token in tokenizer.added_tokens_decoder:
+            return token
+        if tokenizer.decode([token]).strip():
+            break
+    return None

@@ -87,7 +87,10 @@ class SampleTokenizer:
                 roles = [message["role"] for message in messages]
                 return _checked(sample, ids, trained_by_tags(tagged, trained=content.trained, roles=roles))
             text = renderer.text(messages)
-            return _Rendered(text, find_turns(renderer, messages, content.trained, full=text))
+            turns = find_turns(renderer, messages, content.trained, full=text)
+            if content.trained[-1] and not renderer.ends_turns:
+                text += renderer.header_behind(messages[-1])
+            return _Rendered(text, turns)
         except TemplateRefused as error:
             problem = f"messages: the chat template refuses them: {error}; change them, or use another chatTemplate"
             return _fault(sample, problem)

@@ -4,6 +4,7 @@ Called by `messages` and `formats`.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -33,6 +34,8 @@ def object_of(field: str, value: Any) -> dict[str, Any]:
     found = _from_json(field, value)
     if not isinstance(found, dict):
         raise Refused(f"{field}: is {kind_of(found)}; write an object")
+    for place, text in _strings(field, found):
+        string_of(place, text)
     return found
 
 
@@ -42,6 +45,21 @@ def objects_of(field: str, value: Any) -> list[dict[str, Any]]:
     if not isinstance(found, list):
         raise Refused(f"{field}: is {kind_of(found)}; write a list of objects")
     return [object_of(f"{field}[{index}]", item) for index, item in enumerate(found)]
+
+
+def _strings(field: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Those within a value, names too, each with its place. Without recursion: a row may be nested deeply."""
+    left = [(field, value)]
+    while left:
+        place, one = left.pop()
+        if isinstance(one, str):
+            yield place, one
+        elif isinstance(one, list):
+            left += [(f"{place}[{index}]", item) for index, item in enumerate(one)]
+        elif isinstance(one, dict):
+            for name, item in one.items():
+                yield f"{place}, the name of a field", name
+                left.append((f"{place}.{name}", item))
 
 
 def _from_json(field: str, value: Any) -> Any:

@@ -32,6 +32,8 @@ _RETRY_SECONDS = 60
 _ASKS_THE_MACHINE = "/latest/api/token"
 """Of a cloud's machine: what the client asks for credentials where the environment has none."""
 _IN_ANOTHER_REGION = "incorrectly configured region"
+_INVALID_PATH = "object with invalid path"
+"""Of a key that the client takes for no path, as one with an empty part (`a//b`) or a line break."""
 _BAD_CREDENTIALS = ("ExpiredToken", "InvalidToken")
 _STATUS = re.compile(r"\bstatus: (\d{3})\b")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -43,6 +45,7 @@ class Cause(StrEnum):
     CHANGED = "changed"
     REFUSED = "refused"
     ELSEWHERE = "in another region"
+    UNREADABLE_KEY = "a key that can't be read"
     UNREACHABLE = "unreachable"
 
 
@@ -204,6 +207,8 @@ def _cause(error: Exception) -> Cause:
             return Cause.REFUSED
         case _ if _IN_ANOTHER_REGION in str(error):
             return Cause.ELSEWHERE
+        case _ if _INVALID_PATH in str(error):
+            return Cause.UNREADABLE_KEY
         case _:
             return Cause.UNREACHABLE
 

@@ -45,6 +45,11 @@ def _sentence(place: Place, failure: BucketFailure, *, may: str) -> str:
             return f"{place.uri}: the bucket is not in the region {region} ({failure.said}); set AWS_REGION to its own"
         case Cause.CHANGED:
             return f"{place.uri} has changed since the job began ({failure.said}); restore it, or create another job"
+        case Cause.UNREADABLE_KEY:
+            return (
+                f"{place.uri}: below it is an object whose key can't be read ({failure.said}); rename or delete that "
+                "one, or name another folder"
+            )
         case Cause.UNREACHABLE:
             return (
                 f"{place.uri}: no useful answer from {endpoint} ({failure.said}); see that it can be reached from "

@@ -3,12 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftjob import names
 
 PROJECT = "sftjob"
 """Where the library's own variable names no other."""
+
+
+class ToldSteps(NamedTuple):
+    """The last one whose training, and the last one after which an evaluation, was told; 0 for none."""
+
+    trained: int = 0
+    evaluated: int = 0
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,8 @@ class TrackedRun:
     attempt: int
     resumed_from: int
     """The step that this attempt goes on from; 0 from the start."""
-    told_before: int
-    """The last step that earlier attempts had told; above `resumed_from` where they were killed after it."""
+    told_before: ToldSteps
+    """By earlier attempts; above `resumed_from` where they were killed after it."""
     config: Mapping[str, Any]
     """The options of the run, as JSON."""
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from sft_trainer.tracking.run import TrackedRun
+from sft_trainer.tracking.run import ToldSteps, TrackedRun
 from sftjob.options import Tracker
 
 _MOST_WAITING = 10_000
@@ -31,6 +31,8 @@ _GO_BACK = frozenset({"tensorboard"})
 """Those that forget what earlier attempts have told of steps that are trained again. Of the others one refuses to go
 back, one would draw a step twice: what was told stays as it was.
 """
+
+EVALUATION_LOSS = "eval/loss"
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +85,10 @@ class _TrackerThread(threading.Thread):
     def _forward(self) -> None:
         module, name = _CLASSES[self._tracker]
         opened: _Open = getattr(importlib.import_module(module), name)(self._run)
-        begins_after = 0 if self._tracker in _GO_BACK else self._run.told_before
+        told = ToldSteps() if self._tracker in _GO_BACK else self._run.told_before
         while (item := self._waiting.get()) is not None:
             step, values = item
-            if step > begins_after:
+            # A step may have been told, and its evaluation not: a run is stopped in one.
+            if step > (told.evaluated if EVALUATION_LOSS in values else told.trained):
                 opened.log(step, values)
         opened.close()

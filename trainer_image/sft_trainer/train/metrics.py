@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_trainer.tracking.run import ToldSteps
 from sftjob import names
 
 
@@ -24,15 +25,17 @@ class MetricsLog:
         self._file.close()
 
 
-def last_step_before(storage: Path, attempt: int) -> int:
-    """The highest step that an earlier attempt has written down; 0 where none has any."""
-    steps = [0]
+def last_steps_before(storage: Path, attempt: int) -> ToldSteps:
+    """The highest steps that an earlier attempt has written down."""
+    trained, evaluated = [0], [0]
     for number in range(1, attempt):
         file = names.metrics(storage, number)
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        # The last one may be torn.
-        steps += [json.loads(line)["step"] for line in lines[-2:] if line.endswith("\n")]
-    return max(steps)
+        for text in file.read_text().splitlines(keepends=True) if file.exists() else []:
+            # The last one may be torn.
+            line = json.loads(text) if text.endswith("\n") else {}
+            if line:
+                (evaluated if "eval_loss" in line else trained).append(line["step"])
+    return ToldSteps(max(trained), max(evaluated))
 
 
 def finite_or_none(value: float) -> float | None:

@@ -15,10 +15,10 @@ from sft_trainer.marks import Marker
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.tracking.run import TrackedRun
-from sft_trainer.tracking.trackers import Trackers
+from sft_trainer.tracking.trackers import EVALUATION_LOSS, Trackers
 from sft_trainer.train.flops import ModelFlops, peak_flops, speed_reached
 from sft_trainer.train.memory import memory_line, peak_memory
-from sft_trainer.train.metrics import MetricsLog, finite_or_none, last_step_before
+from sft_trainer.train.metrics import MetricsLog, finite_or_none, last_steps_before
 from sft_trainer.train.pace import Pace
 from sft_trainer.train.queued import QueuedStep
 from sft_trainer.train.schedule import learning_rate, warmup_steps
@@ -106,7 +106,7 @@ class RunTeller:
             storage=storage,
             attempt=attempt,
             resumed_from=resumed_from,
-            told_before=last_step_before(storage, attempt),
+            told_before=last_steps_before(storage, attempt),
             config=config,
         )
         return Trackers(self._tracking.report_to, run)
@@ -190,7 +190,7 @@ class RunTeller:
     def evaluation(self, record: EvaluationRecord, *, total_steps: int) -> None:
         if self._metrics:
             self._metrics.write({"step": record.step, "eval_loss": record.loss, "best_step": record.best_step})
-        self._track(record.step, {"eval/loss": record.loss})
+        self._track(record.step, {EVALUATION_LOSS: record.loss})
         log.info(
             "step %d evaluation loss %.4f (lowest %.4f, step %d)",
             record.step,
