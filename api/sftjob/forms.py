@@ -18,10 +18,12 @@ _WORD = "[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
 _KEY = "[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 # Not `\s`, of which Rust and Go mean different characters.
 _SPACE = r"\x00-\x20"
+_CONTROL = r"\x00-\x1f"
 # No part of a path is `.` or `..`: a path on a claim stays on that claim.
 _PATH = rf"(/\.?[^/.{_SPACE}][^/{_SPACE}]*)+/?"
-_FILE = f"(pvc://{_NAME}|file://){_PATH}"
-_PLACE = f"((pvc|s3)://{_NAME}|file://){_PATH}"
+_LOCAL = rf"file://(/\.?[^/.{_CONTROL}][^/{_CONTROL}]*)+/?"
+_FILE = f"(pvc://{_NAME}{_PATH}|{_LOCAL})"
+_PLACE = f"((pvc|s3)://{_NAME}{_PATH}|{_LOCAL})"
 _PART_OF_REPOSITORY = "[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _REPOSITORY = f"{_PART_OF_REPOSITORY}/{_PART_OF_REPOSITORY}"
 

@@ -52,12 +52,14 @@ class SFTJob(Record):
         return SFTJobStatus.model_validate(stored)
 
 
+def _kind(document: Any) -> str:
+    return "empty" if document is None else f"a {type(document).__name__}"
+
+
 def parse_manifest(document: Any) -> Manifest:
     """Raises SpecError with every problem found, each with path, value and remedy."""
     if not isinstance(document, dict):
-        raise SpecError(
-            [Problem("(file)", type(document).__name__, "write one SFTJob object, see examples/quickstart.yaml")]
-        )
+        raise SpecError([Problem("(file)", _kind(document), "write one SFTJob object, see examples/quickstart.yaml")])
     try:
         return Manifest.model_validate(document, context=NEW)
     except ValidationError as error:

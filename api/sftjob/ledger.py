@@ -20,7 +20,7 @@ class LedgerHead(Record):
     world_size: int
     resumed_from: int
     """Steps after it that an earlier attempt has trained are lost; 0 from the start."""
-    total_epoch: int | None
+    total_epoch: int | None = None
     """None where the run's length is in steps: its last epoch may stop anywhere."""
     total_steps: int
     """Of the whole run, unless evaluation ends it early."""

@@ -8,6 +8,7 @@ what is a single value there, nor `compute.env`, which the shell's own variables
 import copy
 import inspect
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,10 @@ _PLACES = {
 """Folders, with a name that is easier to remember."""
 _LISTS = {"data.datasets": "--data", "data.evaluation.datasets": "--eval-data", "output": "--output"}
 """Lists of what has a `uri`, by the flag that gives these, once for each. The other fields' flags begin with it."""
+
+
+_EITHER = {"training.totalEpoch": "training.totalStep", "training.totalStep": "training.totalEpoch"}
+"""Flags that take another field of the file away: the job can't have both."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,10 @@ def spec_of(given: Mapping[str, str | list[str]], *, base: dict[str, Any]) -> di
     Raises Refusal where it is not clear of which dataset or output a value is.
     """
     spec = copy.deepcopy(base)
+    for path, other in _EITHER.items():
+        within, _, excluded = other.partition(".")
+        if path in given and isinstance(spec.get(within), dict):
+            spec[within].pop(excluded, None)
     of_lists: dict[str, dict[str, list[str]]] = {}
     for flag in flags():
         value = given.get(flag.path)
@@ -163,8 +172,10 @@ def _items(fields: Mapping[str, list[str]], *, flag: str) -> list[dict[str, Any]
 
 
 def _with_names(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A dataset has to have one."""
-    return [{"name": label(Path(one["uri"]).stem, fallback=f"data-{n}")} | one for n, one in enumerate(datasets)]
+    """A dataset has to have one of its own."""
+    names = [label(Path(one["uri"]).stem, fallback=f"data-{n}") for n, one in enumerate(datasets)]
+    differ = [f"{name[:60]}-{names[:n].count(name) + 1}" if name in names[:n] else name for n, name in enumerate(names)]
+    return [{"name": name} | one for name, one in zip(differ, datasets, strict=True)]
 
 
 def _of_outputs(given: list[dict[str, Any]], base: Any) -> list[dict[str, Any]]:
@@ -190,7 +201,9 @@ def _section(within: dict[str, Any], key: str) -> dict[str, Any]:
 
 def place(text: str) -> str:
     """A URI as it is, a path of this machine as one."""
-    return text if re.match(r"[a-zA-Z0-9]+:/", text) else f"file://{Path(text).absolute()}"
+    if re.match(r"[a-zA-Z0-9]+:/", text):
+        return text
+    return "file://" + os.path.abspath(Path(text).expanduser())  # noqa: PTH100 - without `..`, as a shell has it
 
 
 def label(text: str, *, fallback: str) -> str:

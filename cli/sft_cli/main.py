@@ -16,12 +16,11 @@ from sft_cli.inspect_data import inspect_data
 from sft_cli.ledger import read_ledger
 from sft_cli.manifest_file import read_document, read_manifest
 from sft_cli.memory_table import memory_lines
-from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_metrics
 from sft_cli.refusal import Refusal
 from sft_cli.run import run_command, run_job, tell_result
 from sft_cli.sentences import arithmetic, gpu_needed
-from sft_cli.work_folder import WorkFolder
+from sft_cli.work_folder import WorkFolder, missing_here
 from sft_operator.local.claims import Claims
 from sft_operator.local.lock import Locked, locked
 from sftjob.failure import ExitCode
@@ -84,7 +83,8 @@ def train(
     if dry_run:
         typer.echo(yaml_text(manifest.to_json_dict()), nl=False)
         claims = Claims(Path("claims"), dict(_claim_folder(option) for option in claim or []), scratch=Path())
-        for line in (arithmetic(manifest.spec), *memory_lines(manifest.spec, claims)):
+        missing = [f"{path}: {sentence}" for path, sentence in missing_here(manifest.spec, claims).items()]
+        for line in (*missing, arithmetic(manifest.spec), *memory_lines(manifest.spec, claims)):
             typer.echo(f"# {line}")
         return
     folder = WorkFolder(work_dir or Path("runs") / manifest.metadata.name)
@@ -177,8 +177,7 @@ def plot(
 ) -> None:
     """Draw the loss of a run, in training and in evaluation, and its learning rate; also while it trains."""
     folder = WorkFolder(work_dir)
-    job = folder.job()
-    metrics = read_metrics(folder.storage())
+    job, metrics = folder.job(), folder.metrics()
     if not metrics.rows:
         raise Refusal(f"{work_dir}: no step was trained yet; wait for the first one")
     plot_metrics(metrics, folder.loss_curve, title=job.metadata.name)
@@ -188,11 +187,13 @@ def plot(
 @commands.command()
 def ledger(
     storage: Annotated[
-        Path, typer.Argument(metavar="STORAGE", help="The folder of a run's checkpoints: spec.checkpoint.storage.")
+        Path,
+        typer.Argument(metavar="STORAGE", help="Of a run's checkpoints: spec.checkpoint.storage; or the run's folder."),
     ],
 ) -> None:
     """Prove from what the ranks wrote down that each sample was trained once an epoch, whatever was killed."""
-    account = read_ledger(storage)
+    folder = WorkFolder(storage)
+    account = read_ledger(folder.storage() if folder.store.load() else storage)
     for line in [*account.epochs, *account.problems]:
         typer.echo(line)
     raise typer.Exit(1 if account.problems else 0)

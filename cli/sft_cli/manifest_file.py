@@ -8,6 +8,9 @@ import yaml
 from sft_cli.refusal import Refusal
 from sftjob.job import Manifest, parse_manifest
 
+_OF_DATA = (".jsonl", ".ndjson", ".parquet", ".arrow", ".csv")
+"""Not `.json`: a job can be written so too."""
+
 
 def read_manifest(path: Path) -> Manifest:
     """Raises Refusal where the file can't be read as YAML, SpecError with all problems of what stands in it."""
@@ -16,6 +19,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def read_document(path: Path) -> Any:
     """What stands in it, whatever it is. Raises Refusal."""
+    if path.suffix in _OF_DATA:
+        raise Refusal(f"{path} is data, and here goes a job's YAML file; give data with --data, once for each file")
     try:
         documents = list(yaml.safe_load_all(path.read_text()))
     except OSError as error:

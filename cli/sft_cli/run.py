@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from sft_cli.display import Display
-from sft_cli.metrics import read_metrics
 from sft_cli.plot import plot_metrics
 from sft_cli.sentences import arithmetic, exported_in_words, trained_time
 from sft_cli.work_folder import WorkFolder
@@ -69,7 +68,7 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
 
     job, claims = folder.job(), folder.claims()
     status, last = job.status, job.status.attempts.history[0]
-    metrics = read_metrics(folder.storage())
+    metrics = folder.metrics()
     rows = metrics.rows
     if rows:
         plot_metrics(metrics, folder.loss_curve, title=job.metadata.name)

@@ -10,17 +10,22 @@ loss.png              the loss curve, once the job has ended
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_cli.metrics import Metrics, read_metrics
 from sft_cli.refusal import Refusal
 from sft_operator.lifecycle.backend import JobKey
 from sft_operator.local.claims import Claims, claims_of
 from sft_operator.local.files import replace_file
 from sft_operator.local.store import FileStore
+from sftjob import names
+from sftjob.failure import ExitCode
 from sftjob.job import Manifest, ObjectMeta, SFTJob
+from sftjob.plan import RunRecord
 from sftjob.spec import SFTJobSpec, TrainingSpec
 from sftjob.status import Phase
 
@@ -51,25 +56,36 @@ class WorkFolder:
     def storage(self) -> Path:
         return Path(self.claims().path_of(self.job().spec.storage_uri))
 
+    def metrics(self) -> Metrics:
+        """Of this run: its storage may have turned out to be another one's."""
+        record = self.storage() / names.RUN_RECORD
+        owner = RunRecord.from_json(record.read_text()).owner.uid if record.exists() else None
+        return Metrics([], []) if owner not in (None, self.job().metadata.uid) else read_metrics(self.storage())
+
     def open(self, manifest: Manifest, *, claim_folders: Mapping[str, Path]) -> SFTJob:
         """The job to go on with, or a new one; one that has failed is asked to try again.
 
         Raises Refusal where it isn't the same job any more.
         """
         _refuse_what_needs_a_cluster(manifest.spec)
-        self._settle_claims(manifest.spec, claim_folders)
         wanted = _unsuspended(manifest.spec)
         job = self.store.load()
+        is_bound = job is not None and not _came_to_nothing(job)
+        claims = self._settled_claims(manifest.spec, claim_folders, is_bound=is_bound)
+        if not is_bound:
+            _refuse_what_is_not_here(manifest.spec, claims)
+        self._keep(claims)
         if job is None:
             metadata = ObjectMeta(
                 name=manifest.metadata.name, namespace=manifest.metadata.namespace, uid=str(uuid.uuid4())
             )
             return self.store.create(SFTJob(metadata=metadata, spec=wanted))
-        changed = _changes_of_job(job, manifest)
+        changed = _renamed(job, manifest) + (_changes_of_spec(job, manifest) if is_bound else [])
         if changed:
             raise Refusal(
                 f"{self.path} holds a run of another version of this job; changed: {', '.join(changed)}. "
-                "Undo the change to go on with that run, or start a new one with another --work-dir or metadata.name"
+                "Undo the change to go on with that run, or start a new one with another name and another output, and "
+                "another checkpoint.storage where that is given"
             )
         if job.status.phase is Phase.SUCCEEDED:
             return job
@@ -77,7 +93,7 @@ class WorkFolder:
             job = self.store.write_spec(job, wanted)
         return self.store.write_retry(job) if job.status.phase is Phase.FAILED else job
 
-    def _settle_claims(self, spec: SFTJobSpec, given: Mapping[str, Path]) -> None:
+    def _settled_claims(self, spec: SFTJobSpec, given: Mapping[str, Path], *, is_bound: bool) -> Claims:
         """Every start of a run finds the same folders, from wherever it is called."""
         known = claims_of(spec)
         unknown = [claim for claim in given if claim not in known]
@@ -86,14 +102,20 @@ class WorkFolder:
             raise Refusal(f"--claim {unknown[0]}: no URI of the job begins with pvc://{unknown[0]}/; {spoken_of}")
         recorded = json.loads(self._claims.read_text()) if self._claims.exists() else {}
         for claim, folder in given.items():
-            if claim in recorded and Path(recorded[claim]) != folder.absolute():
+            if is_bound and claim in recorded and Path(recorded[claim]) != folder.absolute():
                 raise Refusal(
                     f"--claim {claim}={folder}: this run began with {recorded[claim]}; "
                     "name that folder again, or start a new run with another --work-dir"
                 )
-        folders = {claim: str(given.get(claim, Path("claims") / claim).absolute()) for claim in known} | recorded
-        if folders != recorded or not self._claims.exists():
-            replace_file(self._claims, json.dumps(folders, indent=2))
+        folders = {claim: (Path("claims") / claim).absolute() for claim in known}
+        folders |= {claim: Path(folder) for claim, folder in recorded.items()}
+        folders |= {claim: folder.absolute() for claim, folder in given.items()}
+        return Claims(Path("claims"), folders, scratch=self.path)
+
+    def _keep(self, claims: Claims) -> None:
+        recorded = {claim: str(folder) for claim, folder in claims.folders.items()}
+        if not self._claims.exists() or json.loads(self._claims.read_text()) != recorded:
+            replace_file(self._claims, json.dumps(recorded, indent=2))
 
 
 def _refuse_what_needs_a_cluster(spec: SFTJobSpec) -> None:
@@ -109,18 +131,53 @@ def _refuse_what_needs_a_cluster(spec: SFTJobSpec) -> None:
             )
 
 
+def missing_here(spec: SFTJobSpec, claims: Claims) -> dict[str, str]:
+    """What a job reads on this machine and is not there: a sentence with value and remedy, by path in the spec."""
+    found = {}
+    for path, uri in spec.places.items():
+        is_read = uri not in spec.written_uris and ".args[" not in path
+        if not is_read or not uri.startswith(("file://", "pvc://")) or Path(claims.path_of(uri)).exists():
+            continue
+        place = Path(claims.path_of(uri))
+        if not path.startswith("spec.model."):
+            # A shell that finds no file for a pattern leaves it as it is.
+            several = "; give --data once for each file" if re.search(r"[*?,]", place.name) else ""
+            found[path] = f"{place}: there is no such file; correct the path{several}"
+        else:
+            name = place.relative_to(Path.cwd()).as_posix() if place.is_relative_to(Path.cwd()) else ""
+            hub = f", or for the hub's write {names.HUB}{name}" if name.count("/") == 1 else ""
+            found[path] = f"{place}: no such folder; name a Hugging Face model folder{hub}"
+    return found
+
+
+def _refuse_what_is_not_here(spec: SFTJobSpec, claims: Claims) -> None:
+    missing = missing_here(spec, claims)
+    if missing:
+        is_model = any(path.startswith("spec.model.") for path in missing)
+        sentences = "\n".join(f"{path}: {sentence}" for path, sentence in missing.items())
+        raise Refusal(sentences, code=ExitCode.MODEL if is_model else ExitCode.DATA)
+
+
+def _came_to_nothing(job: SFTJob) -> bool:
+    """It has failed and left no checkpoint to go on from: whatever was wrong with it may be corrected."""
+    return job.status.phase is Phase.FAILED and not job.status.attempts.saved_step
+
+
 def _unsuspended(spec: SFTJobSpec) -> SFTJobSpec:
     """Running it is what its user just asked for."""
     return spec.model_copy(update={"run_policy": spec.run_policy.model_copy(update={"suspend": False})})
 
 
-def _changes_of_job(job: SFTJob, manifest: Manifest) -> list[str]:
-    renamed = [
+def _renamed(job: SFTJob, manifest: Manifest) -> list[str]:
+    return [
         f"metadata.{field}"
         for field in ("name", "namespace")
         if getattr(job.metadata, field) != getattr(manifest.metadata, field)
     ]
-    return renamed + _changed_fields(_what_counts(job.spec), _what_counts(manifest.spec), "spec")
+
+
+def _changes_of_spec(job: SFTJob, manifest: Manifest) -> list[str]:
+    return _changed_fields(_what_counts(job.spec), _what_counts(manifest.spec), "spec")
 
 
 def _what_counts(spec: SFTJobSpec) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class User:
         self.folder = folder
         self.file = folder / "job.yaml"
         self.file.write_text(JOB)
+        for claims in (folder, folder / "claims"):
+            (claims / "models/base").mkdir(parents=True)
+            (claims / "data").mkdir()
+            (claims / "data/chats.jsonl").touch()
         self.work_folder = folder / "runs" / "tiny"
         self.faults: dict[str, str] = {}
         self.step_seconds = 0.01

@@ -173,3 +173,10 @@ def _one_of_two_that_die(rank: int, run: SmallRun, folder: Path) -> None:
 
     loop._Run._evaluate_if_due = die_or_go_on
     run.go(world=World(rank=rank, size=2, device=torch.device("cpu"), mesh=init_device_mesh("cpu", (2,))))
+
+
+def test_the_ledger_of_a_run_whose_length_is_in_steps_is_read(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=3)
+    run.go()
+    account = read_ledger(run.storage)
+    assert (account.problems, len(account.epochs)) == ([], 1)

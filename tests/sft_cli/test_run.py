@@ -1,5 +1,6 @@
 """`sft run`: what it says, what it leaves and how it ends."""
 
+import json
 import os
 import signal
 
@@ -153,8 +154,9 @@ def test_two_runs_in_one_folder_are_refused(user: User) -> None:
 
 
 def test_a_changed_spec_is_refused_with_the_fields_and_the_remedy(user: User) -> None:
-    user.faults = {"1": "InvalidData"}
-    user.sft("run", "job.yaml")
+    user.file.write_text(user.file.read_text() + "  runPolicy: {retries: 0}\n")
+    user.faults = {"1": "RankKilled"}
+    assert user.sft("run", "job.yaml").returncode == 70
     text = user.file.read_text()
     user.file.write_text(text.replace("chats.jsonl", "chat.jsonl") + "  training: {seed: 7, totalStep: 3}\n")
     run = user.sft("run", "job.yaml")
@@ -162,8 +164,30 @@ def test_a_changed_spec_is_refused_with_the_fields_and_the_remedy(user: User) ->
     assert run.stderr == (
         "runs/tiny holds a run of another version of this job; changed: spec.data.datasets[0].uri, "
         "spec.training.seed, spec.training.totalStep. Undo the change to go on with that run, "
-        "or start a new one with another --work-dir or metadata.name\n"
+        "or start a new one with another name and another output, and another checkpoint.storage where that is given\n"
     )
+
+
+def test_a_job_that_has_failed_and_saved_nothing_may_be_corrected_its_claims_too(user: User) -> None:
+    user.faults = {"1": "InvalidData"}
+    assert user.sft("run", "job.yaml", "--claim", "data=data").returncode == 65
+    text = user.file.read_text()
+    user.file.write_text(text.replace("chats.jsonl", "more.jsonl") + "  training: {seed: 7}\n")
+    (user.folder / "claims/data/more.jsonl").touch()
+    run = user.sft("run", "job.yaml", "--claim", "data=claims/data")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines()[0] == "runs/tiny: this run has failed; trying again"
+    assert sorted(folder.name for folder in (user.work_folder / "attempts").iterdir()) == ["1", "2"]
+
+
+def test_a_run_on_storage_of_another_one_shows_no_curve_of_that(user: User) -> None:
+    assert user.sft("run", "job.yaml").returncode == 0
+    record = user.folder / "claims/models/tuned.checkpoints/run.json"
+    owner = {"namespace": "default", "name": "tiny", "uid": "another"}
+    spec = json.loads((user.work_folder / "job.json").read_text())["spec"]
+    record.write_text(json.dumps({"owner": owner, "spec": spec}))
+    assert "loss" not in user.sft("run", "job.yaml").stdout
+    assert user.sft("plot", "runs/tiny").stderr == "runs/tiny: no step was trained yet; wait for the first one\n"
 
 
 def test_a_changed_run_policy_is_taken_over(user: User) -> None:
@@ -178,12 +202,14 @@ def test_a_changed_run_policy_is_taken_over(user: User) -> None:
 
 
 def test_a_claim_is_the_folder_that_it_was_at_the_first_start(user: User) -> None:
-    user.faults = {"1": "InvalidData"}
-    assert user.sft("run", "job.yaml", "--claim", "data=elsewhere", "--claim", "models=here").returncode == 65
+    user.file.write_text(user.file.read_text() + "  runPolicy: {retries: 0}\n")
+    user.faults = {"1": "RankKilled"}
+    here = ("--claim", "data=claims/data", "--claim", "models=claims/models")
+    assert user.sft("run", "job.yaml", *here).returncode == 70
     other = user.sft("run", "job.yaml", "--claim", "data=nowhere")
     assert other.returncode == 64
     assert other.stderr == (
-        f"--claim data=nowhere: this run began with {user.folder}/elsewhere; "
+        f"--claim data=nowhere: this run began with {user.folder}/claims/data; "
         "name that folder again, or start a new run with another --work-dir\n"
     )
     unknown = user.sft("run", "job.yaml", "--claim", "dta=x")

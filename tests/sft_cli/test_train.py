@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import pytest
 import yaml
 from pydantic import BaseModel
 from sft_user import User
@@ -12,6 +13,7 @@ from sftjob.shapes import shape
 from sftjob.spec import SFTJobSpec
 
 FLAGS = ("--data", "data/chats.jsonl", "--model", "models/base", "--output", "models/My_Tuned")
+GONE = (*FLAGS[:2], "--model", "models/gone", *FLAGS[4:])
 
 
 def test_flags_alone_train_a_model_and_the_same_flags_tell_its_result_again(user: User) -> None:
@@ -28,20 +30,23 @@ def test_flags_alone_train_a_model_and_the_same_flags_tell_its_result_again(user
 
 def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: User) -> None:
     dry = user.sft(
-        "train", *FLAGS, "--data", "More_data.jsonl", "--betas", "0.9,0.99", "--torch-compile", "false", "--nodes", "2",
+        "train", *GONE, "--data", "More_data.jsonl", "--betas", "0.9,0.99", "--torch-compile", "false", "--nodes", "2",
         "--global-batch-size", "8", "--checkpoints", "pvc://results/x", "--name", "first", "--dry-run",
         "--data", "hf://datasets/me/chats/train.jsonl", "--recompute-selectively", "true",
     )  # fmt: skip
     assert (dry.returncode, dry.stderr) == (0, "")
-    assert dry.stdout.splitlines()[-2:] == [
+    assert dry.stdout.splitlines()[-4:] == [
+        f"# spec.data.datasets[1].uri: {user.folder}/More_data.jsonl: there is no such file; correct the path",
+        f"# spec.model.loadFrom.uri: {user.folder}/models/gone: no such folder; name a Hugging Face model folder, or "
+        "for the hub's write hf://models/gone",
         "# 2 ranks = 2 nodes x 1 process; global batch 8 packs = 2 ranks x 4 accumulation steps of 1 pack",
-        f"# memory: not told, for file://{user.folder}/models/base is not on this machine",
+        f"# memory: not told, for file://{user.folder}/models/gone is not on this machine",
     ]
     manifest = parse_manifest(yaml.safe_load(dry.stdout))
     spec, here = manifest.spec, f"file://{user.folder}"
     assert manifest.metadata.name == "first"
     assert spec.model.load_from
-    assert spec.model.load_from.uri == f"{here}/models/base"
+    assert spec.model.load_from.uri == f"{here}/models/gone"
     assert [(one.name, one.uri) for one in spec.data.datasets] == [
         ("chats", f"{here}/data/chats.jsonl"),
         ("more-data", f"{here}/More_data.jsonl"),
@@ -118,6 +123,9 @@ def test_flags_win_over_the_file(user: User) -> None:
     manifest = parse_manifest(yaml.safe_load(dry.stdout))
     assert (manifest.metadata.name, manifest.spec.training.total_step, manifest.spec.training.seed) == ("tiny", 5, 8)
     assert manifest.spec.output[0].uri == "pvc://models/tuned"
+    other = user.sft("train", "job.yaml", "--total-epoch", "2", "--dry-run")
+    training = parse_manifest(yaml.safe_load(other.stdout)).spec.training
+    assert (training.total_epoch, training.total_step, training.seed) == (2, None, 7)
     assert manifest.spec.training.report_to == ["tensorboard"]
     for given, report_to in (("wandb,trackio", ["wandb", "trackio"]), ("", [])):
         dry = user.sft("train", "job.yaml", "--report-to", given, "--dry-run")
@@ -239,3 +247,45 @@ def test_every_field_is_a_flag_but_those_that_only_clusters_heed_and_the_environ
         "queue.name",
         "runPolicy.suspend",
     ]
+
+
+def test_paths_are_as_a_shell_has_them_and_datasets_of_one_file_name_are_told_apart(
+    user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, user.folder = user.folder, user.folder / "below"
+    user.folder.mkdir()
+    monkeypatch.setenv("HOME", str(whole / "home"))
+    flags = ("--data", "../data/chats.jsonl", "--data", "../claims/data/chats.jsonl", "--data", "~/my chäts.jsonl")
+    dry = user.sft("train", *flags, "--model", "../models/base", "--output", "../out put", "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    spec, here = parse_manifest(yaml.safe_load(dry.stdout)).spec, f"file://{whole}"
+    assert spec.model.load_from
+    assert spec.model.load_from.uri == f"{here}/models/base"
+    assert [(one.name, one.uri) for one in spec.data.datasets] == [
+        ("chats", f"{here}/data/chats.jsonl"),
+        ("chats-2", f"{here}/claims/data/chats.jsonl"),
+        ("my-ch-ts", f"{here}/home/my chäts.jsonl"),
+    ]
+    assert spec.output[0].uri == f"{here}/out put"
+
+
+def test_what_is_not_there_is_told_at_once_and_all_of_it_before_a_run_begins(user: User) -> None:
+    run = user.sft("train", "--model", "Qwen/Qwen3-0.6B", "--data", "data/*.jsonl", *FLAGS[4:])
+    assert (run.returncode, run.stdout) == (66, "")
+    assert sorted(run.stderr.splitlines()) == [
+        f"spec.data.datasets[0].uri: {user.folder}/data/*.jsonl: there is no such file; correct the path; give --data "
+        "once for each file",
+        f"spec.model.loadFrom.uri: {user.folder}/Qwen/Qwen3-0.6B: no such folder; name a Hugging Face model folder, or "
+        "for the hub's write hf://Qwen/Qwen3-0.6B",
+    ]
+    assert not (user.folder / "runs/my-tuned/job.json").exists()
+    corrected = user.sft("train", *FLAGS, "--total-step", "3")
+    assert (corrected.returncode, corrected.stderr) == (0, "")
+
+
+def test_data_where_a_jobs_file_goes_is_not_read_as_yaml(user: User) -> None:
+    refused = user.sft("train", *FLAGS, "data/chats.jsonl", "--dry-run")
+    assert (refused.returncode, refused.stderr) == (
+        64,
+        "data/chats.jsonl is data, and here goes a job's YAML file; give data with --data, once for each file\n",
+    )

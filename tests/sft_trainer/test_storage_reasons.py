@@ -15,6 +15,8 @@ from sftjob import names
 from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import ExportManifest
 from sftjob.plan import JobReference, LaunchPlan, Mount
+from sftjob.progress import Resolved
+from sftjob.sources import ModelSpec
 from sftjob.spec import SFTJobSpec
 
 
@@ -97,3 +99,17 @@ def test_storage_that_a_node_does_not_share_with_node_0_has_a_reason_of_its_own(
     with pytest.raises(JobFailure, match="is not shared") as failure:
         nodes.wait_for_node_zero(a_plan(tmp_path))
     assert failure.value.reason is Reason.STORAGE_NOT_SHARED
+
+
+def test_what_was_looked_up_for_sources_that_were_corrected_since_is_forgotten(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path)
+    fence.enter(plan, node_rank=0, pod_uid=None)
+    fence.record_pins(plan, Resolved(model_revision="0" * 40), {})
+    again = plan.model_copy(update={"attempt": 2})
+    fence.enter(again, node_rank=0, pod_uid=None)
+    assert fence.pins_before(again) == (Resolved(model_revision="0" * 40), {})
+    model = ModelSpec.model_validate({"loadFrom": {"uri": "pvc://c/other"}})
+    spec = plan.spec.model_copy(update={"model": model})
+    corrected = plan.model_copy(update={"attempt": 3, "spec": spec})
+    fence.enter(corrected, node_rank=0, pod_uid=None)
+    assert fence.pins_before(corrected) is None

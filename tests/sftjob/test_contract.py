@@ -1,10 +1,14 @@
 """What the contract accepts, what it says of the rest, and what its records keep."""
 
+import importlib
+import pkgutil
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+import sftjob
+from sftjob.base import Record
 from sftjob.failure import NEVER_RETRIED, Reason, exit_code
 from sftjob.job import parse_manifest
 from sftjob.names import attempt_name, checkpoint_step, default_storage, temporary_attempt
@@ -132,3 +136,19 @@ def test_exit_codes_are_those_that_a_retry_policy_reads() -> None:
     assert {codes[reason] for reason in NEVER_RETRIED} == {64, 65, 66, 70, 73, 75}
     assert codes["Succeeded"] == 0
     assert (codes["Preempted"], codes["Superseded"], codes["RankKilled"]) == (75, 76, 70)
+
+
+def test_what_is_left_out_where_it_is_none_may_be_absent_when_it_is_read_back() -> None:
+    for module in pkgutil.iter_modules(sftjob.__path__, "sftjob."):
+        importlib.import_module(module.name)
+    records = [Record]
+    for record in records:
+        records += record.__subclasses__()
+    assert len(records) > 20
+    required = [
+        f"{record.__name__}.{name}"
+        for record in records
+        for name, field in record.model_fields.items()
+        if field.is_required() and type(None) in get_args(field.annotation)
+    ]
+    assert required == []

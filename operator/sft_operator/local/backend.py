@@ -1,5 +1,6 @@
 """Attempts as processes of this machine: `<work folder>/attempts/<N>/node-<k>/`, one launcher each."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -45,7 +46,9 @@ class LocalBackend:
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         outputs = [plan.storage, *(plan.path(output.uri) for output in plan.spec.outputs)]
         for path in outputs:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            # The launcher tells what it can't write, with its field.
+            with contextlib.suppress(OSError):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
         port = self._master_port(plan.attempt)
         if not self._grace_file(plan.attempt).exists():
             grace_seconds = plan.spec.run_policy.termination_grace_period_seconds

@@ -131,11 +131,13 @@ def test_a_fault_is_told_with_line_field_and_remedy_and_the_other_lines_are_read
         ("missing", "there is no such file; correct the dataset's path"),
         ("folder", "no file in it ends in .jsonl, .ndjson, .json, .parquet, .arrow; name a file or folder"),
         ("empty", "the file is empty; write one row a line"),
+        ("d.csv", "files that end in .csv are not read; write its rows as .jsonl, .ndjson, .json, .parquet, .arrow"),
     ],
 )
 def test_a_file_that_can_hold_no_chat_is_named(name, problem, tmp_path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").touch()
+    (tmp_path / "d.csv").write_text("question,answer\na,b\n")
     with pytest.raises(JobFailure) as failure:
         scan(tmp_path / name, workers=1)
     assert failure.value.reason is Reason.INVALID_DATA

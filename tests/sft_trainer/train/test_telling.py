@@ -30,5 +30,5 @@ def test_a_start_says_what_a_step_is_and_each_step_how_long_the_rest_takes(
     monkeypatch.setattr(telling.Pace, "add", lambda _pace, _seconds: 10.0)
     with caplog.at_level(logging.INFO):
         SmallRun(tmp_path / "run", batch=4, total_steps=3).go()
-    assert "global batch 4 packs = 1 ranks x 4 accumulation steps of 1 pack" in caplog.text
+    assert "global batch 4 packs = 1 rank x 4 accumulation steps of 1 pack" in caplog.text
     assert left == [20, 10, 0]

@@ -26,6 +26,8 @@ _FORMS: dict[str, Form] = {
 }
 ENDINGS = ", ".join(_FORMS)
 """That are read of a folder, for messages."""
+_OTHER_FORMS = (".csv", ".tsv", ".txt", ".xlsx", ".zip", ".tar")
+"""Endings of files that hold no JSON, whatever their rows are. Another one may be anybody's for JSONL."""
 _COMPRESSED = (".gz", ".zst")
 _SPLITS = "dataset_dict.json"
 _HELD_OUT = {"test", "validation", "valid", "val", "dev", "eval"}
@@ -34,8 +36,16 @@ _DESCRIPTIONS = (_SPLITS, "dataset_info.json", "dataset_infos.json", "state.json
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file itself, or all files of a folder that `files_of_folder` takes. Links to folders are not followed."""
+    """The file itself, or all files of a folder that `files_of_folder` takes. Links to folders are not followed.
+
+    Raises JobFailure for a file in a form that is none of these.
+    """
     if not path.is_dir():
+        if _ending(path) in _OTHER_FORMS:
+            raise JobFailure(
+                Reason.INVALID_DATA,
+                f"{path}: files that end in {_ending(path)} are not read; write its rows as {ENDINGS}",
+            )
         return [path]
     below = [Path(folder, name) for folder, _, names in os.walk(path, onerror=_raise) for name in names]
     files = [file.relative_to(path) for file in below if file.is_file()]

@@ -28,7 +28,7 @@ from sftjob.base import utc_now
 from sftjob.manifest import EvaluationRecord
 from sftjob.memory import MemoryEstimate
 from sftjob.progress import Progress, Stage
-from sftjob.progress_words import progress_line
+from sftjob.progress_words import counted, progress_line
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +62,10 @@ class RunTeller:
         """All is loaded: where the run goes on, and what a step of it is."""
         batch, ranks = options.global_batch_size, self._world.size
         log.info(
-            "global batch %d packs = %d ranks x %d accumulation steps of 1 pack%s",
-            batch,
-            ranks,
-            batch // ranks,
+            "global batch %s = %s x %s of 1 pack%s",
+            counted(batch, "pack"),
+            counted(ranks, "rank"),
+            counted(batch // ranks, "accumulation step"),
             f", each in parts of at most {micro_batch_tokens} tokens" if micro_batch_tokens else "",
         )
         log.info("%s", memory_line(memory))
