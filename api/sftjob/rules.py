@@ -31,6 +31,9 @@ class Rule:
     """How CEL says each of these values."""
     reason: str = "FieldValueInvalid"
     """How the API server names the fault."""
+    at_creation: bool = False
+    """Stored objects needn't keep it when they are changed: of a later rule on fields that can't be changed themselves,
+    where it stands at the spec. Further down the API server spares what an update leaves as it is."""
 
     def told(self, **values: object) -> str:
         """One line, whatever the values are."""
@@ -39,7 +42,9 @@ class Rule:
 
     def validation(self) -> dict[str, Any]:
         """An entry of `x-kubernetes-validations`. `message` is for values that no message can hold: line breaks."""
-        made = {"rule": self.holds, "message": _PLACEHOLDER.sub("...", self.sentence)}
+        made: dict[str, Any] = {"rule": self.holds, "message": _PLACEHOLDER.sub("...", self.sentence)}
+        if self.at_creation:
+            made |= {"rule": f"oldSelf.hasValue() || ({self.holds})", "optionalOldSelf": True}
         if self.values:
             made["messageExpression"] = self._message_expression()
         if self.path:
@@ -216,6 +221,35 @@ ADAPTER_NEEDS_LORA = Rule(
     "self.output.all(one, one.format != 'adapter')",
     "'{uri}' has the format adapter, but training.lora, which makes one, is missing; add it, or use the format hf",
     {"uri": "self.output.filter(one, one.format == 'adapter')[0].uri"},
+)
+
+
+def _folder(uri: str) -> str:
+    """In CEL: a place with one slash at its end, so that what begins with it lies in it."""
+    return f"({uri}.endsWith('/') ? {uri} : {uri} + '/')"
+
+
+_FIRST_OUTPUT = "self.output[0].uri"
+_CHECKPOINTS = (
+    "(has(self.checkpoint.storage) ? self.checkpoint.storage : "
+    f"({_FIRST_OUTPUT}.endsWith('/') ? {_FIRST_OUTPUT}.substring(0, {_FIRST_OUTPUT}.size() - 1) : {_FIRST_OUTPUT}) + "
+    "'.checkpoints')"
+)
+_HOLDS_NO_OTHER = f"self.output.exists_one(other, {_folder('other.uri')}.startsWith({_folder('one.uri')}))"
+OUTPUTS_LIE_APART = Rule(
+    "output",
+    f"!has(self.output) || self.output.all(one, {_HOLDS_NO_OTHER})",
+    "'{uri}' is given twice, or another output lies in it; give each a folder of its own",
+    {"uri": f"self.output.filter(one, !{_HOLDS_NO_OTHER})[0].uri"},
+    at_creation=True,
+)
+_HOLDS_CHECKPOINTS = f"{_folder(_CHECKPOINTS)}.startsWith({_folder('one.uri')})"
+CHECKPOINTS_LIE_OUTSIDE_OUTPUTS = Rule(
+    "output",
+    f"!has(self.output) || self.output.all(one, !{_HOLDS_CHECKPOINTS})",
+    "the checkpoints' folder {storage} is or lies in '{uri}'; give the output, or checkpoint.storage, another folder",
+    {"storage": _CHECKPOINTS, "uri": f"self.output.filter(one, {_HOLDS_CHECKPOINTS})[0].uri"},
+    at_creation=True,
 )
 
 SILENCE_CAN_BE_SEEN = Rule(

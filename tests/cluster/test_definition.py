@@ -148,6 +148,7 @@ def test_a_stored_job_that_breaks_a_later_rule_can_still_be_changed(api: Cluster
     document = LEAST | {
         "spec": LEAST["spec"]
         | {
+            "output": [{"uri": "pvc://a/b"}, {"uri": "pvc://a/b/"}, {"uri": "pvc://a/b.checkpoints"}],
             "compute": {
                 "resources": {"requests": {"cpu": 2, "amd.com/gpu": 1}, "limits": {"cpu": 1, "nvidia.com/gpu": "0.5"}},
                 "tolerations": [{"operator": "Equal", "tolerationSeconds": 5}],
@@ -155,7 +156,7 @@ def test_a_stored_job_that_breaks_a_later_rule_can_still_be_changed(api: Cluster
             },
         }
     }
-    assert len(refusal(api, document)) == 7
+    assert len(refusal(api, document)) == 9
     older = yaml.safe_load(CRD.read_text())
     _take_rules_away(older)
     api.kubectl("replace", "--filename=-", stdin=json.dumps(older))

@@ -66,6 +66,8 @@ def test_its_launcher_s_plan_is_read_by_this_version() -> None:
         ),
         ("compute", {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": 1}}}, "2 of cpu is more than"),
         ("compute", {"tolerations": [{"effect": "NoSchedule"}]}, "missing with the operator Equal"),
+        ("output", [{"uri": "pvc://a/b"}, {"uri": "pvc://a/b/"}], "'pvc://a/b' is given twice"),
+        ("checkpoint", {"storage": "pvc://models/tuned/c"}, "folder pvc://models/tuned/c is or lies in"),
     ],
 )
 def test_a_stored_job_that_breaks_a_later_rule_runs_on(section: str, broken: Any, said: str) -> None:

@@ -236,6 +236,10 @@ def compute(**fields: Any) -> dict[str, Any]:
     return {"compute": fields}
 
 
+def outputs(*uris: str, **sections: Any) -> dict[str, Any]:
+    return {"output": [{"uri": uri} for uri in uris], **sections}
+
+
 def resources(requests: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
     return compute(resources={"requests": requests, "limits": limits})
 
@@ -402,6 +406,31 @@ BAD = [
         f"'pvc://{'r' * 50}... is too long; use at most 512 characters",
         {"output": [{"uri": f"pvc://{'r' * 512}/model"}]},
         server="Too long: may not be more than 512 bytes",
+    ),
+    # Folders in one another
+    *(
+        Bad(
+            "spec.output", f"'{told}' is given twice, or another output lies in it; give each a folder of its own", spec
+        )
+        for told, spec in [
+            ("pvc://a/b", outputs("pvc://c/d", "pvc://a/b", "pvc://a/b")),
+            ("pvc://a/b/", outputs("pvc://a/b/", "pvc://a/b")),
+            ("s3://a/b", outputs("s3://a/b", "s3://a/b/c/")),
+        ]
+    ),
+    *(
+        Bad(
+            "spec.output",
+            f"the checkpoints' folder {storage} is or lies in '{told}'; give the output, or checkpoint.storage, "
+            "another folder",
+            spec,
+        )
+        for storage, told, spec in [
+            ("pvc://a/b/", "pvc://a/b", outputs("pvc://a/b", checkpoint={"storage": "pvc://a/b/"})),
+            ("pvc://a/b/c", "pvc://a/b/", outputs("pvc://a/x", "pvc://a/b/", checkpoint={"storage": "pvc://a/b/c"})),
+            ("pvc://a/b.checkpoints", "pvc://a/b.checkpoints/", outputs("pvc://a/b/", "pvc://a/b.checkpoints/")),
+            ("pvc://a/b", "pvc://a/b", script() | outputs("pvc://a/b", checkpoint={"storage": "pvc://a/b"})),
+        ]
     ),
     # A script instead
     Bad("spec.model", f"given together with {_IN_SCRIPT}", script() | {"model": LOAD_FROM}),
@@ -811,6 +840,10 @@ BAD = [
 NEARLY_BAD = [
     LEAST | {"spec": LEAST["spec"] | spec}
     for spec in (
+        outputs("pvc://a/b", "pvc://a/bc", "pvc://c/b"),
+        # What the storage holds beside its own files is left alone.
+        outputs("pvc://a/b/c", checkpoint={"storage": "pvc://a/b"}),
+        outputs("pvc://a/b", checkpoint={"storage": "pvc://a/bc"}),
         resources({"cpu": "1000m", "memory": "1024Mi"}, {"cpu": 1, "memory": "1Gi"}),
         resources({"cpu": "0.5", "nvidia.com/gpu": "2"}, {"nvidia.com/gpu": 2}),
         resources({"example.com/bytes": "1k"}, {"example.com/bytes": 1000}),
