@@ -1,10 +1,24 @@
 """How many processes a job has, and where they run: the section `compute` of its spec, as users write it."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from sftjob.base import NEW, Declared
+from sftjob.compute_rules import (
+    ACCELERATORS_ARE_LIMITED,
+    ACCELERATORS_ARE_WHOLE,
+    KEY_OR_EVERY_TAINT,
+    NOT_VALUE_AND_EXISTS,
+    NOT_VALUE_AND_SOURCE,
+    REQUESTS_FIT_LIMITS,
+    SECONDS_UNDER_NO_EXECUTE,
+    SECRET_IS_NAMED,
+    VALUE_OR_SOURCE,
+    VARIABLE_IS_FREE,
+    VARIABLE_NAMES_DIFFER,
+)
 from sftjob.forms import (
     DATA_KEY,
     IMAGE,
@@ -14,25 +28,42 @@ from sftjob.forms import (
     QualifiedName,
     Quantity,
 )
-from sftjob.names import RESERVED_VARIABLES, SECRET_VARIABLES
-from sftjob.rules import (
-    NOT_VALUE_AND_SOURCE,
-    SECRET_IS_NAMED,
-    VALUE_OR_SOURCE,
-    VARIABLE_IS_FREE,
-    rules,
-)
+from sftjob.names import RESERVED_VARIABLES, SECRET_VARIABLES, is_accelerator
+from sftjob.quantity import exact
+from sftjob.rules import rules
 
 
 class ResourcesSpec(Declared):
     """Of each pod, by resource: `cpu`, `memory`, `nvidia.com/gpu`."""
 
+    model_config = rules(ACCELERATORS_ARE_LIMITED, ACCELERATORS_ARE_WHOLE, REQUESTS_FIT_LIMITS)
+
     requests: dict[QualifiedName, Quantity] = Field(
-        default={}, max_length=16, description="What a node must have free for a pod to go there."
+        default={}, max_length=16, description="What a node must have free for a pod to go there: at most `limits`."
     )
     limits: dict[QualifiedName, Quantity] = Field(
-        default={}, max_length=16, description="What a pod gets at most; GPUs are named here."
+        default={}, max_length=16, description="What a pod gets at most; GPUs are named here, whole ones."
     )
+
+    @model_validator(mode="after")
+    def _can_be_had(self, info: ValidationInfo) -> Self:
+        # Jobs from before these rules go on.
+        if info.context != NEW:
+            return self
+        problems = []
+        for name, asked in self.requests.items():
+            most = self.limits.get(name)
+            if is_accelerator(name):
+                if most is None or exact(asked) != exact(most):
+                    problems.append(ACCELERATORS_ARE_LIMITED.told(name=name))
+            elif most is not None and exact(asked) > exact(most):
+                problems.append(REQUESTS_FIT_LIMITS.told(asked=asked, name=name, most=most))
+        for name, most in self.limits.items():
+            if is_accelerator(name) and re.search("[.m]", str(most)):
+                problems.append(ACCELERATORS_ARE_WHOLE.told(amount=most, name=name))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     @property
     def devices(self) -> list[str]:
@@ -61,7 +92,9 @@ class ResourcesSpec(Declared):
 class TolerationSpec(Declared):
     """As a pod's: lets the job onto nodes with a taint."""
 
-    key: QualifiedName | None = Field(default=None, description="Of the taint. Absent: every taint.")
+    model_config = rules(KEY_OR_EVERY_TAINT, NOT_VALUE_AND_EXISTS, SECONDS_UNDER_NO_EXECUTE)
+
+    key: QualifiedName | None = Field(default=None, description="Of the taint. Absent, with Exists: every taint.")
     operator: Literal["Exists", "Equal"] = Field(default="Equal", description="Exists: whatever the taint's value.")
     value: LabelValue | None = Field(default=None, description="Of the taint, for Equal.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
@@ -70,6 +103,22 @@ class TolerationSpec(Declared):
     toleration_seconds: int | None = Field(
         default=None, ge=0, description="How long to stay under NoExecute. Absent: for ever."
     )
+
+    @model_validator(mode="after")
+    def _fields_together(self, info: ValidationInfo) -> Self:
+        # Jobs from before these rules go on.
+        if info.context != NEW:
+            return self
+        problems = []
+        if self.key is None and self.operator == "Equal":
+            problems.append(KEY_OR_EVERY_TAINT.told())
+        if self.value and self.operator == "Exists":
+            problems.append(NOT_VALUE_AND_EXISTS.told())
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            problems.append(SECONDS_UNDER_NO_EXECUTE.told())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class SecretReference(Declared):
@@ -120,6 +169,8 @@ class ComputeSpec(Declared):
     """How many, and where. With `sft run` only `nodes`, `processesPerNode` and `env` count, and for
     `runPolicy.preflight` whether accelerators are named."""
 
+    model_config = rules(VARIABLE_NAMES_DIFFER)
+
     nodes: int = Field(default=1, ge=1, le=1024, description="Launchers, one a node.")
     processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks a node: its GPUs, or 1 on a CPU.")
     image: str | None = Field(
@@ -142,6 +193,15 @@ class ComputeSpec(Declared):
     env: list[EnvVar] = Field(
         default=[], max_length=64, description="Variables for libraries, as HF_TOKEN, AWS_ACCESS_KEY_ID and NCCL_DEBUG."
     )
+
+    @model_validator(mode="after")
+    def _variables(self, info: ValidationInfo) -> Self:
+        names = [variable.name for variable in self.env]
+        for name in names:
+            # Not of a stored job: it may be older than this rule, and `sft run` takes the last.
+            if names.count(name) > 1 and info.context == NEW:
+                raise ValueError(VARIABLE_NAMES_DIFFER.told(name=name))
+        return self
 
     @property
     def world_size(self) -> int:

@@ -28,8 +28,19 @@ OUTPUT_VARIABLE = "SFTJOB_OUTPUT"
 RESERVED_VARIABLES = ("SFTJOB_", "PET_")
 """Beginnings of names that jobs must not set: ours, and those with which torchrun is told its options."""
 
-SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY")
-"""What opens buckets, hubs and trackers: jobs name them, Secrets hold them."""
+SECRET_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_SSE_CUSTOMER_KEY_BASE64",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_OIDC_ID_TOKEN",
+    "WANDB_API_KEY",
+)
+"""What opens buckets, hubs and trackers, as obstore, boto3, huggingface_hub and wandb read it: jobs name them, Secrets
+hold them."""
 
 # On a job's PyTorchJobs and pods.
 JOB_LABEL = f"{GROUP}/job-name"
@@ -166,3 +177,13 @@ def compiled_layers(storage: Path) -> Path:
 def default_storage(output_uri: str) -> str:
     """Where checkpoints go when `spec.checkpoint.storage` is absent."""
     return output_uri.rstrip("/") + ".checkpoints"
+
+
+def lies_in(uri: str, folder: str) -> bool:
+    """Whether a place is this folder or inside of it, by whole parts: `a/bc` does not lie in `a/b`."""
+    return f"{uri.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def is_accelerator(resource: str) -> bool:
+    """Whether Kubernetes hands out a resource in whole pieces: with a prefix, but not its own (extended resources)."""
+    return "/" in resource and "kubernetes.io/" not in resource

@@ -1,7 +1,7 @@
 """What fields of a spec must fulfil together: each rule's sentence once, for pydantic and for the API server.
 
-The validators of `spec.py`, `sources.py` and `compute.py` check in Python and speak with `told`; `crd.py` writes
-`validation()` into the schema.
+The validators of `spec.py` and `sources.py` check in Python and speak with `told`; `structural.py` puts `validation()`
+into the schema. The rules of `compute.py` are in `compute_rules.py`.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from sftjob.forms import ARGUMENT_FORMS, ARGUMENT_PLACE, WHOLE_DATASET
-from sftjob.names import HUB, RESERVED_VARIABLES, S3, SECRET_VARIABLES
+from sftjob.names import HUB, S3
 from sftjob.presets import PRESETS
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -31,6 +31,9 @@ class Rule:
     """How CEL says each of these values."""
     reason: str = "FieldValueInvalid"
     """How the API server names the fault."""
+    at_creation: bool = False
+    """Stored objects needn't keep it when they are changed: of a later rule on fields that can't be changed themselves,
+    where it stands at the spec. Further down the API server spares what an update leaves as it is."""
 
     def told(self, **values: object) -> str:
         """One line, whatever the values are."""
@@ -39,7 +42,9 @@ class Rule:
 
     def validation(self) -> dict[str, Any]:
         """An entry of `x-kubernetes-validations`. `message` is for values that no message can hold: line breaks."""
-        made = {"rule": self.holds, "message": _PLACEHOLDER.sub("...", self.sentence)}
+        made: dict[str, Any] = {"rule": self.holds, "message": _PLACEHOLDER.sub("...", self.sentence)}
+        if self.at_creation:
+            made |= {"rule": f"oldSelf.hasValue() || ({self.holds})", "optionalOldSelf": True}
         if self.values:
             made["messageExpression"] = self._message_expression()
         if self.path:
@@ -65,7 +70,8 @@ def rules(*given: Rule) -> ConfigDict:
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": [rule.validation() for rule in given]})
 
 
-_MISSING = "FieldValueRequired"
+MISSING = "FieldValueRequired"
+"""How the API server names the fault of a field that is not there."""
 
 REVISION_OF_A_HUB = Rule(
     "revision",
@@ -96,13 +102,13 @@ MODEL_OR_PRESET = Rule(
     "loadFrom",
     "has(self.loadFrom) || has(self.preset)",
     "missing, as is preset; name a model folder, or a preset to train from scratch",
-    reason=_MISSING,
+    reason=MISSING,
 )
 TOKENIZER_FROM_SOMEWHERE = Rule(
     "tokenizer",
     "has(self.loadFrom) || has(self.tokenizer)",
     "missing, and there is no loadFrom to take it from; name a tokenizer's folder",
-    reason=_MISSING,
+    reason=MISSING,
 )
 
 
@@ -146,7 +152,7 @@ EVALUATION_DATA_FROM_SOMEWHERE = Rule(
     "fraction",
     "has(self.fraction) || self.datasets.size() > 0",
     "missing, as is datasets; hold out a fraction of the training data, or name datasets",
-    reason=_MISSING,
+    reason=MISSING,
 )
 NOT_FRACTION_AND_DATASETS = Rule(
     "fraction",
@@ -178,30 +184,6 @@ def lr_ends_below_its_peak(*, lr: float, lr_min: float) -> Rule:
     )
 
 
-VALUE_OR_SOURCE = Rule(
-    "value",
-    "has(self.value) || has(self.valueFrom)",
-    "missing, as is valueFrom; give one of them",
-    reason=_MISSING,
-)
-NOT_VALUE_AND_SOURCE = Rule(
-    "value",
-    "!has(self.value) || !has(self.valueFrom)",
-    "given together with valueFrom; give one of them",
-)
-SECRET_IS_NAMED = Rule(
-    "value",
-    f"!has(self.value) || !(self.name in {list(SECRET_VARIABLES)})",
-    "given for {name}, and everyone who may read the job would read it; use valueFrom, with a Secret",
-    {"name": "self.name"},
-)
-VARIABLE_IS_FREE = Rule(
-    "name",
-    " && ".join(f"!self.name.startsWith('{prefix}')" for prefix in RESERVED_VARIABLES),
-    "'{name}' is set by sftjob; remove it",
-    {"name": "self.name"},
-)
-
 _WORLD = "self.compute.nodes * self.compute.processesPerNode"
 BATCH_IS_DIVISIBLE = Rule(
     "training.globalBatchSize",
@@ -218,7 +200,7 @@ BEST_IS_OF_CHECKPOINTS = Rule(
     f"{_EXPORTS_THE_LAST} || has(self.checkpoint.everySteps)",
     "missing, so only the last step would be saved, and data.evaluation.exportBest has nothing to choose from; name "
     "the steps from one checkpoint to the next, or remove exportBest",
-    reason=_MISSING,
+    reason=MISSING,
 )
 BEST_IS_OF_EVALUATED_CHECKPOINTS = Rule(
     "checkpoint.everySteps",
@@ -241,6 +223,35 @@ ADAPTER_NEEDS_LORA = Rule(
     {"uri": "self.output.filter(one, one.format == 'adapter')[0].uri"},
 )
 
+
+def _folder(uri: str) -> str:
+    """In CEL: a place with one slash at its end, so that what begins with it lies in it."""
+    return f"({uri}.endsWith('/') ? {uri} : {uri} + '/')"
+
+
+_FIRST_OUTPUT = "self.output[0].uri"
+_CHECKPOINTS = (
+    "(has(self.checkpoint.storage) ? self.checkpoint.storage : "
+    f"({_FIRST_OUTPUT}.endsWith('/') ? {_FIRST_OUTPUT}.substring(0, {_FIRST_OUTPUT}.size() - 1) : {_FIRST_OUTPUT}) + "
+    "'.checkpoints')"
+)
+_HOLDS_NO_OTHER = f"self.output.exists_one(other, {_folder('other.uri')}.startsWith({_folder('one.uri')}))"
+OUTPUTS_LIE_APART = Rule(
+    "output",
+    f"!has(self.output) || self.output.all(one, {_HOLDS_NO_OTHER})",
+    "'{uri}' is given twice, or another output lies in it; give each a folder of its own",
+    {"uri": f"self.output.filter(one, !{_HOLDS_NO_OTHER})[0].uri"},
+    at_creation=True,
+)
+_HOLDS_CHECKPOINTS = f"{_folder(_CHECKPOINTS)}.startsWith({_folder('one.uri')})"
+CHECKPOINTS_LIE_OUTSIDE_OUTPUTS = Rule(
+    "output",
+    f"!has(self.output) || self.output.all(one, !{_HOLDS_CHECKPOINTS})",
+    "the checkpoints' folder {storage} is or lies in '{uri}'; give the output, or checkpoint.storage, another folder",
+    {"storage": _CHECKPOINTS, "uri": f"self.output.filter(one, {_HOLDS_CHECKPOINTS})[0].uri"},
+    at_creation=True,
+)
+
 SILENCE_CAN_BE_SEEN = Rule(
     "progressDeadlineSeconds",
     "!has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds == 0 || self.progressDeadlineSeconds >= 10",
@@ -252,19 +263,19 @@ MODEL_OR_SCRIPT = Rule(
     "model",
     "has(self.model) || has(self.script)",
     "missing, as is script; name what to start from, or a training script of your own",
-    reason=_MISSING,
+    reason=MISSING,
 )
 DATA_OR_SCRIPT = Rule(
     "data",
     "has(self.data) || has(self.script)",
     "missing, as is script; name the files to train on, or a training script of your own",
-    reason=_MISSING,
+    reason=MISSING,
 )
 OUTPUT_OR_SCRIPT = Rule(
     "output",
     "has(self.output) || has(self.script)",
     "missing; name a folder for the trained model",
-    reason=_MISSING,
+    reason=MISSING,
 )
 _IN_THE_SCRIPT = "given together with script, which says this itself; remove one"
 NOT_MODEL_AND_SCRIPT = Rule("model", "!has(self.model) || !has(self.script)", _IN_THE_SCRIPT)
@@ -274,7 +285,7 @@ STORAGE_FROM_SOMEWHERE = Rule(
     "checkpoint.storage",
     "!has(self.script) || has(self.output) || has(self.checkpoint.storage)",
     "missing, and there is no output to put it beside; name a folder of this job alone",
-    reason=_MISSING,
+    reason=MISSING,
 )
 
 _STORAGE = "(has(self.checkpoint.storage) ? self.checkpoint.storage : has(self.output) ? self.output[0].uri : '')"
@@ -283,7 +294,7 @@ BUCKET_STORAGE_NEEDS_AN_OUTPUT = Rule(
     "output",
     f"has(self.output) || !({_IN_A_BUCKET})",
     "missing, and checkpoint.storage, where the script's model would lie, is in a bucket; name where it goes",
-    reason=_MISSING,
+    reason=MISSING,
 )
 
 _IS_A_PLACE = " || ".join(f"one.startsWith('{scheme}://')" for scheme in ("pvc", "configMap"))

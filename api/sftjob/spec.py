@@ -14,7 +14,7 @@ from sftjob.forms import (
     Label,
     Uri,
 )
-from sftjob.names import OUTPUT_VARIABLE, S3, default_storage
+from sftjob.names import OUTPUT_VARIABLE, S3, default_storage, lies_in
 from sftjob.options import (
     AdamWConfig,
     CELossConfig,
@@ -32,6 +32,7 @@ from sftjob.rules import (
     BEST_IS_OF_CHECKPOINTS,
     BEST_IS_OF_EVALUATED_CHECKPOINTS,
     BUCKET_STORAGE_NEEDS_AN_OUTPUT,
+    CHECKPOINTS_LIE_OUTSIDE_OUTPUTS,
     DATA_OR_SCRIPT,
     LORA_NEEDS_A_MODEL,
     MODEL_OR_SCRIPT,
@@ -40,6 +41,7 @@ from sftjob.rules import (
     NOT_TRAINING_AND_SCRIPT,
     ONE_LENGTH,
     OUTPUT_OR_SCRIPT,
+    OUTPUTS_LIE_APART,
     SILENCE_CAN_BE_SEEN,
     STORAGE_FROM_SOMEWHERE,
     Rule,
@@ -118,7 +120,7 @@ class CheckpointSpec(Declared):
 class OutputSpec(Declared):
     """What becomes of the model."""
 
-    uri: Uri = Field(description=f"Folder to create: {URI_FORMS}.")
+    uri: Uri = Field(description=f"Folder to create, that holds no other output and no checkpoints: {URI_FORMS}.")
     format: OutputFormat = Field(
         default="hf",
         description="hf: a Hugging Face model folder, into which `training.lora` is merged. adapter: what "
@@ -212,6 +214,8 @@ class SFTJobSpec(Declared):
         BEST_IS_OF_EVALUATED_CHECKPOINTS,
         LORA_NEEDS_A_MODEL,
         ADAPTER_NEEDS_LORA,
+        OUTPUTS_LIE_APART,
+        CHECKPOINTS_LIE_OUTSIDE_OUTPUTS,
     )
 
     script: ScriptSpec | None = None
@@ -247,7 +251,7 @@ class SFTJobSpec(Declared):
         return value
 
     @model_validator(mode="after")
-    def _sections_together(self) -> Self:
+    def _sections_together(self, info: ValidationInfo) -> Self:
         problems = []
         if self.script and self.output is None and self.checkpoint.storage is None:
             problems.append(STORAGE_FROM_SOMEWHERE.told())
@@ -270,11 +274,24 @@ class SFTJobSpec(Declared):
         adapters = [output.uri for output in self.outputs if output.format == "adapter"]
         if adapters and not has_lora and not self.script:
             problems.append(ADAPTER_NEEDS_LORA.told(uri=adapters[0]))
+        # Jobs from before these rules go on.
+        if info.context == NEW:
+            problems += self._folders_that_collide()
         if not problems and (too_long := self._too_long()):
             problems.append(too_long)
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _folders_that_collide(self) -> list[str]:
+        """What is published appears whole, by a rename: nothing may stand there before, or be written inside of it."""
+        uris = [output.uri for output in self.outputs]
+        problems = []
+        if holding := [uri for uri in uris if sum(lies_in(other, uri) for other in uris) > 1]:
+            problems.append(OUTPUTS_LIE_APART.told(uri=holding[0]))
+        if holding := [uri for uri in uris if lies_in(self.storage_uri, uri)]:
+            problems.append(CHECKPOINTS_LIE_OUTSIDE_OUTPUTS.told(storage=self.storage_uri, uri=holding[0]))
+        return problems
 
     def _too_long(self) -> str | None:
         """What the launchers get as one argument is this spec, and every place in it once more with its path."""

@@ -95,6 +95,8 @@ def test_lint_finds_nothing(helm: Path) -> None:
         ("--set=watchNamespaces=team-a", "watchNamespaces"),
         ("--set=watchNamespaces={Team_A}", "watchNamespaces"),
         ("--set=imagePullPolicy=Sometimes", "imagePullPolicy"),
+        ("--set=image=an image", "image"),
+        ("--set=trainer.image=an image", "image"),
     ],
 )
 def test_a_value_that_the_chart_does_not_know_is_refused_by_name(helm: Path, option: str, named: str) -> None:
@@ -177,6 +179,38 @@ def test_values_become_the_options_of_the_operator(helm: Path) -> None:
         "--namespace=team-b",
     ]
     assert container["env"] == [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
+
+
+@pytest.mark.parametrize("name", ["1234", "true", "null", "0x10", "no"])
+def test_a_name_that_yaml_takes_for_something_else_stays_a_name(helm: Path, name: str) -> None:
+    values = ("imagePullSecrets[0]", "watchNamespaces[0]", "image", "trainer.image", "priorityClassName")
+    options = [f"--set-string={value}={name}" for value in values]
+    render_so = ("template", name, str(CHART), f"--namespace={name}", "--kube-version=1.34")
+    done = call(helm, *render_so, *options, "--set=networkPolicy.trainerPods=true")
+    assert done.returncode == 0, done.stderr
+    objects = [document for document in yaml.safe_load_all(done.stdout) if document]
+    found = [(path, value) for one in objects for path, value in leaves(one) if path[-1] in NAMES]
+    assert {path[-1] for path, _ in found} == NAMES
+    assert [(path, value) for path, value in found if not isinstance(value, str)] == []
+    assert {(o["kind"], o["metadata"]["name"], o["metadata"].get("namespace")) for o in objects} == {
+        *((kind, name, name) for kind in ("ServiceAccount", "Deployment", "NetworkPolicy")),
+        ("NetworkPolicy", f"{name}-trainer-pods", name),
+        *((kind, f"{name}-{what}", name) for kind in ("Role", "RoleBinding") for what in ("jobs", "lease")),
+        ("Lease", "sft-operator", name),
+    }
+
+
+NAMES = {
+    *("name", "namespace", "serviceAccountName", "priorityClassName", "image"),
+    *("app.kubernetes.io/instance", "kubernetes.io/metadata.name"),
+}
+
+
+def leaves(node: Any, path: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], Any]]:
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if inner is None:
+        return [(path, node)]
+    return [found for key, value in inner for found in leaves(value, (*path, key))]
 
 
 def test_only_the_operator_s_pod_gets_a_token_and_nothing_but_its_metrics_is_reached(helm: Path) -> None:

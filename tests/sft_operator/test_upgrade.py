@@ -53,12 +53,29 @@ def test_its_launcher_s_plan_is_read_by_this_version() -> None:
     assert read == launch_plan(stored(), 1, path_of=path_of)
 
 
-def test_a_stored_job_that_breaks_a_later_rule_runs_on() -> None:
+@pytest.mark.parametrize(
+    ("section", "broken", "said"),
+    [
+        ("compute", {"env": [{"name": "HF_TOKEN", "value": "hf_secret"}]}, "given for HF_TOKEN"),
+        ("compute", {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "'A' is used twice"),
+        ("compute", {"resources": {"requests": {"nvidia.com/gpu": 1}}}, "nvidia.com/gpu is not in limits"),
+        (
+            "compute",
+            {"resources": {"limits": {"nvidia.com/gpu": "500m"}}},
+            "500m of nvidia.com/gpu is not written as a whole",
+        ),
+        ("compute", {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": 1}}}, "2 of cpu is more than"),
+        ("compute", {"tolerations": [{"effect": "NoSchedule"}]}, "missing with the operator Equal"),
+        ("output", [{"uri": "pvc://a/b"}, {"uri": "pvc://a/b/"}], "'pvc://a/b' is given twice"),
+        ("checkpoint", {"storage": "pvc://models/tuned/c"}, "folder pvc://models/tuned/c is or lies in"),
+    ],
+)
+def test_a_stored_job_that_breaks_a_later_rule_runs_on(section: str, broken: Any, said: str) -> None:
     document = deepcopy(STORED["job"])
-    document["spec"]["compute"]["env"] = [{"name": "HF_TOKEN", "value": "hf_secret"}]
-    assert SFTJob.model_validate(document, extra="ignore").spec.compute.env[0].value == "hf_secret"
+    document["spec"][section] = broken
+    assert SFTJob.model_validate(document, extra="ignore").metadata.uid == document["metadata"]["uid"]
     new = {name: document[name] for name in ("apiVersion", "kind", "spec")} | {"metadata": {"name": "new"}}
-    with pytest.raises(SpecError, match="given for HF_TOKEN"):
+    with pytest.raises(SpecError, match=said):
         parse_manifest(new)
 
 

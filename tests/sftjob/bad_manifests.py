@@ -236,6 +236,18 @@ def compute(**fields: Any) -> dict[str, Any]:
     return {"compute": fields}
 
 
+def outputs(*uris: str, **sections: Any) -> dict[str, Any]:
+    return {"output": [{"uri": uri} for uri in uris], **sections}
+
+
+def resources(requests: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
+    return compute(resources={"requests": requests, "limits": limits})
+
+
+def toleration(**fields: Any) -> dict[str, Any]:
+    return compute(tolerations=[fields])
+
+
 def variable(**fields: Any) -> dict[str, Any]:
     return {"compute": {"env": [{"name": "A"} | fields]}}
 
@@ -394,6 +406,31 @@ BAD = [
         f"'pvc://{'r' * 50}... is too long; use at most 512 characters",
         {"output": [{"uri": f"pvc://{'r' * 512}/model"}]},
         server="Too long: may not be more than 512 bytes",
+    ),
+    # Folders in one another
+    *(
+        Bad(
+            "spec.output", f"'{told}' is given twice, or another output lies in it; give each a folder of its own", spec
+        )
+        for told, spec in [
+            ("pvc://a/b", outputs("pvc://c/d", "pvc://a/b", "pvc://a/b")),
+            ("pvc://a/b/", outputs("pvc://a/b/", "pvc://a/b")),
+            ("s3://a/b", outputs("s3://a/b", "s3://a/b/c/")),
+        ]
+    ),
+    *(
+        Bad(
+            "spec.output",
+            f"the checkpoints' folder {storage} is or lies in '{told}'; give the output, or checkpoint.storage, "
+            "another folder",
+            spec,
+        )
+        for storage, told, spec in [
+            ("pvc://a/b/", "pvc://a/b", outputs("pvc://a/b", checkpoint={"storage": "pvc://a/b/"})),
+            ("pvc://a/b/c", "pvc://a/b/", outputs("pvc://a/x", "pvc://a/b/", checkpoint={"storage": "pvc://a/b/c"})),
+            ("pvc://a/b.checkpoints", "pvc://a/b.checkpoints/", outputs("pvc://a/b/", "pvc://a/b.checkpoints/")),
+            ("pvc://a/b", "pvc://a/b", script() | outputs("pvc://a/b", checkpoint={"storage": "pvc://a/b"})),
+        ]
     ),
     # A script instead
     Bad("spec.model", f"given together with {_IN_SCRIPT}", script() | {"model": LOAD_FROM}),
@@ -661,6 +698,40 @@ BAD = [
         compute(resources={"limits": {f"r{i}": 1 for i in range(17)}}),
         server="must have at most 16 items",
     ),
+    *(
+        Bad(
+            "spec.compute.resources.requests",
+            f"{name} is not in limits with the same amount; name it in limits alone, which requests it too",
+            resources({"cpu": 1, name: asked}, limits),
+        )
+        for name, asked, limits in [
+            ("nvidia.com/gpu", 1, {}),
+            ("nvidia.com/gpu", "1", {"cpu": 1, "nvidia.com/gpu": 2}),
+            ("amd.com/gpu", "2", {"nvidia.com/gpu": 2, "amd.com/gpu": 1}),
+        ]
+    ),
+    *(
+        Bad(
+            "spec.compute.resources.limits",
+            f"{amount} of nvidia.com/gpu is not written as a whole number; write it without a dot and without m",
+            resources({}, {"cpu": "1.5", "nvidia.com/gpu": amount}),
+        )
+        for amount in ("0.5", "500m", "2000m")
+    ),
+    *(
+        Bad(
+            "spec.compute.resources.requests",
+            f"{asked} of {name} is more than its limit, {most}; request at most that, or raise the limit",
+            resources({name: asked}, {name: most}),
+        )
+        for name, asked, most in [
+            ("cpu", 2, 1),
+            ("cpu", "1001m", "1"),
+            ("memory", "1Gi", "1G"),
+            ("memory", "1.5Gi", 1610612735),
+            ("ephemeral-storage", "9007199254740993", "9007199254740992"),
+        ]
+    ),
     Bad(
         "spec.compute.nodeSelector",
         f"the name 'a pool' has the wrong form; {WORD}",
@@ -680,12 +751,30 @@ BAD = [
     Bad(
         "spec.compute.tolerations[0].key",
         f"'/gpu' has the wrong form; {WORD}",
-        compute(tolerations=[{"key": "/gpu"}]),
+        toleration(key="/gpu"),
     ),
     Bad(
         "spec.compute.tolerations[0].value",
         f"'a b' has the wrong form; {WORD}",
-        compute(tolerations=[{"key": "gpu", "value": "a b"}]),
+        toleration(key="gpu", value="a b"),
+    ),
+    Bad(
+        "spec.compute.tolerations[0].key",
+        "missing with the operator Equal; name a taint's key, or use the operator Exists for every taint",
+        toleration(effect="NoSchedule"),
+    ),
+    Bad(
+        "spec.compute.tolerations[0].value",
+        "given together with the operator Exists, which takes every value; remove it, or use the operator Equal",
+        toleration(key="gpu", operator="Exists", value="yes"),
+    ),
+    *(
+        Bad(
+            "spec.compute.tolerations[0].tolerationSeconds",
+            "given without the effect NoExecute, the only one that ends pods; give both, or remove it",
+            toleration(key="gpu", tolerationSeconds=60, **effect),
+        )
+        for effect in ({}, {"effect": "NoSchedule"})
     ),
     Bad(
         "spec.compute.priorityClassName",
@@ -701,10 +790,22 @@ BAD = [
     Bad("spec.compute.env[0].name", "'PET_NNODES' is set by sftjob; remove it", variable(name="PET_NNODES", value="1")),
     Bad("spec.compute.env[0].name", "'SFTJOB_X' is set by sftjob; remove it", variable(name="SFTJOB_X", value="1")),
     Bad("spec.compute.env[0].value", "missing, as is valueFrom; give one of them", variable()),
+    *(
+        Bad(
+            "spec.compute.env[0].value",
+            f"given for {name}, and everyone who may read the job would read it; use valueFrom, with a Secret",
+            variable(name=name, value="secret"),
+        )
+        for name in (
+            *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"),
+            *("AWS_SSE_CUSTOMER_KEY_BASE64", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_ID_TOKEN"),
+            "WANDB_API_KEY",
+        )
+    ),
     Bad(
-        "spec.compute.env[0].value",
-        "given for HF_TOKEN, and everyone who may read the job would read it; use valueFrom, with a Secret",
-        variable(name="HF_TOKEN", value="secret"),
+        "spec.compute.env",
+        "the name 'A' is used twice; give each variable once",
+        compute(env=[{"name": name, "value": "1"} for name in ("B", "A", "A")]),
     ),
     Bad(
         "spec.compute.env[0].value",
@@ -735,6 +836,25 @@ BAD = [
         server='Unsupported value: "once": supported values: "auto", "always", "never"',
     ),
 ]
+
+NEARLY_BAD = [
+    LEAST | {"spec": LEAST["spec"] | spec}
+    for spec in (
+        outputs("pvc://a/b", "pvc://a/bc", "pvc://c/b"),
+        # What the storage holds beside its own files is left alone.
+        outputs("pvc://a/b/c", checkpoint={"storage": "pvc://a/b"}),
+        outputs("pvc://a/b", checkpoint={"storage": "pvc://a/bc"}),
+        resources({"cpu": "1000m", "memory": "1024Mi"}, {"cpu": 1, "memory": "1Gi"}),
+        resources({"cpu": "0.5", "nvidia.com/gpu": "2"}, {"nvidia.com/gpu": 2}),
+        resources({"example.com/bytes": "1k"}, {"example.com/bytes": 1000}),
+        # Kubernetes takes these for its own, which may be requested without a limit.
+        resources({"kubernetes.io/batch-cpu": "500m"}, {}),
+        toleration(operator="Exists"),
+        toleration(key="gpu", operator="Exists", value="", effect="NoExecute", tolerationSeconds=0),
+        toleration(key="gpu"),
+    )
+]
+"""Manifests that must be accepted, each as near as can be to one that must not."""
 
 _ONE_MACHINE = "is a path on one machine; put it on a volume claim and use pvc://<claim>/<path>"
 ON_ONE_MACHINE = [

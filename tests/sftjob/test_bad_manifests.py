@@ -7,7 +7,7 @@ import pytest
 from sftjob.job import parse_manifest
 from sftjob.problems import SpecError
 from sftjob.spec import TrainingSpec
-from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, ON_ONE_MACHINE, SCRIPT, Bad, script
+from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, NEARLY_BAD, ON_ONE_MACHINE, SCRIPT, Bad, script
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.path}: {bad.says[:40]}")
@@ -18,7 +18,7 @@ def test_a_bad_manifest_is_refused_with_path_value_and_remedy(bad: Bad) -> None:
 
 
 def test_good_manifests_are_accepted() -> None:
-    for document in (GOOD, LEAST, SCRIPT, *(bad.document for bad in ON_ONE_MACHINE)):
+    for document in (GOOD, LEAST, SCRIPT, *NEARLY_BAD, *(bad.document for bad in ON_ONE_MACHINE)):
         parse_manifest(document)
 
 

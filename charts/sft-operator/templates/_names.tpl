@@ -1,7 +1,7 @@
 {{/* Labels by which the operator's pod is found; they never change. */}}
 {{- define "selector" -}}
 app.kubernetes.io/name: sft-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* Labels of every object. */}}
@@ -15,6 +15,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{/* Names as references: [{name: a}, {name: b}]. */}}
 {{- define "references" -}}
 {{- range . }}
-- name: {{ . }}
+- name: {{ . | quote }}
 {{- end }}
 {{- end }}

@@ -6,14 +6,13 @@ retried, timed or cleaned up by the controller: that is the operator's.
 
 from dataclasses import dataclass
 
-from kubernetes.utils.quantity import parse_quantity
-
 from sft_operator.kubernetes.api import PYTORCH_JOBS_API, Object
 from sft_operator.kubernetes.mounts import volumes
 from sftjob import names
 from sftjob.compute import EnvVar, ResourcesSpec
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.plan import LaunchPlan
+from sftjob.quantity import exact
 
 CONTAINER = "pytorch"
 """The controller asks for this name."""
@@ -203,9 +202,7 @@ def _of_preflight(resources: ResourcesSpec) -> ResourcesSpec:
     kept = resources.without_devices()
     # Where nothing is requested, the API server takes the limit.
     asked = kept.limits | kept.requests
-    least = {
-        name: min(asked[name], most, key=parse_quantity) for name, most in _PREFLIGHT_REQUESTS.items() if name in asked
-    }
+    least = {name: min(asked[name], most, key=exact) for name, most in _PREFLIGHT_REQUESTS.items() if name in asked}
     return kept.model_copy(update={"requests": asked | least})
 
 
