@@ -156,11 +156,11 @@ def _hold_frozen_matrices_in_bf16(model: PreTrainedModel) -> None:
 
     The embedding is no factor of a product, and would make the residual stream bf16 where it is not.
     """
-    embedding = model.get_input_embeddings()
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if module is not embedding and parameter.ndim >= 2 and not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
+    # The parameter, not its module: a tied one is the head's too.
+    embedding = model.get_input_embeddings().weight
+    for parameter in model.parameters():
+        if parameter is not embedding and parameter.ndim >= 2 and not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _layers_that_keep_copies(layers: list[torch.nn.Module], fsdp_cfg: FSDPConfig) -> list[torch.nn.Module]:
