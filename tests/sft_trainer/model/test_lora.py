@@ -190,6 +190,17 @@ def test_a_bf16_base_is_held_in_bf16_and_gives_the_numbers_of_one_in_fp32(
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+def test_routers_beside_a_bf16_base_stay_in_fp32(tmp_path: Path) -> None:
+    source = tiny.save_random_model(tmp_path, "ernie4_5_moe", dtype=torch.bfloat16)
+    adapted = tiny.built(source, precision="bf16", lora_cfg=LoRAConfig(target_modules=["q_proj", "v_proj"]))
+    frozen = {name: p.dtype for name, p in adapted.named_parameters() if not p.requires_grad}
+    assert frozen["model.layers.1.mlp.experts.down_proj"] == torch.bfloat16
+    assert frozen["model.layers.1.mlp.gate.weight"] == torch.float32
+    assert frozen["model.layers.1.mlp.gate.moe_statics.e_score_correction_bias"] == torch.float32
+    whole = tiny.built(source, precision="bf16")
+    assert torch.equal(adapted(tiny.pack(TEXTS)), whole(tiny.pack(TEXTS)))
+
+
 ALL_OF_LLAMA = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
 TIED = "shares its weight (lm_head and model.embed_tokens are tied), and a merged model could not keep both"
 

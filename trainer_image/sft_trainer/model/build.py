@@ -110,9 +110,11 @@ def model_on_meta(
     if lora_cfg is not None:
         from sft_trainer.model import lora
 
+        # Before peft gives some of them other names.
+        kept_in_fp32 = transformers_private.kept_in_fp32(model, dtype=torch.bfloat16).values()
         lora.inject(model, lora_cfg)
         if precision == "bf16" and "bfloat16" in (fields.get("dtype"), fields.get("torch_dtype")):
-            _hold_frozen_matrices_in_bf16(model)
+            _hold_frozen_matrices_in_bf16(model, but=set(kept_in_fp32))
         if lora_cfg.quantize == "nf4":
             nf4.quantise_linear_modules(model, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return model
@@ -151,15 +153,15 @@ def _of_transformers(fields: dict[str, Any], *, said_by: str) -> PreTrainedModel
     return model
 
 
-def _hold_frozen_matrices_in_bf16(model: PreTrainedModel) -> None:
+def _hold_frozen_matrices_in_bf16(model: PreTrainedModel, *, but: set[torch.nn.Parameter]) -> None:
     """Half the memory, and the same numbers: they are cast to bf16 for each product anyway.
 
     The embedding is no factor of a product, and would make the residual stream bf16 where it is not.
     """
     # The parameter, not its module: a tied one is the head's too.
-    embedding = model.get_input_embeddings().weight
+    spared = but | {model.get_input_embeddings().weight}
     for parameter in model.parameters():
-        if parameter is not embedding and parameter.ndim >= 2 and not parameter.requires_grad:
+        if parameter not in spared and parameter.ndim >= 2 and not parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
