@@ -12,6 +12,7 @@ from sftjob.base import Declared
 from sftjob.rules import MOMENTS_CAN_DECAY, rules
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamWConfig(Declared):
@@ -21,7 +22,7 @@ class AdamWConfig(Declared):
 
     lr: float = Field(default=6e-5, ge=0, description="Peak learning rate.")
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay, on matrices only.")
-    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="Decay of the two moment averages.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="Decay of the two moment averages.")
     eps: float = Field(default=1e-8, gt=0, description="Added to the denominator of the update.")
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="Global gradient norm above which gradients are scaled."

@@ -589,9 +589,9 @@ BAD = [
     ),
     Bad(
         "spec.training.optimizer.betas[1]",
-        "1.5 is not allowed; use a value less than or equal to 1",
-        training(optimizer={"betas": [0.9, 1.5]}),
-        server="should be less than or equal to 1",
+        "1 is not allowed; use a value less than 1",
+        training(optimizer={"betas": [0.9, 1]}),
+        server="should be less than 1",
     ),
     Bad(
         "spec.training.optimizer.betas",

@@ -195,6 +195,29 @@ def test_with_pads_their_cost_counts() -> None:
     assert sorted(costs) == [[65, 41], [65, 45]]
 
 
+def test_samples_alone_are_padded_to_less_than_twice_their_length_and_to_few_lengths() -> None:
+    lengths = [1000, 513, 512, 300, 257, 129, 128, 20]
+    alone = stream(of_lengths([[n] for n in lengths]), batch=9, total_epoch=1, pad_to=1000, pads_by_halves=True)
+    padded = [(sum(map(len, documents_of(b))), b.input_ids.shape[1]) for b in alone.micro_batches(1)]
+    assert sorted(padded, reverse=True) == [
+        (1000, 1000), (513, 1000), (512, 1000), (300, 500), (257, 500), (129, 250), (128, 250), (20, 250), (0, 250),
+    ]  # fmt: skip
+    # Below 128 there is nothing to halve.
+    [short] = stream(of_lengths([[3]]), pad_to=100, pads_by_halves=True).micro_batches(1)
+    assert short.cu_seqlens.tolist() == [0, 3, 100]
+    # Memory that has run out halves what is left.
+    [less] = stream(of_lengths([[20]]), pad_to=1000, pads_by_halves=True).micro_batches(1, halvings=5)
+    assert less.cu_seqlens.tolist() == [0, 20, 31]
+
+
+def test_with_pads_to_a_half_their_cost_counts() -> None:
+    # 256 and, of 512, 300 and 257: 256 ** 2, 300 ** 2 + 212 ** 2, 257 ** 2 + 255 ** 2; then 128 ** 2.
+    packs = of_lengths([[256], [300], [257], [128]])
+    ranks = [stream(packs, batch=4, world=2, rank=rank, pad_to=512, pads_by_halves=True) for rank in (0, 1)]
+    costs = [[int((b.cu_seqlens.diff() ** 2).sum()) for b in rank.micro_batches(1)] for rank in ranks]
+    assert costs == [[134944, 16384], [131074, 65536]]
+
+
 @given(
     st.lists(st.lists(st.integers(2, 20), min_size=1, max_size=4), min_size=8, max_size=16),
     st.sampled_from([1, 2, 4]),

@@ -1,10 +1,14 @@
 """Documents side by side, against a mask written out by hand."""
 
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sft_trainer.model import attention
 from sft_trainer.model.attention import packed_attention
 from sftjob.failure import JobFailure, Reason
 
@@ -62,6 +66,43 @@ def test_softcapped_scores_and_sinks_take_part_in_the_softmax(
         cu_seq_lens_q=STARTS,
     )  # fmt: skip
     torch.testing.assert_close(attended[0], torch.stack(expected).view(17, 4, 5), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("capability", "path"), [(7, "_by_document"), (8, "_on_gpu"), (9, "_on_gpu")])
+def test_a_gpu_from_before_ampere_takes_document_by_document(
+    capability: int, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    for name in ("_by_document", "_on_gpu"):
+        monkeypatch.setattr(attention, name, lambda query, *_, name=name: (taken.append(name), query)[1])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=capability, minor=5))
+    with FakeTensorMode():
+        heads = torch.empty(1, 4, 17, 8, dtype=torch.bfloat16, device="cuda")
+        packed_attention(Layer(), heads, heads, heads, None, cu_seq_lens_q=STARTS)
+    assert taken == [path]
+
+
+@pytest.mark.parametrize("scaling", [None, 0.4])
+@pytest.mark.parametrize(("size", "value_size"), [(12, 12), (20, 12), (12, 20), (16, 16), (16, 8)])
+def test_heads_of_any_size_fit_the_kernel_of_a_gpu(
+    size: int, value_size: int, scaling: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel(query, key, value, starts, _starts, _longest, _most, **options: Any) -> torch.Tensor:
+        assert query.shape[-1] == key.shape[-1] == value.shape[-1]
+        assert query.shape[-1] % 8 == 0
+        return attention._by_document(query, key, value, starts, options["scale"], None, None, None)
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    results = []
+    for path in (lambda *given: attention._on_gpu(*given), lambda *given: attention._by_document(*given, None, None)):
+        inputs = [_heads(4, size=size), _heads(2, size=size), _heads(2, size=value_size)]
+        inputs = [heads[0].transpose(0, 1).requires_grad_() for heads in inputs]
+        attended = path(*inputs, STARTS, scaling, None)
+        assert attended.shape == (17, 4, value_size)
+        attended.square().sum().backward()
+        results.append([attended.detach(), *(heads.grad for heads in inputs)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_keys_of_another_length_and_layers_that_hide_the_borders_are_refused() -> None:

@@ -56,6 +56,17 @@ def test_a_bf16_model_comes_out_in_bf16_and_says_so(key: str, tmp_path: Path) ->
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
 
 
+def test_routers_of_a_bf16_model_come_out_in_fp32_as_they_came(tmp_path: Path) -> None:
+    source = tiny.save_random_model(tmp_path / "source", "ernie4_5_moe", dtype=torch.bfloat16)
+    written = _exported(tiny.built(source), tmp_path / "out", source=source, tokenizer=tmp_path)
+    assert written["dtype"] == "bfloat16"
+    kept, tensors = (load_file(folder / "model.safetensors") for folder in (Path(source), tmp_path / "out"))
+    in_fp32 = {name.removeprefix("model.layers.0.mlp.") for name in kept if kept[name].dtype == torch.float32}
+    assert in_fp32 >= {"gate.weight", "moe_statics.e_score_correction_bias"}
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {name: kept[name].dtype for name in kept}
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in kept.items())
+
+
 @pytest.mark.parametrize(("dtype", "written", "stored"), [("bf16", "bfloat16", {"BF16"}), ("fp32", "float32", {"F32"})])
 def test_a_dtype_that_is_asked_for_replaces_the_sources(
     dtype: str, written: str, stored: set[str], tmp_path: Path

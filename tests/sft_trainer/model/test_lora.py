@@ -169,19 +169,36 @@ def test_the_seed_is_that_of_the_adapters(tmp_path: Path) -> None:
     assert all(name.endswith("lora_A.default.weight") for name in differing)
 
 
-def test_a_bf16_base_is_held_in_bf16_and_gives_the_numbers_of_one_in_fp32(tmp_path: Path) -> None:
-    source = tiny.save_random_model(tmp_path / "bf16", "llama", dtype=torch.bfloat16)
+@pytest.mark.parametrize(("case", "head"), [("llama", torch.bfloat16), ("qwen3_tied", torch.float32)])
+def test_a_bf16_base_is_held_in_bf16_and_gives_the_numbers_of_one_in_fp32(
+    case: str, head: torch.dtype, tmp_path: Path
+) -> None:
+    """A tied head is the embedding, which is held in fp32."""
+    source = tiny.save_random_model(tmp_path / "bf16", case, dtype=torch.bfloat16)
     adapted = tiny.built(source, precision="bf16", lora_cfg=ALL_LINEAR)
     frozen = {name: p.dtype for name, p in adapted.named_parameters() if not p.requires_grad}
-    assert frozen["model.layers.0.mlp.up_proj.base_layer.weight"] == frozen["lm_head.weight"] == torch.bfloat16
+    assert frozen["model.layers.0.mlp.up_proj.base_layer.weight"] == torch.bfloat16
+    assert frozen["model.embed_tokens.weight"] == torch.float32
+    assert adapted.get_output_embeddings().weight.dtype == head
     assert {parameter.dtype for parameter in adapted.parameters() if parameter.requires_grad} == {torch.float32}
     whole = tiny.built(source, precision="bf16")
     assert torch.equal(adapted(tiny.pack(TEXTS)), whole(tiny.pack(TEXTS)))
     # In fp32 nothing is rounded, and what came in fp32 is kept.
     assert {p.dtype for p in tiny.built(source, lora_cfg=ALL_LINEAR).parameters()} == {torch.float32}
-    fp32 = tiny.save_random_model(tmp_path / "fp32", "llama")
+    fp32 = tiny.save_random_model(tmp_path / "fp32", case)
     model = tiny.built(fp32, precision="bf16", lora_cfg=ALL_LINEAR)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_routers_beside_a_bf16_base_stay_in_fp32(tmp_path: Path) -> None:
+    source = tiny.save_random_model(tmp_path, "ernie4_5_moe", dtype=torch.bfloat16)
+    adapted = tiny.built(source, precision="bf16", lora_cfg=LoRAConfig(target_modules=["q_proj", "v_proj"]))
+    frozen = {name: p.dtype for name, p in adapted.named_parameters() if not p.requires_grad}
+    assert frozen["model.layers.1.mlp.experts.down_proj"] == torch.bfloat16
+    assert frozen["model.layers.1.mlp.gate.weight"] == torch.float32
+    assert frozen["model.layers.1.mlp.gate.moe_statics.e_score_correction_bias"] == torch.float32
+    whole = tiny.built(source, precision="bf16")
+    assert torch.equal(adapted(tiny.pack(TEXTS)), whole(tiny.pack(TEXTS)))
 
 
 ALL_OF_LLAMA = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"

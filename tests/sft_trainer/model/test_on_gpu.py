@@ -49,10 +49,11 @@ def test_kernels_give_the_values_and_gradients_of_the_written_out_form(
 
 @pytest.mark.parametrize("torch_compile", [False, True])
 @pytest.mark.parametrize("lengths", [[40], [23, 17]])
+@pytest.mark.parametrize("head_dim", [12, 16])
 def test_packs_of_one_and_of_several_documents_train_as_on_a_cpu(
-    lengths: list[int], torch_compile: bool, tmp_path: Path
+    head_dim: int, lengths: list[int], torch_compile: bool, tmp_path: Path
 ) -> None:
-    folder = tiny.save_random_model(tmp_path, "qwen3_tied", head_dim=16)
+    folder = tiny.save_random_model(tmp_path, "qwen3_tied", head_dim=head_dim)
     torch.compiler.reset()
     results = []
     for device, precision, compiled in ((GPU, "bf16", torch_compile), (tiny.CPU, "fp32", False)):

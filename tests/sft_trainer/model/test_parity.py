@@ -12,7 +12,7 @@ from sft_trainer.packed import PackedBatch
 from sftjob.options import CELossConfig, FSDPConfig
 
 LENGTHS = [9, 13, 4, 11]
-HAS_EXPERTS = {"qwen3_moe", "mixtral", "gpt_oss"}
+HAS_EXPERTS = {"qwen3_moe", "mixtral", "ernie4_5_moe", "gpt_oss"}
 
 
 @pytest.fixture(params=tiny.MODELS)

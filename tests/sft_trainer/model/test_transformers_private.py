@@ -6,7 +6,7 @@ import pytest
 import transformers
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import ConversionOps, revert_weight_conversion
+from transformers.core_model_loading import ConversionOps, build_glob_alternation, revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -17,7 +17,9 @@ PARAMETERS = {
     PreTrainedModel._load_pretrained_model: ["model", "state_dict", "checkpoint_files", "load_config", "expected_keys"],
     PreTrainedModel._finalize_model_loading: ["model", "load_config", "loading_info"],
     PreTrainedModel._adjust_missing_and_unexpected_keys: ["self", "loading_info"],
+    PreTrainedModel._get_dtype_plan: ["self", "dtype"],
     PreTrainedModel._init_weights: ["self", "module"],
+    build_glob_alternation: ["globs"],
     PreTrainedModel.tie_weights: ["self", "missing_keys", "recompute_mapping"],
     PreTrainedModel.set_attn_implementation: ["self", "attn_implementation", "allow_all_kernels"],
     get_model_conversion_mapping: ["model", "key_mapping", "hf_quantizer", "add_legacy"],

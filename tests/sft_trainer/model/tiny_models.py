@@ -40,6 +40,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "sliding_window": 5},
     "qwen3_moe": {"model_type": "qwen3_moe", **_EXPERTS},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    # Routers, and the corrections of their choice, are fp32 in a bf16 model.
+    "ernie4_5_moe": {
+        "model_type": "ernie4_5_moe",
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 16,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 0,
+    },
     "gemma3_text": {
         "model_type": "gemma3_text",
         "tie_word_embeddings": True,

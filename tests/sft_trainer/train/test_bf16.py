@@ -1,6 +1,7 @@
 """A run in mixed precision, whose weights are held in bf16 over a step: as torch's own autocast would have it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from test_resume import die_after
 from transformers import PreTrainedModel
 
 from sft_trainer.model import bf16_weights
+from sft_trainer.model.build import chosen_precision
 from sft_trainer.model.forward import PackForward
 
 EVALUATION = {"fraction": 0.2, "every_steps": 1, "export_best": True}
@@ -40,6 +42,18 @@ def test_a_run_that_dies_and_whose_memory_runs_out_is_autocasts_to_the_bit(
     assert ours.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(ours[name], tensor), name
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [(7, "fp32"), (8, "bf16"), (9, "bf16")])
+def test_a_gpu_that_emulates_bf16_computes_in_fp32_unless_asked(
+    capability: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=capability, minor=5))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    assert chosen_precision("auto", torch.device("cuda")) == chosen
+    assert chosen_precision("bf16", torch.device("cuda")) == "bf16"
 
 
 def _run_out_of_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,4 +197,8 @@ def test_the_estimate_of_compiled_layers_is_what_a_gpu_was_measured_to_hold(
         optim_cfg=AdamWConfig(),
         compiled=True,
     )
-    assert estimate.together == pytest.approx(MEASURED["models"][size][method]["ours"]["peakBytes"], rel=0.05)
+    measured = MEASURED["models"][size][method]["ours"]["peakBytes"]
+    if method == "lora":
+        # When these were measured a tied embedding was held in bf16; it is in fp32, with a copy in bf16 for the head.
+        measured += 4 * 151936 * gpu.MODELS[size]["hidden_size"]
+    assert estimate.together == pytest.approx(measured, rel=0.05)

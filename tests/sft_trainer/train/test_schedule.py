@@ -48,6 +48,30 @@ def test_a_warm_up_that_outlasts_the_run_is_told_at_its_start(
     assert run.lines()[-1]["lr"] == pytest.approx(3e-3 * min(1, 4 / warmup))
 
 
+@pytest.mark.parametrize(
+    ("lr_type", "warmup", "rates"),
+    [
+        ("cosine", 0, [9.0, 5.0, 1.0]),
+        ("linear", 0, [9.0, 7.0, 5.0, 3.0, 1.0]),
+        ("cosine", 0, [9.0, 1.0]),
+        ("cosine", 0, [9.0]),
+        ("linear", 0.03, [9.0]),
+        ("constant", 0, [9.0, 9.0]),
+        ("linear", 1, [9.0, 5.0, 1.0]),
+        ("linear", 2, [4.5, 9.0, 5.0, 1.0]),
+        ("cosine", 2, [4.5, 9.0]),
+        ("cosine", 3, [3.0, 6.0]),
+    ],
+)
+def test_the_rate_falls_from_the_peak_at_the_first_step_or_at_the_end_of_the_warm_up(
+    lr_type: str, warmup: float, rates: list[float]
+) -> None:
+    config = LRConfig(lr_type=lr_type, lr_min=1.0, warmup_ratio=warmup)
+    total = len(rates)
+    found = [learning_rate(config, peak=9.0, step=step, total_steps=total) for step in range(1, total + 1)]
+    assert found == pytest.approx(rates)
+
+
 def test_a_lowest_rate_above_the_peak_is_refused_by_the_trainer(tmp_path: Path) -> None:
     rates = {"optim_cfg": AdamWConfig(lr=1e-5), "lr_cfg": LRConfig(lr_min=1e-3)}
     with pytest.raises(JobFailure) as refused:

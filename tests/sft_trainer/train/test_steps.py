@@ -1,16 +1,20 @@
 """Optimiser steps against a plain loop of transformers and torch: however a step's samples are spread, they are one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from small_run import TRAINED, VOCAB_SIZE, SmallRun
+from small_run import EVALUATED, TRAINED, VOCAB_SIZE, SmallRun
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from sft_trainer.model.forward import PackForward
+from sft_trainer.packed import PackedBatch
+from sft_trainer.train import loop
 from sft_trainer.train.world import World
 
 STEPS, RATE = 4, 3e-3
@@ -49,6 +53,27 @@ def test_one_pack_many_packs_and_two_ranks_take_the_steps_of_a_plain_loop(base: 
         for name, tensor in ours.items():
             # A step moves a weight by up to 3e-3, also where its gradient is hardly more than its rounding.
             torch.testing.assert_close(tensor, weights[name], rtol=0, atol=3e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_compiled_model_gets_samples_alone_with_few_pads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    forward = PackForward.__call__
+
+    def noted(self: PackForward, model: torch.nn.Module, batch: PackedBatch, **options: Any) -> torch.Tensor:
+        lengths.append(batch.input_ids.shape[1])
+        return forward(self, model, batch, **options)
+
+    run = SmallRun(tmp_path / "none", packing="none", pack_tokens=1024, batch=2, total_steps=2)
+    run.evaluation = {"every_steps": 2}
+    plain = run.another("plain")
+    plain.go()
+    monkeypatch.setattr(loop, "compiles", lambda *_: True)
+    monkeypatch.setattr(PackForward, "__call__", noted)
+    run.go()
+    # All of these chats are shorter; the probe's documents have lengths of their own.
+    assert set(lengths[-(2 * 2 + len(EVALUATED)) :]) == {128}
+    losses, expected = ([line["loss"] for line in of.lines() if "loss" in line] for of in (run, plain))
+    assert losses == pytest.approx(expected, rel=1e-5)
 
 
 def plain_loop(base: Path, tokenizer_folder: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:

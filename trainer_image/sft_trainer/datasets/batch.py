@@ -31,6 +31,8 @@ IGNORED = -100
 _PAD_ID = 0
 """Any token would do: pads are documents of their own, and nothing is learnt from them."""
 _DUMMY_TOKENS = 8
+_FEWEST_PADDED = 128
+"""A smaller pack would hardly be faster."""
 
 
 class BatchStream:
@@ -43,9 +45,11 @@ class BatchStream:
         world_size: int,
         rank: int,
         pad_to: int | None = None,
+        pads_by_halves: bool = False,
         total_epoch: int | None = None,
     ) -> None:
-        """`pad_to` tokens in every pack, for a compiled model. After `total_epoch` the stream ends: what the last
+        """`pad_to` tokens in every pack, for a compiled model; with `pads_by_halves` the least of that, its half, its
+        quarter... down to 128 or a little more, that holds the pack. After `total_epoch` the stream ends: what the last
         step lacks are packs of pads. None: it never ends."""
         assert global_batch_size % world_size == 0
         self._data = data
@@ -55,9 +59,11 @@ class BatchStream:
         self._world_size = world_size
         self._rank = rank
         self._pad_to = pad_to
+        self._halves = (pad_to // _FEWEST_PADDED).bit_length() - 1 if pad_to and pads_by_halves else 0
         self._cost = data.stored.attention
         if pad_to is not None:
-            self._cost = self._cost + (pad_to - data.stored.tokens) ** 2
+            sizes = np.array(self._sizes(0)[::-1])
+            self._cost = self._cost + (sizes[np.searchsorted(sizes, data.stored.tokens)] - data.stored.tokens) ** 2
         self._longest = pad_to or int(data.stored.tokens.max())
         self._end = math.inf if total_epoch is None else total_epoch * self._packs
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
@@ -162,11 +168,14 @@ class BatchStream:
         return [] if position is None else self._data.packs.pieces(self._pack_at(position))
 
     def _padded(self, tokens: int, halvings: int) -> int:
-        """A compiled model sees as many lengths as there were halvings, and one more."""
         if self._pad_to is None:
             return tokens
-        sizes = [self._pad_to >> often for often in range(halvings + 1)]
-        return min(size for size in sizes if size >= min(tokens, self._pad_to))
+        return min(size for size in self._sizes(halvings) if size >= min(tokens, self._pad_to))
+
+    def _sizes(self, halvings: int) -> list[int]:
+        """All lengths that a compiled model sees."""
+        assert self._pad_to is not None
+        return [self._pad_to >> often for often in range(max(halvings, self._halves) + 1)]
 
     def _batch(self, position: int | None, pieces: list[Piece], *, halvings: int = 0) -> PackedBatch:
         documents = list(self._documents(pieces))

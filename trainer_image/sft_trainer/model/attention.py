@@ -8,6 +8,7 @@ function, and then `masking_utils` hands on None.
 
 # ruff: noqa: N803, N806 -- a tensor's name ends with its shape
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ NAME = "sftjob"
 
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 _VARLEN_MAX_HEAD_SIZE = 256
+_VARLEN_HEAD_STEP = 8
+_VARLEN_CAPABILITY = 8
+"""Ampere's."""
 # FlexAttention trains nowhere else.
 _FLEX_DEVICES = ("cuda",)
 
@@ -110,7 +114,7 @@ def packed_attention(
         return attended_1HTD.transpose(1, 2), None
     # [T, heads, D]: the layout in which documents are slices of rows.
     query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1KTD, value_1KTD))
-    if plain and device == "cuda" and dtype in _VARLEN_DTYPES and query_THD.shape[-1] <= _VARLEN_MAX_HEAD_SIZE:
+    if plain and _has_varlen_kernel(query_THD, value_TKD):
         attended_THD = _on_gpu(query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window)
     else:
         attended_THD = _by_document(
@@ -121,6 +125,21 @@ def packed_attention(
 
 def _has_flex_kernel(query_1HTD: torch.Tensor, value_1KTD: torch.Tensor) -> bool:
     return min(query_1HTD.shape[-1], value_1KTD.shape[-1]) >= SMALLEST_HEAD
+
+
+def _has_varlen_kernel(query_THD: torch.Tensor, value_TKD: torch.Tensor) -> bool:
+    return (
+        query_THD.device.type == "cuda"
+        and query_THD.dtype in _VARLEN_DTYPES
+        and max(query_THD.shape[-1], value_TKD.shape[-1]) <= _VARLEN_MAX_HEAD_SIZE
+        and _capability(query_THD.device) >= _VARLEN_CAPABILITY
+    )
+
+
+# The compiler can't look into the driver.
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).major
 
 
 def _has_effect(value: Any) -> bool:
@@ -141,23 +160,27 @@ def _on_gpu(
         return _one_document(query_THD, key_TKD, value_TKD, scaling, None)
     # T bounds every document. Their true maximum is an integer of its own in each pack: it would recompile the layer.
     longest = query_THD.shape[0]
-    value_size = value_TKD.shape[-1]
-    padded_TKD = F.pad(value_TKD, (0, query_THD.shape[-1] - value_size))
-    # PyTorch's own variable-length kernel.
+    size, value_size = query_THD.shape[-1], value_TKD.shape[-1]
+    width = math.ceil(max(size, value_size) / _VARLEN_HEAD_STEP) * _VARLEN_HEAD_STEP
+    # PyTorch's own variable-length kernel. Zeros add nothing to scores; what they make of values is cut off.
     attended_THD = varlen_attn(
-        query_THD,
-        key_TKD,
-        padded_TKD,
+        *(_padded(x, width=width) for x in (query_THD, key_TKD, value_TKD)),
         starts,
         starts,
         longest,
         longest,
-        scale=scaling,
+        # Left to itself it would be that of the width.
+        scale=size**-0.5 if scaling is None else scaling,
         # The kernel counts the keys before a query, a config's window counts the query itself too.
         window_size=(-1, 0) if window is None else (window - 1, 0),
         enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
     )
     return attended_THD[..., :value_size]
+
+
+def _padded(heads_TXD: torch.Tensor, *, width: int) -> torch.Tensor:
+    missing = width - heads_TXD.shape[-1]
+    return F.pad(heads_TXD, (0, missing)) if missing else heads_TXD
 
 
 # Its loop over documents would be unrolled into one graph per set of lengths.

@@ -88,7 +88,9 @@ def build_model(
 def chosen_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    # What is emulated, before Ampere, is slower than fp32.
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
 
 
 def compiles(fsdp_cfg: FSDPConfig, device: torch.device) -> bool:
@@ -110,9 +112,11 @@ def model_on_meta(
     if lora_cfg is not None:
         from sft_trainer.model import lora
 
+        # Before peft gives some of them other names.
+        kept_in_fp32 = transformers_private.kept_in_fp32(model, dtype=torch.bfloat16).values()
         lora.inject(model, lora_cfg)
         if precision == "bf16" and "bfloat16" in (fields.get("dtype"), fields.get("torch_dtype")):
-            _hold_frozen_matrices_in_bf16(model)
+            _hold_frozen_matrices_in_bf16(model, but=set(kept_in_fp32))
         if lora_cfg.quantize == "nf4":
             nf4.quantise_linear_modules(model, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return model
@@ -151,16 +155,16 @@ def _of_transformers(fields: dict[str, Any], *, said_by: str) -> PreTrainedModel
     return model
 
 
-def _hold_frozen_matrices_in_bf16(model: PreTrainedModel) -> None:
+def _hold_frozen_matrices_in_bf16(model: PreTrainedModel, *, but: set[torch.nn.Parameter]) -> None:
     """Half the memory, and the same numbers: they are cast to bf16 for each product anyway.
 
     The embedding is no factor of a product, and would make the residual stream bf16 where it is not.
     """
-    embedding = model.get_input_embeddings()
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if module is not embedding and parameter.ndim >= 2 and not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
+    # The parameter, not its module: a tied one is the head's too.
+    spared = but | {model.get_input_embeddings().weight}
+    for parameter in model.parameters():
+        if parameter not in spared and parameter.ndim >= 2 and not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _layers_that_keep_copies(layers: list[torch.nn.Module], fsdp_cfg: FSDPConfig) -> list[torch.nn.Module]:

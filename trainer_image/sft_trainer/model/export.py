@@ -139,7 +139,8 @@ def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dic
     tied = transformers_private.tied_weights(model)
     tensors = {}
     with _without_adapters(model) as merged:
-        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        cast = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        cast -= transformers_private.kept_in_fp32(model, dtype=dtype).keys()
         packed = nf4.quantisers(model).keys()
         for name, tensor in model.state_dict().items():
             if name in tied:
@@ -153,8 +154,8 @@ def _gathered(model: PreTrainedModel, *, dtype: torch.dtype, keeps: bool) -> dic
             else:
                 whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if keeps:
-                # Buffers (an expert's correction bias) keep the precision that the model wants for them.
-                tensors[name] = whole.to("cpu", dtype if name in parameters else whole.dtype)
+                # Routers, and buffers (an expert's correction bias), keep the precision that the model wants for them.
+                tensors[name] = whole.to("cpu", dtype if name in cast else whole.dtype)
     return tensors
 
 

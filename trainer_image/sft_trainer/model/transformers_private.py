@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import ConversionOps, revert_weight_conversion
+from transformers.core_model_loading import ConversionOps, build_glob_alternation, revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -144,6 +144,17 @@ def tied_weights(model: PreTrainedModel) -> dict[str, str]:
 
 def tie_weights(model: PreTrainedModel) -> None:
     model.tie_weights(recompute_mapping=False)
+
+
+def kept_in_fp32(model: PreTrainedModel, *, dtype: torch.dtype) -> dict[str, torch.nn.Parameter]:
+    """By name those that the library loads, computes with and saves in fp32 in a model of this dtype: mostly routers
+    and the corrections of their choice.
+    """
+    patterns = list(model._get_dtype_plan(dtype))
+    if not patterns:
+        return {}
+    any_of_them, *_ = build_glob_alternation(patterns)
+    return {name: p for name, p in model.named_parameters(remove_duplicate=False) if any_of_them.search(name)}
 
 
 def initialise_module(owner: PreTrainedModel, module: torch.nn.Module) -> None:

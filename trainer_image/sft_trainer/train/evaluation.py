@@ -29,7 +29,15 @@ def refuse_choice_without_checkpoints(config: EvaluationConfig, *, checkpoint_in
 
 
 class Evaluation:
-    def __init__(self, config: EvaluationConfig, data: PreparedData, *, world: World, pad_to: int | None) -> None:
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        data: PreparedData,
+        *,
+        world: World,
+        pad_to: int | None,
+        pads_by_halves: bool,
+    ) -> None:
         self._config, self._world = config, world
         # One pass: where packs run out, a rank gets pads, so that none waits in a collective for another.
         self._stream = BatchStream(
@@ -39,6 +47,7 @@ class Evaluation:
             world_size=world.size,
             rank=world.rank,
             pad_to=pad_to,
+            pads_by_halves=pads_by_halves,
             total_epoch=1,
         )
         self._trained_tokens = data.receipt.trained_tokens

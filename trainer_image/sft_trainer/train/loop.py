@@ -70,6 +70,8 @@ class _Run:
         self.compiled = compiles(options.fsdp_cfg, world.device)
         # A compiled layer is compiled anew for each length.
         pad_to = options.dataloader_cfg.pack_max_length if self.compiled else None
+        # A sample alone may be far shorter than a pack.
+        pads_by_halves = options.dataloader_cfg.pack_level == "none"
         self.stream = BatchStream(
             data,
             seed=options.seed,
@@ -77,12 +79,15 @@ class _Run:
             world_size=world.size,
             rank=world.rank,
             pad_to=pad_to,
+            pads_by_halves=pads_by_halves,
             total_epoch=None if options.total_step else options.total_epoch or 1,
         )
         self.total_steps = options.total_step or self.stream.total_steps(options.total_epoch or 1)
         self.evaluation = None
         if options.evaluation and data.evaluation:
-            self.evaluation = Evaluation(options.evaluation, data.evaluation, world=world, pad_to=pad_to)
+            self.evaluation = Evaluation(
+                options.evaluation, data.evaluation, world=world, pad_to=pad_to, pads_by_halves=pads_by_halves
+            )
         self.teller = RunTeller(place, world=world, stream=self.stream, precision=self.precision)
         self.unread: deque[QueuedStep] = deque()
         self.read_at = 0.0

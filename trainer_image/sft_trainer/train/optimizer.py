@@ -8,19 +8,24 @@ from sftjob.options import AdamWConfig
 
 
 def build_optimizer(model: torch.nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
-    """Decays matrices; vectors (norms and biases) are not decayed, as is usual. The rate is set at each step."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Decays matrices; norms and biases are not decayed, as is usual. The rate is set at each step."""
+    trained = [(_is_decayed(name, p), p) for name, p in model.named_parameters() if p.requires_grad]
     kind = Bf16MomentsAdamW if config.moments == "bf16" else torch.optim.AdamW
     return kind(
         [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for is_decayed, p in trained if is_decayed], "weight_decay": config.weight_decay},
+            {"params": [p for is_decayed, p in trained if not is_decayed], "weight_decay": 0.0},
         ],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
         fused=True,
     )
+
+
+def _is_decayed(name: str, parameter: torch.nn.Parameter) -> bool:
+    """The biases of experts stand in one matrix."""
+    return parameter.ndim >= 2 and not name.endswith("bias")
 
 
 def update(optimizer: torch.optim.AdamW, *, skipped: torch.Tensor) -> None:
