@@ -28,7 +28,7 @@ from sftjob.forms import (
     QualifiedName,
     Quantity,
 )
-from sftjob.names import RESERVED_VARIABLES, SECRET_VARIABLES, is_accelerator
+from sftjob.names import RESERVED_VARIABLES, SECRET_VARIABLES
 from sftjob.quantity import exact
 from sftjob.rules import rules
 
@@ -53,13 +53,13 @@ class ResourcesSpec(Declared):
         problems = []
         for name, asked in self.requests.items():
             most = self.limits.get(name)
-            if is_accelerator(name):
+            if _is_accelerator(name):
                 if most is None or exact(asked) != exact(most):
                     problems.append(ACCELERATORS_ARE_LIMITED.told(name=name))
             elif most is not None and exact(asked) > exact(most):
                 problems.append(REQUESTS_FIT_LIMITS.told(asked=asked, name=name, most=most))
         for name, most in self.limits.items():
-            if is_accelerator(name) and re.search("[.m]", str(most)):
+            if _is_accelerator(name) and re.search("[.m]", str(most)):
                 problems.append(ACCELERATORS_ARE_WHOLE.told(amount=most, name=name))
         if problems:
             raise ValueError("\n".join(problems))
@@ -67,12 +67,9 @@ class ResourcesSpec(Declared):
 
     @property
     def devices(self) -> list[str]:
-        """Names of what is more than processors, memory and disk: GPUs and other accelerators, and what joins them.
-
-        Kubernetes has names without a prefix for the former, and with one for all else.
-        """
+        """Names of what is more than processors, memory and disk: GPUs and other accelerators, and what joins them."""
         amounts = self.requests | self.limits
-        return [name for name, amount in amounts.items() if "/" in name and str(amount) != "0"]
+        return [name for name, amount in amounts.items() if _is_accelerator(name) and str(amount) != "0"]
 
     @property
     def gpus(self) -> int:
@@ -83,10 +80,15 @@ class ResourcesSpec(Declared):
     def without_devices(self) -> Self:
         return self.model_copy(
             update={
-                kind: {name: amount for name, amount in getattr(self, kind).items() if "/" not in name}
+                kind: {name: amount for name, amount in getattr(self, kind).items() if not _is_accelerator(name)}
                 for kind in ("requests", "limits")
             }
         )
+
+
+def _is_accelerator(resource: str) -> bool:
+    """Whether Kubernetes hands a resource out in whole pieces: with a prefix, but not its own (extended resources)."""
+    return "/" in resource and "kubernetes.io/" not in resource
 
 
 class TolerationSpec(Declared):

@@ -177,13 +177,3 @@ def compiled_layers(storage: Path) -> Path:
 def default_storage(output_uri: str) -> str:
     """Where checkpoints go when `spec.checkpoint.storage` is absent."""
     return output_uri.rstrip("/") + ".checkpoints"
-
-
-def lies_in(uri: str, folder: str) -> bool:
-    """Whether a place is this folder or inside of it, by whole parts: `a/bc` does not lie in `a/b`."""
-    return f"{uri.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
-
-
-def is_accelerator(resource: str) -> bool:
-    """Whether Kubernetes hands out a resource in whole pieces: with a prefix, but not its own (extended resources)."""
-    return "/" in resource and "kubernetes.io/" not in resource

@@ -14,7 +14,7 @@ from sftjob.forms import (
     Label,
     Uri,
 )
-from sftjob.names import OUTPUT_VARIABLE, S3, default_storage, lies_in
+from sftjob.names import OUTPUT_VARIABLE, S3, default_storage
 from sftjob.options import (
     AdamWConfig,
     CELossConfig,
@@ -287,9 +287,9 @@ class SFTJobSpec(Declared):
         """What is published appears whole, by a rename: nothing may stand there before, or be written inside of it."""
         uris = [output.uri for output in self.outputs]
         problems = []
-        if holding := [uri for uri in uris if sum(lies_in(other, uri) for other in uris) > 1]:
+        if holding := [uri for uri in uris if sum(_lies_in(other, uri) for other in uris) > 1]:
             problems.append(OUTPUTS_LIE_APART.told(uri=holding[0]))
-        if holding := [uri for uri in uris if lies_in(self.storage_uri, uri)]:
+        if holding := [uri for uri in uris if _lies_in(self.storage_uri, uri)]:
             problems.append(CHECKPOINTS_LIE_OUTSIDE_OUTPUTS.told(storage=self.storage_uri, uri=holding[0]))
         return problems
 
@@ -343,6 +343,11 @@ class SFTJobSpec(Declared):
     def written_uris(self) -> list[str]:
         """Storage and outputs."""
         return [self.storage_uri, *(output.uri for output in self.outputs)]
+
+
+def _lies_in(uri: str, folder: str) -> bool:
+    """Whether a place is this folder or inside of it, by whole parts: `a/bc` does not lie in `a/b`."""
+    return f"{uri.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 
 
 _MISSING_WITHOUT_SCRIPT: dict[str | None, Rule] = {

@@ -7,6 +7,7 @@ what is a single value there, nor `compute.env`, which the shell's own variables
 
 import copy
 import inspect
+import itertools
 import json
 import os
 import re
@@ -173,9 +174,15 @@ def _items(fields: Mapping[str, list[str]], *, flag: str) -> list[dict[str, Any]
 
 def _with_names(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A dataset has to have one of its own."""
-    names = [label(Path(one["uri"]).stem, fallback=f"data-{n}") for n, one in enumerate(datasets)]
-    differ = [f"{name[:60]}-{names[:n].count(name) + 1}" if name in names[:n] else name for n, name in enumerate(names)]
-    return [{"name": name} | one for name, one in zip(differ, datasets, strict=True)]
+    taken = {one["name"] for one in datasets if "name" in one}
+    named = []
+    for number, one in enumerate(datasets):
+        stem = label(Path(one["uri"]).stem, fallback=f"data-{number}")
+        several = (f"{stem[:58]}-{count}" for count in itertools.count(2))
+        name = one["name"] if "name" in one else next(n for n in itertools.chain([stem], several) if n not in taken)
+        taken.add(name)
+        named.append({"name": name} | one)
+    return named
 
 
 def _of_outputs(given: list[dict[str, Any]], base: Any) -> list[dict[str, Any]]:
@@ -203,7 +210,8 @@ def place(text: str) -> str:
     """A URI as it is, a path of this machine as one."""
     if re.match(r"[a-zA-Z0-9]+:/", text):
         return text
-    return "file://" + os.path.abspath(Path(text).expanduser())  # noqa: PTH100 - without `..`, as a shell has it
+    # A URI has no `..`; and a home that nobody has stays as it is.
+    return "file://" + os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111
 
 
 def label(text: str, *, fallback: str) -> str:

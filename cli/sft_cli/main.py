@@ -16,11 +16,12 @@ from sft_cli.inspect_data import inspect_data
 from sft_cli.ledger import read_ledger
 from sft_cli.manifest_file import read_document, read_manifest
 from sft_cli.memory_table import memory_lines
+from sft_cli.missing import missing_here
 from sft_cli.plot import plot_metrics
 from sft_cli.refusal import Refusal
 from sft_cli.run import run_command, run_job, tell_result
 from sft_cli.sentences import arithmetic, gpu_needed
-from sft_cli.work_folder import WorkFolder, missing_here
+from sft_cli.work_folder import WorkFolder
 from sft_operator.local.claims import Claims
 from sft_operator.local.lock import Locked, locked
 from sftjob.failure import ExitCode

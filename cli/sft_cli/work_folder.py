@@ -10,20 +10,19 @@ loss.png              the loss curve, once the job has ended
 
 import json
 import os
-import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sft_cli.metrics import Metrics, read_metrics
+from sft_cli.missing import refuse_what_is_not_here
 from sft_cli.refusal import Refusal
 from sft_operator.lifecycle.backend import JobKey
 from sft_operator.local.claims import Claims, claims_of
 from sft_operator.local.files import replace_file
 from sft_operator.local.store import FileStore
 from sftjob import names
-from sftjob.failure import ExitCode
 from sftjob.job import Manifest, ObjectMeta, SFTJob
 from sftjob.plan import RunRecord
 from sftjob.spec import SFTJobSpec, TrainingSpec
@@ -65,7 +64,7 @@ class WorkFolder:
     def open(self, manifest: Manifest, *, claim_folders: Mapping[str, Path]) -> SFTJob:
         """The job to go on with, or a new one; one that has failed is asked to try again.
 
-        Raises Refusal where it isn't the same job any more.
+        Raises Refusal where it isn't the same job any more, or where what a new one reads is not here.
         """
         _refuse_what_needs_a_cluster(manifest.spec)
         wanted = _unsuspended(manifest.spec)
@@ -73,20 +72,20 @@ class WorkFolder:
         is_bound = job is not None and not _came_to_nothing(job)
         claims = self._settled_claims(manifest.spec, claim_folders, is_bound=is_bound)
         if not is_bound:
-            _refuse_what_is_not_here(manifest.spec, claims)
-        self._keep(claims)
-        if job is None:
-            metadata = ObjectMeta(
-                name=manifest.metadata.name, namespace=manifest.metadata.namespace, uid=str(uuid.uuid4())
-            )
-            return self.store.create(SFTJob(metadata=metadata, spec=wanted))
-        changed = _renamed(job, manifest) + (_changes_of_spec(job, manifest) if is_bound else [])
+            refuse_what_is_not_here(manifest.spec, claims)
+        changed = _changes(job, manifest, is_bound=is_bound) if job else []
         if changed:
             raise Refusal(
                 f"{self.path} holds a run of another version of this job; changed: {', '.join(changed)}. "
                 "Undo the change to go on with that run, or start a new one with another name and another output, and "
                 "another checkpoint.storage where that is given"
             )
+        self._keep(claims)
+        if job is None:
+            metadata = ObjectMeta(
+                name=manifest.metadata.name, namespace=manifest.metadata.namespace, uid=str(uuid.uuid4())
+            )
+            return self.store.create(SFTJob(metadata=metadata, spec=wanted))
         if job.status.phase is Phase.SUCCEEDED:
             return job
         if job.spec != wanted:
@@ -131,33 +130,6 @@ def _refuse_what_needs_a_cluster(spec: SFTJobSpec) -> None:
             )
 
 
-def missing_here(spec: SFTJobSpec, claims: Claims) -> dict[str, str]:
-    """What a job reads on this machine and is not there: a sentence with value and remedy, by path in the spec."""
-    found = {}
-    for path, uri in spec.places.items():
-        is_read = uri not in spec.written_uris and ".args[" not in path
-        if not is_read or not uri.startswith(("file://", "pvc://")) or Path(claims.path_of(uri)).exists():
-            continue
-        place = Path(claims.path_of(uri))
-        if not path.startswith("spec.model."):
-            # A shell that finds no file for a pattern leaves it as it is.
-            several = "; give --data once for each file" if re.search(r"[*?,]", place.name) else ""
-            found[path] = f"{place}: there is no such file; correct the path{several}"
-        else:
-            name = place.relative_to(Path.cwd()).as_posix() if place.is_relative_to(Path.cwd()) else ""
-            hub = f", or for the hub's write {names.HUB}{name}" if name.count("/") == 1 else ""
-            found[path] = f"{place}: no such folder; name a Hugging Face model folder{hub}"
-    return found
-
-
-def _refuse_what_is_not_here(spec: SFTJobSpec, claims: Claims) -> None:
-    missing = missing_here(spec, claims)
-    if missing:
-        is_model = any(path.startswith("spec.model.") for path in missing)
-        sentences = "\n".join(f"{path}: {sentence}" for path, sentence in missing.items())
-        raise Refusal(sentences, code=ExitCode.MODEL if is_model else ExitCode.DATA)
-
-
 def _came_to_nothing(job: SFTJob) -> bool:
     """It has failed and left no checkpoint to go on from: whatever was wrong with it may be corrected."""
     return job.status.phase is Phase.FAILED and not job.status.attempts.saved_step
@@ -168,16 +140,15 @@ def _unsuspended(spec: SFTJobSpec) -> SFTJobSpec:
     return spec.model_copy(update={"run_policy": spec.run_policy.model_copy(update={"suspend": False})})
 
 
-def _renamed(job: SFTJob, manifest: Manifest) -> list[str]:
-    return [
+def _changes(job: SFTJob, manifest: Manifest, *, is_bound: bool) -> list[str]:
+    """Paths of what may not change and has: of a job that came to nothing its name alone."""
+    renamed = [
         f"metadata.{field}"
         for field in ("name", "namespace")
         if getattr(job.metadata, field) != getattr(manifest.metadata, field)
     ]
-
-
-def _changes_of_spec(job: SFTJob, manifest: Manifest) -> list[str]:
-    return _changed_fields(_what_counts(job.spec), _what_counts(manifest.spec), "spec")
+    before, after = _what_counts(job.spec), _what_counts(manifest.spec)
+    return renamed + (_changed_fields(before, after, "spec") if is_bound else [])
 
 
 def _what_counts(spec: SFTJobSpec) -> dict[str, Any]:

@@ -256,6 +256,7 @@ def test_paths_are_as_a_shell_has_them_and_datasets_of_one_file_name_are_told_ap
     user.folder.mkdir()
     monkeypatch.setenv("HOME", str(whole / "home"))
     flags = ("--data", "../data/chats.jsonl", "--data", "../claims/data/chats.jsonl", "--data", "~/my chäts.jsonl")
+    flags += ("--data", "chats-2.jsonl", "--data", "~nobody-has-this.jsonl")
     dry = user.sft("train", *flags, "--model", "../models/base", "--output", "../out put", "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
     spec, here = parse_manifest(yaml.safe_load(dry.stdout)).spec, f"file://{whole}"
@@ -265,6 +266,8 @@ def test_paths_are_as_a_shell_has_them_and_datasets_of_one_file_name_are_told_ap
         ("chats", f"{here}/data/chats.jsonl"),
         ("chats-2", f"{here}/claims/data/chats.jsonl"),
         ("my-ch-ts", f"{here}/home/my chäts.jsonl"),
+        ("chats-2-2", f"{here}/below/chats-2.jsonl"),
+        ("nobody-has-this", f"{here}/below/~nobody-has-this.jsonl"),
     ]
     assert spec.output[0].uri == f"{here}/out put"
 

@@ -6,8 +6,10 @@ import pytest
 from cluster_objects import pod, pytorch_job, terminated
 from jobs import NOW, a_job, an_outcome, at, some_progress
 
+from sft_operator.kubernetes import packed
 from sft_operator.kubernetes.grace import Graces
 from sft_operator.kubernetes.observe import attempts, seems_lost
+from sft_operator.kubernetes.packed import Packed
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, NodeObservation, NodeState
 from sftjob.failure import Reason
 from sftjob.progress import Stage
@@ -17,10 +19,17 @@ RUNNING, PENDING, ENDED = NodeState.RUNNING, NodeState.PENDING, NodeState.ENDED
 
 
 def observed(
-    *pods: dict[str, Any], jobs: tuple[dict[str, Any], ...] = (), gone: tuple[dict[str, Any], ...] = (), nodes: int = 1
+    *pods: dict[str, Any],
+    jobs: tuple[dict[str, Any], ...] = (),
+    gone: tuple[dict[str, Any], ...] = (),
+    nodes: int = 1,
+    held: frozenset[str] = frozenset(),
 ) -> tuple[AttemptObservation, ...]:
     job = a_job(nodes=nodes, status=SFTJobStatus(attempts=AttemptsStatus(current=2)))
-    return attempts(job, pytorch_jobs=jobs, pods=pods, gone_pods=gone, held_pods=set())
+    # As the cache hands them out.
+    here, gone_pods = ([Packed.of(one, packed.pod).unpacked() for one in found] for found in (pods, gone))
+    owned = [Packed.of(one, packed.pytorch_job).unpacked() for one in jobs]
+    return attempts(job, pytorch_jobs=owned, pods=here, gone_pods=gone_pods, held_pods=held)
 
 
 def node(rank: int, state: NodeState, outcome: Any = None) -> NodeObservation:
@@ -59,6 +68,8 @@ def test_a_launcher_has_ended_though_a_sidecar_goes_on_and_holds_the_pod() -> No
     beside["status"]["containerStatuses"].insert(0, {"name": "istio-proxy", "state": {"running": {}}})
     (found,) = observed(beside, jobs=(pytorch_job(2),))
     assert (found.state, found.nodes[0].outcome, found.lingers) == (AttemptState.ENDED, outcome, True)
+    (found,) = observed(beside, jobs=(pytorch_job(2),), held=frozenset({"pod-2-0"}))
+    assert not found.lingers, "nobody is left to end it"
     beside["status"]["containerStatuses"][0]["state"] = {"terminated": terminated(0)}
     (found,) = observed(beside, jobs=(pytorch_job(2),))
     assert (found.state, found.lingers) == (AttemptState.ENDED, False)
@@ -136,7 +147,7 @@ def test_a_pod_long_past_its_grace_is_gone_with_its_node() -> None:
     ],
 )
 def test_what_only_looks_like_ours_is_not_seen(foreign: dict[str, Any]) -> None:
-    is_pod = "spec" in foreign
+    is_pod = "containers" in foreign["spec"]
     assert observed(*([foreign] if is_pod else []), jobs=() if is_pod else (foreign,)) == ()
 
 

@@ -57,8 +57,11 @@ def test_an_output_that_can_t_appear_by_one_rename_is_told_before_training(tmp_p
     plan, elsewhere = a_plan(tmp_path), tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / "tuned").symlink_to(elsewhere)
-    with pytest.raises(JobFailure, match=r"spec\.output\[0\]\.uri: .*/tuned is a symbolic link to .*/elsewhere; name"):
+    with pytest.raises(JobFailure, match=r"spec\.output\[0\]\.uri: .*/tuned is a symbolic link to .*/elsewhere, and"):
         refuse_unwritable_outputs(plan)
+    mounted = plan.model_copy(update={"mounts": [Mount(uri="pvc://c/tuned", path="/proc")]})
+    with pytest.raises(JobFailure, match=r"spec\.output\[0\]\.uri: /proc is where something is mounted, and a model"):
+        refuse_unwritable_outputs(mounted)
     (tmp_path / "tuned").unlink()
     (tmp_path / "tuned").write_text("a file")
     with pytest.raises(JobFailure, match=r"spec\.output\[0\]\.uri: pvc://c/tuned is not empty"):

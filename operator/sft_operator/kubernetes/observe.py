@@ -144,16 +144,15 @@ def _node(
     if not ended:
         return NodeObservation(rank, NodeState.PENDING if may_get_pod else NodeState.ENDED)
     pod = ended[0]
-    # One that is still here without an end is past its grace: nobody is left on its node to end it.
-    is_held = pod in here and pod["status"].get("phase") not in ("Succeeded", "Failed")
-    outcome = outcome_of(pod, attempt=attempt, rank=rank, is_held=is_held)
+    # Long past its grace, and nobody is left on its node to end it.
+    outcome = outcome_of(pod, attempt=attempt, rank=rank, is_held=pod["metadata"]["uid"] in held)
     return NodeObservation(
         rank,
         NodeState.ENDED,
         outcome,
         pod=pod["metadata"]["name"],
         node=pod["spec"].get("nodeName"),
-        lingers=any(map(_lingers, here)),
+        lingers=any(_lingers(one) for one in here if one["metadata"]["uid"] not in held),
     )
 
 

@@ -45,10 +45,10 @@ def pytorch_job(found: Object) -> Object:
 
 
 def pod(found: Object) -> Object:
-    """Of its spec where it runs and what it may use."""
+    """Of its spec where it runs, of which images, and what it may use."""
     spec = found["spec"]
     containers = [
-        {name: container[name] for name in ("name", "resources") if name in container}
+        {name: container[name] for name in ("name", "image", "resources") if name in container}
         for container in spec["containers"]
     ]
     placed = {"nodeName": spec["nodeName"]} if "nodeName" in spec else {}

@@ -24,6 +24,9 @@ _UNHEALTHY = "unhealthy devices"
 _NEVER_BEGUN = ("StartError", "ContainerCannotRun", "ContainerStartError")
 """Reasons of a container's end where its runtime could not start it; it has no true time of a start then."""
 
+_LONGEST_LINE = 200
+"""Characters of what a container said last."""
+
 _OF_SIGNALS = 128
 """Exit codes from here on are of processes that a signal has ended."""
 
@@ -64,14 +67,14 @@ def outcome_of(pod: Object, *, attempt: int, rank: int, is_held: bool = False) -
         return _told_by_cluster(Reason.OUT_OF_MEMORY, sentence, attempt, rank, pod, end)
     if eviction:
         return _told_by_cluster(Reason.PREEMPTED, eviction, attempt, rank, pod, end)
-    image = _container(pod)["image"]
     if end.get("reason") in _NEVER_BEGUN:
-        sentence = f"the container of node {rank} can't be started from the image {image}: {message}"
+        sentence = f"the container of node {rank} can't be started from the image {_container(pod)['image']}: {message}"
         return _told_by_cluster(Reason.LAUNCHER_FAILED, sentence, attempt, rank, pod, end)
     sentence = f"the launcher of node {rank} ended with exit code {code} and without a word"
     if 0 < code < _OF_SIGNALS and code not in [*ExitCode]:
         # It never came to its own end, which has a code of ours.
-        sentence += f"; look whether the image {image} is a trainer's of this version: {_last_line(message)}"
+        said = f": {line}" if (line := _last_line(message)) else ""
+        sentence += f"; look whether the image {_container(pod)['image']} is a trainer's of this version{said}"
         return _told_by_cluster(Reason.LAUNCHER_FAILED, sentence, attempt, rank, pod, end)
     return _told_by_cluster(Reason.LAUNCHER_LOST, sentence, attempt, rank, pod, end)
 
@@ -131,7 +134,7 @@ def _told_by_cluster(
 
 
 def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2]
+    return text.strip().rpartition("\n")[2][:_LONGEST_LINE]
 
 
 def _with_shortage(told: Outcome, pod: Object) -> Outcome:

@@ -16,7 +16,7 @@ class NodeState(StrEnum):
     PENDING = "Pending"
     RUNNING = "Running"
     ENDED = "Ended"
-    """Terminal or gone, with its outcome if one was found."""
+    """Its launcher has ended, or its pod is gone; with its outcome if one was found."""
 
 
 class AttemptState(StrEnum):
@@ -62,7 +62,7 @@ class AttemptObservation:
 
     @property
     def state(self) -> AttemptState:
-        """It has ended only when every node is terminal or gone."""
+        """It has ended only when every node has."""
         if not any(node.is_live for node in self.nodes):
             return AttemptState.ENDED
         if self.is_deleting:

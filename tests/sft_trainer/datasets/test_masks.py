@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from sftjob.failure import JobFailure
 from tests.sft_trainer.datasets.chats import CHATML_TOKENS, LLAMA3_TOKENS, pair, trl_template
 
 TWO_TURNS = [*pair("What is two plus two?", "Four."), *pair("And three?", "Six, say I.")]
@@ -96,10 +97,8 @@ def test_a_token_across_the_turns_beginning_is_not_trained(make_tokenizer, token
 def test_a_template_in_which_no_token_ends_an_answer_is_refused(make_tokenizer, tokenize) -> None:
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
-    assert tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS).faults == [
-        ":1: messages: no end-of-turn token follows an assistant's content in the chat template; use another "
-        "chatTemplate, or let user and assistant alternate from a user message on"
-    ]
+    with pytest.raises(JobFailure, match="the chat template ends no answer with a token, so that the model would"):
+        tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
 
 
 GLM_TOKENS = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"]
@@ -238,7 +237,7 @@ def test_phi3_ends_a_text_that_asks_for_no_answer_and_is_masked_all_the_same(mak
 
 
 def test_a_template_that_refuses_a_chat_is_quoted_with_the_line(make_tokenizer, tokenize) -> None:
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     template += "{% if messages | length > 2 %}{{ raise_exception('Roles must alternate') }}{% endif %}"
     result = tokenize(make_tokenizer(template, tokens=CHATML_TOKENS), TWO_TURNS)
     assert result.faults == [

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_trainer.datasets.config import DataloaderConfig
-from sft_trainer.datasets.formats import _MARKS, Chat, Passage, known_format, sample_of
+from sft_trainer.datasets.formats import Chat, Passage, known_format, sample_of
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.datasets.values import Refused
 from sftjob.failure import JobFailure
@@ -396,10 +396,19 @@ TURNS = st.lists(
 )
 
 
+FORMATS = {
+    "messages": ["messages"],
+    "sharegpt": ["conversations"],
+    "prompt-completion": ["prompt", "completion"],
+    "alpaca": ["instruction", "output"],
+    "text": ["text"],
+}
+
+
 @settings(max_examples=1000, deadline=None, derandomize=True)
-@given(row_format=st.sampled_from(sorted(_MARKS)), data=st.data())
+@given(row_format=st.sampled_from(sorted(FORMATS)), data=st.data())
 def test_whatever_a_row_holds_it_is_a_sample_or_is_refused(row_format, data) -> None:
-    row = {name: data.draw(TURNS | VALUES) for name in _MARKS[row_format]}
+    row = {name: data.draw(TURNS | VALUES) for name in FORMATS[row_format]}
     row |= data.draw(st.dictionaries(st.sampled_from(_FIELDS), VALUES, max_size=2))
     with contextlib.suppress(Refused):
         sample_of(row, row_format)

@@ -89,9 +89,9 @@ def test_no_name_keeps_the_tokenizers_own_template(qwen2_5, tokenize) -> None:
 
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(make_tokenizer) -> None:
     template = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
-    template += "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template += "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     renderer = Renderer(make_tokenizer(template, tokens=CHATML_TOKENS), chat_template=None)
-    assert renderer.text(pair("Hi", "Hello")) == "26 Jul 2024HiHello"
+    assert renderer.text(pair("Hi", "Hello")) == "26 Jul 2024Hi<|im_end|>Hello<|im_end|>"
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(qwen3) -> None:

@@ -93,8 +93,18 @@ def test_a_torchrun_that_fails_before_its_ranks_begin_ends(tmp_path: Path) -> No
 
 PATIENCE = """
 import runpy
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.launcher import api
-api.elastic_launch = lambda config, _: lambda *_: print(config.rdzv_configs["timeout"])
+
+def begin(config, _):
+    meeting = RendezvousParameters(
+        config.rdzv_backend, config.rdzv_endpoint, config.run_id, config.min_nodes, config.max_nodes,
+        **config.rdzv_configs,
+    )
+    return lambda *_: print(get_rendezvous_handler(meeting).timeout.total_seconds())
+
+api.elastic_launch = begin
 runpy.run_module("sft_trainer.launcher.torchrun", run_name="__main__")
 """
 
@@ -106,7 +116,7 @@ def test_a_node_waits_for_the_others_for_longer_than_any_deadline_says(tmp_path:
         master_port=29500, run_id="run", scratch=str(tmp_path), shutdown_seconds=5, script=["train.py"],
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", PATIENCE, task.to_json()], stdout=subprocess.PIPE, timeout=300)
-    assert int(done.stdout) > 604_800
+    assert float(done.stdout) > 604_800
 
 
 def test_a_device_that_is_open_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

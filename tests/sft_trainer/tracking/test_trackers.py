@@ -195,14 +195,17 @@ def test_wandb_keeps_both_attempts_under_the_runs_own_id(tmp_path: Path, monkeyp
     killed_and_resumed(run, monkeypatch)
     # Its service has written everything by then, and the next test begins with settings of its own.
     wandb.teardown()
-    for attempt, steps in ((1, [1, 2, 3, 4]), (2, [5, 6])):
+    for attempt, steps, evaluated in ((1, [1, 2, 3, 4], [3]), (2, [5, 6], [6])):
         [file] = run.storage.glob(f"attempts/{attempt}/wandb/offline-run-*/run-0123456789abcdef.wandb")
-        told = {}
+        told, evaluations = {}, []
         for record in map(Record.FromString, wandb_records(file)):
             values = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
             if "train/loss" in values:
                 told[json.loads(values["_step"])] = json.loads(values["train/loss"])
+            if "eval/loss" in values:
+                evaluations.append(json.loads(values["eval/step"]))
         lines = {line["step"]: line["loss"] for line in run.lines(attempt=attempt) if "loss" in line}
+        assert evaluations == evaluated
         assert list(told) == steps
         assert told == pytest.approx({step: lines[step] for step in steps})
 

@@ -27,8 +27,9 @@ from sft_trainer.storage.folders import sync_path
 from sftjob.base import Record, digest
 from sftjob.receipt import MOST_TOLD
 
-FORMAT = 5
-"""Raised by every change to how tokens or masks are made: it is part of the key."""
+FORMAT = 4
+"""Raised by a change to how the tokens or masks of most templates are made: it is part of the key, and a checkpoint of
+another one can't be gone on with. A job keeps what it has tokenised."""
 _FILES = ("tokens.bin", "trained.bin", "offsets.npy", "samples.npy")
 
 

@@ -26,7 +26,7 @@ _FORMS: dict[str, Form] = {
 }
 ENDINGS = ", ".join(_FORMS)
 """That are read of a folder, for messages."""
-_OTHER_FORMS = (".csv", ".tsv", ".txt", ".xlsx", ".zip", ".tar")
+_OTHER_FORMS = (".csv", ".tsv", ".xlsx", ".zip", ".tar")
 """Endings of files that hold no JSON, whatever their rows are. Another one may be anybody's for JSONL."""
 _COMPRESSED = (".gz", ".zst")
 _SPLITS = "dataset_dict.json"

@@ -5,7 +5,6 @@
 
 import copy
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,16 @@ class Renderer:
         template = chat_template_named(chat_template) if chat_template else _own_template(tokenizer)
         self.template = _FIXED_DATE + template if "strftime_now" in template else template
         self.has_generation_tags = bool(_GENERATION_TAG.search(self.template))
-        self.added_ids = frozenset(tokenizer.added_tokens_decoder)
+        added = tokenizer.added_tokens_decoder
+        self.added_ids = frozenset(added)
+        self._added_texts = [token.content for token in added.values()]
         self.has_generation_prompt = self._tried_out()
         if chat_template:
             self._refuse_foreign_end(chat_template)
+        self.ends_turns = self._ends_turns()
+        """With a token of its own. GLM's template ends an answer with the header of the message behind it."""
+        if not self.has_generation_tags and not self.ends_turns and not self.header_behind(ANSWER):
+            raise self._unusable("ends no answer with a token, so that the model would never stop")
         self._features = TemplateFeatures(self._text_or_nothing)
 
     def fitted(self, messages: Messages, tools: list[dict[str, Any]] | None) -> tuple["Renderer", Messages]:
@@ -63,29 +68,25 @@ class Renderer:
         assert isinstance(rendered, str)
         return rendered
 
-    @cached_property
-    def ends_turns(self) -> bool:
-        """With a token of its own. GLM's ends an answer with the header of the message behind it."""
-        return self._begins_with_token(self.text([ASKED, ANSWER]).rpartition(ANSWER["content"])[2]) is not None
-
     def header_behind(self, message: dict[str, Any]) -> str:
         """What the template writes of the message that would follow an assistant's, through its first token; empty
         where it has no token there."""
-        if "tool_calls" in message:
-            call = [ASKED, message | {"content": ""}]
-            answered = [*call, {"role": "tool", "content": "That.", "tool_call_id": "call00001"}]
-        else:
-            call = [ASKED, ANSWER]
-            answered = [*call, ASKED]
-        before, after = self._text_or_nothing(call, self._tools), self._text_or_nothing(answered, self._tools)
-        return self._begins_with_token(after.removeprefix(before)) or "" if after.startswith(before) else ""
+        call = [ASKED, message | {"content": ""}] if "tool_calls" in message else [ASKED, ANSWER]
+        answer = {"role": "tool", "content": "That.", "tool_call_id": "call00001"} if "tool_calls" in message else ASKED
+        before = self._text_or_nothing(call, self._tools)
+        after = self._text_or_nothing([*call, answer], self._tools)
+        if not before or not after.startswith(before):
+            return ""
+        return self._through_first_token(after.removeprefix(before))
 
-    def _begins_with_token(self, text: str) -> str | None:
-        """The text through its first added token, if only white space stands before that."""
-        tokens = sorted((token.content for token in self.tokenizer.added_tokens_decoder.values()), key=len)
+    def _ends_turns(self) -> bool:
+        return bool(self._through_first_token(self.text([ASKED, ANSWER]).rpartition(ANSWER["content"])[2]))
+
+    def _through_first_token(self, text: str) -> str:
+        """The text up to and with its first added token; empty where more than white space stands before that."""
         behind = text.lstrip()
-        found = next((token for token in reversed(tokens) if token and behind.startswith(token)), None)
-        return found and text[: len(text) - len(behind)] + found
+        begun = [token for token in self._added_texts if token and behind.startswith(token)]
+        return text[: len(text) - len(behind)] + max(begun, key=len) if begun else ""
 
     def assistant_mask(self, messages: Messages) -> tuple[list[int], list[bool]]:
         """Token ids, and which of them transformers finds between the template's generation tags."""
@@ -101,7 +102,7 @@ class Renderer:
     def _refuse_foreign_end(self, name: str) -> None:
         """Of a turn by one of our templates, which the tokenizer may cut into several tokens as any text."""
         end = self.text([ASKED, ANSWER]).rpartition(ANSWER["content"])[2].strip()
-        if end not in {token.content for token in self.tokenizer.added_tokens_decoder.values()}:
+        if end not in self._added_texts:
             raise JobFailure(
                 Reason.INVALID_CONFIGURATION,
                 f"chatTemplate: {name} ends a turn with {end}, which is no token of the tokenizer in "

@@ -22,11 +22,12 @@ def refuse_unwritable_outputs(plan: LaunchPlan) -> None:
     """Raises JobFailure where the ranks could not write an output once they have trained."""
     for index, output in enumerate(plan.spec.outputs):
         folder, final = export_folder(plan, output.uri, attempt=plan.attempt), Path(plan.path(output.uri))
-        if final.is_symlink():
+        if final.is_symlink() or final.is_mount():
+            what = f"a symbolic link to {final.readlink()}" if final.is_symlink() else "where something is mounted"
             raise JobFailure(
                 Reason.STORAGE_REFUSED,
-                f"spec.output[{index}].uri: {final} is a symbolic link to {final.readlink()}; name the folder itself: "
-                "a model takes its place by one rename",
+                f"spec.output[{index}].uri: {final} is {what}, and a model takes its place by one rename; name a "
+                "folder in that one",
             )
         try:
             folder.mkdir(parents=True)

@@ -183,13 +183,14 @@ def _refuse_foreign_storage(plan: LaunchPlan, records: Records) -> None:
 
 def _own(plan: LaunchPlan, records: Records) -> None:
     """Only node 0 of an attempt that holds the fence gets here, so no two of one job write at once."""
-    own = RunRecord(owner=plan.job, spec=plan.spec).to_json(indent=2)
-    records.begin(names.RUN_RECORD, own)
+    records.begin(names.RUN_RECORD, RunRecord(owner=plan.job, spec=plan.spec).to_json(indent=2))
     _refuse_foreign_storage(plan, records)
     before = _read_run_record(records)
-    if before and (before.spec.model, before.spec.data) != (plan.spec.model, plan.spec.data):
-        # `sft run` lets a job that has saved nothing be corrected: what was looked up was for other sources.
-        records.replace(names.RUN_RECORD, own)
+    if before and before.spec != plan.spec:
+        # `sft run` lets a job that has saved nothing be corrected: what was looked up may be of other sources.
+        is_of_these = (before.spec.model, before.spec.data) == (plan.spec.model, plan.spec.data)
+        renewed = before if is_of_these else RunRecord(owner=plan.job, spec=plan.spec)
+        records.replace(names.RUN_RECORD, renewed.model_copy(update={"spec": plan.spec}).to_json(indent=2))
 
 
 def pins_before(plan: LaunchPlan) -> tuple[Resolved, dict[str, list[PinnedObject]]] | None:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from sftjob import names
 
+EVALUATION_LOSS = "eval/loss"
+"""The tag; those of a step's own numbers begin with `train/`."""
 PROJECT = "sftjob"
 """Where the library's own variable names no other."""
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from sft_trainer.tracking.run import ToldSteps, TrackedRun
+from sft_trainer.tracking.run import EVALUATION_LOSS, ToldSteps, TrackedRun
 from sftjob.options import Tracker
 
 _MOST_WAITING = 10_000
@@ -31,8 +31,6 @@ _GO_BACK = frozenset({"tensorboard"})
 """Those that forget what earlier attempts have told of steps that are trained again. Of the others one refuses to go
 back, one would draw a step twice: what was told stays as it was.
 """
-
-EVALUATION_LOSS = "eval/loss"
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 
 import wandb
 
-from sft_trainer.tracking.run import PROJECT, TrackedRun
+from sft_trainer.tracking.run import EVALUATION_LOSS, PROJECT, TrackedRun
+
+_EVALUATED_STEP = "eval/step"
 
 
 class WeightsAndBiases:
@@ -20,9 +22,16 @@ class WeightsAndBiases:
             dir=str(run.folder),
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
         )
+        # A resumed run takes nothing for the step that it had last, and that one's evaluation may come then.
+        self._run.define_metric(_EVALUATED_STEP, hidden=True)
+        self._run.define_metric("eval/*", step_metric=_EVALUATED_STEP)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        if EVALUATION_LOSS in values:
+            # With the next step's line, or at the end.
+            self._run.log({**values, _EVALUATED_STEP: step}, commit=False)
+        else:
+            self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         self._run.finish()

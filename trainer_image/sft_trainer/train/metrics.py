@@ -30,11 +30,10 @@ def last_steps_before(storage: Path, attempt: int) -> ToldSteps:
     trained, evaluated = [0], [0]
     for number in range(1, attempt):
         file = names.metrics(storage, number)
-        for text in file.read_text().splitlines(keepends=True) if file.exists() else []:
-            # The last one may be torn.
-            line = json.loads(text) if text.endswith("\n") else {}
-            if line:
-                (evaluated if "eval_loss" in line else trained).append(line["step"])
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        # The last one may be torn.
+        for line in (json.loads(text) for text in lines if text.endswith("\n")):
+            (evaluated if "eval_loss" in line else trained).append(line["step"])
     return ToldSteps(max(trained), max(evaluated))
 
 

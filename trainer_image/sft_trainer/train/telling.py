@@ -14,8 +14,8 @@ from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.marks import Marker
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.run import RunOptions, RunPlace, RunState
-from sft_trainer.tracking.run import TrackedRun
-from sft_trainer.tracking.trackers import EVALUATION_LOSS, Trackers
+from sft_trainer.tracking.run import EVALUATION_LOSS, TrackedRun
+from sft_trainer.tracking.trackers import Trackers
 from sft_trainer.train.flops import ModelFlops, peak_flops, speed_reached
 from sft_trainer.train.memory import memory_line, peak_memory
 from sft_trainer.train.metrics import MetricsLog, finite_or_none, last_steps_before
