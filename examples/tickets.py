@@ -86,6 +86,7 @@ def _chat(thing: str, problem: str, *, number: int, wording: str) -> dict[str, A
 
 def write(file: Path, *, rows: int = 90, seed: int = 7) -> Path:
     """Writes the tickets as JSONL and returns `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in tickets(rows, seed)))
     return file
 

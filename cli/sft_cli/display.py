@@ -4,6 +4,7 @@
 """
 
 import os
+import sys
 from datetime import datetime, timedelta
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -21,6 +22,16 @@ from sftjob.progress_words import DONE, LEFT, progress_line, progress_lines
 from sftjob.status import Phase, SFTJobStatus
 
 PLAIN_INTERVAL = timedelta(seconds=10)
+
+
+class Output(Console):
+    """What a run is told on."""
+
+    def on_broken_pipe(self) -> None:
+        """Whoever read it has gone, as `head` does: the job goes on, in silence."""
+        self.file = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
+        # Python flushes it at the end.
+        os.dup2(self.file.fileno(), sys.stdout.fileno())
 
 
 class Display:

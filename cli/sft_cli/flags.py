@@ -63,6 +63,11 @@ class Flag:
         return [*([self.short] if self.short else []), *([] if self.of else [f"--{self.path}"])]
 
     @property
+    def is_several(self) -> bool:
+        """It may be given again."""
+        return self.is_list or self.of is not None
+
+    @property
     def parameter(self) -> str:
         """A Python name."""
         return self.path.replace(".", "_")
@@ -89,7 +94,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[
-                list[str] | None if flag.of else str | None,
+                list[str] | None if flag.is_several else str | None,
                 typer.Option(
                     *flag.names,
                     metavar=flag.shown,
@@ -125,12 +130,11 @@ def spec_of(given: Mapping[str, str | list[str]], *, base: dict[str, Any]) -> di
         if flag.of:
             assert isinstance(value, list)
             of_lists.setdefault(flag.of, {})[name] = value
+        elif flag.is_list:
+            _within(spec, sections)[name] = [item for one in value for item in _items_of(one, flag=flag)]
         else:
             assert isinstance(value, str)
-            if flag.is_list:
-                _within(spec, sections)[name] = _items_of(value, flag=flag)
-            else:
-                _within(spec, sections)[name] = place(value) if flag.path in _PLACES else value
+            _within(spec, sections)[name] = place(value) if flag.path in _PLACES else value
     for path, fields in of_lists.items():
         *sections, name = path.split(".")
         section = _within(spec, sections)
@@ -230,7 +234,7 @@ def _flags(model: type[BaseModel], prefix: str) -> Iterator[Flag]:
         elif nested and not is_list:
             yield from _flags(nested, f"{path}.")
         elif not nested and not shown.startswith("map of"):
-            meaning = " ".join((field.description or "").split())
+            meaning = " ".join([*(field.description or "").split(), *(["Several: a,b, or again."] if is_list else [])])
             yield Flag(path, shown, meaning, _default(field), is_list=is_list)
 
 

@@ -1,17 +1,19 @@
 """The `sft` command. Each command reads its arguments, calls one function and exits with what that returns."""
 
 import asyncio
+import errno
 import importlib.util
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from sft_cli.flags import flags, label, spec_of, with_flags
+from sft_cli.display import Output
+from sft_cli.flags import flags, label, place, spec_of, with_flags
 from sft_cli.inspect_data import inspect_data
 from sft_cli.ledger import read_ledger
 from sft_cli.manifest_file import read_document, read_manifest
@@ -80,6 +82,8 @@ def train(
         outputs = values.get("output.uri")
         own_name = metadata.get("name") or label(Path(outputs[0]).name if outputs else "", fallback="train")
         document |= {"spec": spec_of(values, base=spec), "metadata": metadata | {"name": name or own_name}}
+        if file is None:
+            _keep_script_in_its_run(document["spec"], work_dir or Path("runs") / str(name or own_name))
     manifest = parse_manifest(document)
     if dry_run:
         typer.echo(yaml_text(manifest.to_json_dict()), nl=False)
@@ -92,13 +96,20 @@ def train(
     _run(manifest, folder, claim, again=shlex.join(["sft", *sys.argv[1:]]))
 
 
+def _keep_script_in_its_run(spec: dict[str, Any], work_dir: Path) -> None:
+    """A script that names no output has nothing to put its storage beside."""
+    if spec.get("script") and "output" not in spec:
+        section = spec.setdefault("checkpoint", {})
+        section.setdefault("storage", place(str(work_dir / "checkpoints")))
+
+
 def _run(manifest: Manifest, folder: WorkFolder, claim: list[str] | None, *, again: str) -> None:
     _require_trainer()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refusal(f"{folder.path}: {error.strerror}; name another --work-dir", code=ExitCode.STORAGE) from None
-    console = Console()
+    console = Output()
     try:
         with locked(folder.run_lock):
             job = folder.open(manifest, claim_folders=dict(_claim_folder(option) for option in claim or []))
@@ -108,6 +119,12 @@ def _run(manifest: Manifest, folder: WorkFolder, claim: list[str] | None, *, aga
             if job.status.phase is Phase.FAILED:
                 console.print(f"{folder.path}: this run has failed; trying again", markup=False, highlight=False)
             raise typer.Exit(asyncio.run(run_job(folder, console, again=again)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise Refusal(
+            f"{folder.path}: {error.strerror}; make room, and go on with: {again}", code=ExitCode.STORAGE
+        ) from None
     except Locked:
         raise Refusal(f"{folder.path}: another `sft` is at work in this folder; wait for it or stop it") from None
 

@@ -40,7 +40,7 @@ async def run_job(folder: WorkFolder, console: Console, *, again: str) -> int:
                 backend.kill(job)
                 display.say(f"killed; what was saved before is intact. Go on with: {again}")
                 return SHELL_SIGNAL_BASE + signal.SIGINT
-            if stop.number == signal.SIGHUP:
+            if stop.number == signal.SIGHUP and console.is_terminal:
                 display.detach()
             due = await reconcile(key, backend=backend, store=folder.store, path_of=claims.path_of, clock=utc_now)
             job = folder.job()
@@ -91,6 +91,8 @@ def tell_result(folder: WorkFolder, console: Console) -> int:
             for line in last.log_tail.splitlines():
                 say(f"  | {line}")
         say(f"log: {node.log}")
+    if job.spec.script and status.phase is Phase.SUCCEEDED:
+        say(f"log: {LocalBackend(folder.path).node(last.number, 0).log}")
     if rows:
         say(f"loss curve: {folder.loss_curve}")
     return ExitCode.SUCCEEDED if status.phase is Phase.SUCCEEDED else exit_code(last.reason)
@@ -137,7 +139,9 @@ class _Stop:
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
     stop, loop = _Stop(), asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # `nohup` has one of them ignored.
+    numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
     for number in numbers:
         loop.add_signal_handler(number, stop.receive, number)
     try:

@@ -111,6 +111,33 @@ def test_a_stop_signal_saves_and_a_second_run_goes_on(user: User, number: signal
     assert (attempts["failures"], attempts["disruptions"], attempts["withoutProgress"]) == (0, 0, 0)
 
 
+def test_a_run_whose_hang_up_is_ignored_goes_on(user: User) -> None:
+    """As `nohup` starts it."""
+    user.step_seconds = 0.1
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = user.start("run", "job.yaml")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    user.wait_for_step(3)
+    run.send_signal(signal.SIGHUP)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert "tiny succeeded: " in output
+
+
+def test_a_run_goes_on_when_whoever_read_it_has_gone(user: User) -> None:
+    user.step_seconds = 0.1
+    run = user.start("run", "job.yaml")
+    user.wait_for_step(1)
+    assert run.stdout is not None
+    run.stdout.close()
+    assert run.wait(timeout=60) == 0
+    assert user.status()["phase"] == "Succeeded"
+    assert run.stderr is not None
+    assert run.stderr.read() == ""
+
+
 def test_a_second_ctrl_c_kills_at_once(user: User) -> None:
     user.faults = {"1": "ignores SIGTERM"}
     user.step_seconds = 0.2

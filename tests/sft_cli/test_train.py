@@ -292,3 +292,15 @@ def test_data_where_a_jobs_file_goes_is_not_read_as_yaml(user: User) -> None:
         64,
         "data/chats.jsonl is data, and here goes a job's YAML file; give data with --data, once for each file\n",
     )
+
+
+def test_a_list_is_given_with_commas_or_again_and_a_script_has_its_storage_in_its_run(user: User) -> None:
+    (user.folder / "train.py").touch()
+    script = ("--script", "train.py", "--args", "--lr", "--args", "3e-4", "--args", '["a,b"]', "--args", "c,d")
+    dry = user.sft("train", *script, "--dry-run")
+    spec = parse_manifest(yaml.safe_load(dry.stdout)).spec
+    assert spec.script
+    assert spec.script.args == ["--lr", "3e-4", "a,b", "c", "d"]
+    assert spec.checkpoint.storage == f"file://{user.folder}/runs/train/checkpoints"
+    named = user.sft("train", *script[:2], "--checkpoints", "kept", "--dry-run")
+    assert parse_manifest(yaml.safe_load(named.stdout)).spec.checkpoint.storage == f"file://{user.folder}/kept"

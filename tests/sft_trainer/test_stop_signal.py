@@ -27,3 +27,20 @@ def test_the_signal_ends_the_process_once_nobody_listens(first: str, second: str
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
     assert done.stdout == ("received False\n" if code == 0 else "")
+
+
+KEYBOARD = """
+import os, signal
+from sft_trainer.stop import StopSignal
+stop = StopSignal(of_keyboard=True)
+os.kill(os.getpid(), signal.SIGINT)
+print("received", stop.received, flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+print("still here", flush=True)
+"""
+
+
+def test_the_first_ctrl_c_asks_and_the_second_ends_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", KEYBOARD], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "received True\n"
+    assert "KeyboardInterrupt" in done.stderr

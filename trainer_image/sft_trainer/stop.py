@@ -7,11 +7,13 @@ from types import FrameType
 
 
 class StopSignal:
-    """Installs itself as the handler of SIGTERM."""
+    """Installs itself as the handler of SIGTERM, and of Ctrl-C too where nobody else listens for that."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_keyboard: bool = False) -> None:
         self._received_at: float | None = None
-        self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        self._number = signal.SIGTERM
+        numbers = [signal.SIGTERM, *([signal.SIGINT] if of_keyboard else [])]
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
 
     @property
     def received(self) -> bool:
@@ -23,15 +25,19 @@ class StopSignal:
         return time.monotonic() - self._received_at if self._received_at is not None else -1.0
 
     def give_back(self) -> None:
-        """The signal means again what it meant before."""
-        signal.signal(signal.SIGTERM, self._before)
+        """The signals mean again what they meant before."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def close(self) -> None:
-        """Gives it back after a run that has ended well; one that came too late for anybody to look is sent on."""
+        """Gives them back after a run that has ended well; one that came too late for anybody to look is sent on."""
         self.give_back()
         if self.received:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self._number)
 
-    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._received_at is None:
-            self._received_at = time.monotonic()
+            self._received_at, self._number = time.monotonic(), signal.Signals(number)
+        if number == signal.SIGINT:
+            # The second Ctrl-C ends the process as it would have.
+            signal.signal(number, self._before[signal.SIGINT])

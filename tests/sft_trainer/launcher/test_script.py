@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sft_trainer.launcher.exits import log_tail, torchrun_logs
 from sft_trainer.launcher.script import refuse_unusable_script, script_command, script_environment
 from sft_trainer.report import Report, read_reports
 from sftjob.failure import JobFailure, Reason
@@ -45,6 +46,17 @@ def test_a_script_ends_with_the_exit_code_that_python_gives_it(tmp_path: Path, t
     assert done.returncode == code, done.stderr
     assert read_reports(tmp_path) == {}
     assert ("out of ideas" in done.stderr) == (code == 1)
+
+
+def test_what_a_rank_said_last_is_its_errors_or_else_its_output(tmp_path: Path) -> None:
+    logs = torchrun_logs(tmp_path) / "run" / "attempt_0" / "1"
+    logs.mkdir(parents=True)
+    assert log_tail(tmp_path, 1) == ""
+    (logs / "stdout.log").write_text("error: --lr must be positive")
+    (logs / "stderr.log").touch()
+    assert log_tail(tmp_path, 1) == "error: --lr must be positive"
+    (logs / "stderr.log").write_text("Traceback")
+    assert log_tail(tmp_path, 1) == "Traceback"
 
 
 def test_a_script_runs_as_the_main_program_beside_its_own_modules(tmp_path: Path) -> None:

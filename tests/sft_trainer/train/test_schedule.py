@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sft_trainer.run import RunOptions
-from sft_trainer.train import Trainer
+from sft_trainer.train import Trainer, trainer
 from sft_trainer.train.schedule import learning_rate
 from sftjob.failure import JobFailure, Reason
 from sftjob.job import parse_manifest
@@ -111,3 +111,30 @@ def test_a_stored_job_from_before_the_rule_is_still_read() -> None:
     training = {"optimizer": {"lr": 0.001}, "lrSchedule": {"lrMin": 0.01}}
     spec = SFTJobSpec.model_validate(LEAST["spec"] | {"training": training})
     assert spec.training.lr_schedule.lr_min == 0.01
+
+
+def test_what_is_no_config_is_told_with_its_argument(tmp_path: Path) -> None:
+    arguments = SmallRun(tmp_path / "run").trainer_arguments() | {"optim_cfg": {"lr": 1e-4}, "model_cfg": "base"}
+    with pytest.raises(JobFailure) as refused:
+        Trainer(**arguments)
+    assert refused.value.message.splitlines() == [
+        "model_cfg: is a str; use an object of the config's class",
+        "optim_cfg: is a dict; use an object of the config's class",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("load_from", "said"),
+    [
+        ("nowhere", "nowhere: no such folder; name a Hugging Face model folder"),
+        ("hf://Qwen/Qwen3-8B", "hf://Qwen/Qwen3-8B: is on a hub; download it first, with huggingface_hub."),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_before_the_data_is_read(
+    load_from: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "prepare_data", None)
+    arguments = SmallRun(tmp_path / "run").trainer_arguments() | {"load_from": load_from}
+    with pytest.raises(JobFailure) as refused:
+        Trainer(**arguments).fit()
+    assert refused.value.message.startswith(said)

@@ -29,6 +29,7 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others_to_leave(monkeypat
     left: list[str] = []
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: left.append("entered"))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("left"))
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
     monkeypatch.setattr(world_module, "init_device_mesh", lambda *_: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ZeroDivisionError), open_world(is_watched=True):
@@ -37,6 +38,26 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others_to_leave(monkeypat
     with open_world(is_watched=True):
         pass
     assert left == ["entered", "entered", "left"]
+
+
+@pytest.mark.parametrize("has_own_group", [False, True])
+def test_ranks_open_one_world_after_the_other(has_own_group: bool, tmp_path: Path) -> None:
+    mp.spawn(_in_four_worlds, args=(has_own_group, tmp_path, free_port()), nprocs=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["4 x 1.0, open: " + str(has_own_group)] * 2
+
+
+def _in_four_worlds(rank: int, has_own_group: bool, folder: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if has_own_group:
+        dist.init_process_group("gloo")
+    sums = []
+    for _ in range(4):
+        with open_world(is_watched=False) as world:
+            sums.append(world.sum(float(rank)))
+            dist.new_group(backend="gloo")
+    assert len(set(sums)) == 1
+    (folder / f"{rank}.txt").write_text(f"{len(sums)} x {sums[0]}, open: {dist.is_initialized()}")
 
 
 @pytest.mark.full

@@ -15,6 +15,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from sft_trainer.downloads.sources import sources_of
 from sft_trainer.launcher.cause import Cause, cause_of_failure, hang, stage_failure
 from sft_trainer.launcher.children import Children
@@ -148,7 +150,8 @@ def _train(plan: LaunchPlan, placement: Placement, children: Children) -> Cause:
     if watch.is_hang:
         return hang(watch.standstill)
     exits = RankExits(exit_codes={})
-    with contextlib.suppress(FileNotFoundError):
+    # Empty where a disk had no room for it.
+    with contextlib.suppress(FileNotFoundError, ValidationError):
         exits = RankExits.from_json(rank_exits_path(placement.scratch).read_text())
     cause = cause_of_failure(
         exit_codes=exits.exit_codes,

@@ -35,7 +35,9 @@ def torchrun_logs(scratch: Path) -> Path:
 
 
 def log_tail(scratch: Path, local_rank: int, *, most_bytes: int = 600) -> str:
-    """The end of what a rank of this node wrote to its standard error."""
-    for path in torchrun_logs(scratch).glob(f"*/attempt_0/{local_rank}/stderr.log"):
-        return path.read_bytes()[-most_bytes:].decode(errors="replace")
+    """The end of what a rank of this node wrote to its standard error, or else to its output."""
+    for name in ("stderr", "stdout"):
+        for path in torchrun_logs(scratch).glob(f"*/attempt_0/{local_rank}/{name}.log"):
+            if written := path.read_bytes()[-most_bytes:]:
+                return written.decode(errors="replace")
     return ""

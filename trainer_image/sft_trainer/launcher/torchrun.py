@@ -88,7 +88,7 @@ def _launch(task: TorchrunTask, ranks: Sequence[ForkedRank]) -> int:
         monitor_interval=0.1,
         shutdown_timeout=task.shutdown_seconds,
         log_line_prefix_template="[rank ${rank}] ",
-        logs_specs=DefaultLogsSpecs(log_dir=str(torchrun_logs(scratch)), tee=Std.ERR),
+        logs_specs=DefaultLogsSpecs(log_dir=str(torchrun_logs(scratch)), tee=Std.ALL if task.script else Std.ERR),
     )
     python, *arguments = _command("script" if task.script else "rank", task)
     try:

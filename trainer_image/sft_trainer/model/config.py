@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sft_trainer.model import transformers_private
 from sftjob.failure import JobFailure, Reason
+from sftjob.names import HUB
 from sftjob.presets import ModelConfig
 
 # Changes neither a weight nor, with the plain rotary embedding of the presets, any arithmetic; releases of one model
@@ -36,6 +37,10 @@ def get_model_config_from_hf(path: str | Path) -> FolderConfig:
     """Of any causal language model. Raises JobFailure(MODEL_UNREADABLE)."""
     folder = Path(path)
     file = folder / "config.json"
+    if str(path).startswith(HUB):
+        raise _unreadable(
+            f"{path}: is on a hub; download it first, with huggingface_hub.snapshot_download, and name its folder"
+        )
     if not folder.is_dir():
         raise _unreadable(f"{folder}: no such folder; name a Hugging Face model folder")
     try:

@@ -15,6 +15,7 @@ from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.from_plan import run_place
 from sft_trainer.marks import Marker
+from sft_trainer.model.config import trained_config
 from sft_trainer.progress import ProgressReporter
 from sft_trainer.report import Report
 from sft_trainer.run import RunOptions, RunPlace, RunState
@@ -69,6 +70,7 @@ def fit_launched(
     try:
         refuse_unusable_trackers(report_to, field="report_to of the script's Trainer")
         _refuse_adapter_without_lora(launch.plan, options)
+        trained_config(options.model_cfg, load_from=options.load_from)
         data = _prepare(launch, options)
         # Until here there is nothing to save, and the signal ends the process as it ends any.
         stop = StopSignal()

@@ -11,11 +11,13 @@ from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.prepare import PreparedData, prepare_data
 from sft_trainer.datasets.shown import log_receipt, log_samples
 from sft_trainer.model import FolderConfig, ModelConfig
+from sft_trainer.model.config import trained_config
 from sft_trainer.run import RunOptions, RunPlace, RunState, Tracking
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.fence import Fence
 from sft_trainer.tracking.usable import refuse_unusable_trackers
 from sft_trainer.train.accumulate import shortage_reason
+from sft_trainer.train.evaluation import refuse_choice_without_checkpoints
 from sft_trainer.train.launched import fit_launched, this_launch
 from sft_trainer.train.loop import train
 from sft_trainer.train.own_exports import missing_own_exports, own_export, publish_own_exports
@@ -95,6 +97,22 @@ class Trainer:
             JobFailure: an argument, with its value and the remedy.
         """
         _, ranks = this_rank()
+        configs = {
+            "model_cfg": (model_cfg, (ModelConfig, FolderConfig)),
+            "dataloader_cfg": (dataloader_cfg, DataloaderConfig),
+            "optim_cfg": (optim_cfg, AdamWConfig),
+            "lr_cfg": (lr_cfg, LRConfig),
+            "loss_cfg": (loss_cfg, CELossConfig | None),
+            "fsdp_cfg": (fsdp_cfg, FSDPConfig | None),
+            "lora_cfg": (lora_cfg, LoRAConfig | None),
+        }
+        wrong = [
+            f"{name}: is a {type(given).__name__}; use an object of the config's class"
+            for name, (given, wanted) in configs.items()
+            if not isinstance(given, wanted)
+        ]
+        if wrong:
+            raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(wrong))
         problems = []
         if total_epoch is not None and total_step is not None:
             problems.append("total_step: given together with total_epoch; remove one")
@@ -155,7 +173,8 @@ class Trainer:
         """Trains to the end and returns the folder of the trained model, on every rank.
 
         In the script of an SFTJob with an output that is the folder to be published once the script has ended.
-        On SIGTERM to any rank all save and exit with code 75. Raises JobFailure for all that a user can mend.
+        On SIGTERM to any rank, or a first Ctrl-C, all save and exit with code 75. Raises JobFailure for all that a user
+        can mend.
         """
         rank, _ = this_rank()
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
@@ -170,6 +189,10 @@ class Trainer:
                 report_to=self._report_to,
             )
         refuse_unusable_trackers(self._report_to, field="report_to")
+        # Before the data, which may take hours.
+        trained_config(self._options.model_cfg, load_from=self._options.load_from)
+        if self._options.evaluation:
+            refuse_choice_without_checkpoints(self._options.evaluation, checkpoint_interval=self._interval)
         data = prepare_data(
             self._options.dataloader_cfg,
             tokenizer_path=self._options.tokenizer_path,
@@ -180,7 +203,7 @@ class Trainer:
             log_receipt(data)
             log_samples(data, tokenizer_path=self._options.tokenizer_path)
         # Until here there is nothing to save, and the signal ends the process as it ends any.
-        stop = StopSignal()
+        stop = StopSignal(of_keyboard=True)
         try:
             with open_world(is_watched=False) as world:
                 model = self._fit(data, world, stop)

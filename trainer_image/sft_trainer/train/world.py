@@ -1,6 +1,7 @@
 """The ranks that train together, as torchrun started them: one process needs no process group."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from sftjob.failure import JobFailure
+from sftjob.failure import JobFailure, Reason
 
 T = TypeVar("T")
 
 _NO_TIMEOUT = timedelta(days=365)
 """torch has no word for none."""
+
+
+_WORLDS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,28 @@ def open_world(*, is_watched: bool) -> Iterator[World]:
         yield World(rank=0, size=1, device=device, mesh=None)
         return
     timeout = _NO_TIMEOUT if is_watched else None
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    if dist.is_initialized():
+        # A script has opened it, and closes it.
+        _refuse_without_cpu()
+        yield World(rank=rank, size=size, device=device, mesh=init_device_mesh(device.type, (size,)))
+        return
+    patience = {"timeout": timeout} if timeout else {}
+    store, _, _ = next(dist.rendezvous("env://", rank, size, **patience))
+    # Its own for each of a script's Trainers: torch names groups anew, and would find the addresses of those before.
+    store = dist.PrefixStore(f"world-{next(_WORLDS)}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     mesh = init_device_mesh(device.type, (size,))
     yield World(rank=rank, size=size, device=device, mesh=mesh, timeout=timeout)
     # All ranks, and only where all have come to the end: NCCL waits in here for those of the node. One that fails alone
     # would not live to tell why, for the others are in the collectives that it has left.
     dist.destroy_process_group()
+
+
+def _refuse_without_cpu() -> None:
+    if "cpu:" not in dist.get_backend_config():
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"the script has opened a process group of {dist.get_backend_config()}, without a backend for the CPU; use "
+            "init_process_group('cpu:gloo,cuda:nccl'), or leave it to the Trainer",
+        )
