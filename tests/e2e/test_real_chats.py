@@ -10,12 +10,18 @@ from e2e.held_out import assistant_loss
 from e2e.local_run import LocalRun
 from transformers import AutoModelForCausalLM
 
+from examples.tickets import tickets
+
 TRAINED_ROWS, HELD_OUT_ROWS = 64, 25
 
 
 @pytest.fixture(scope="module")
-def rows(chat_data: Path | None, chats: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (chat_data or chats).read_text().splitlines()]
+def rows(chat_data: Path | None) -> list[dict[str, Any]]:
+    if chat_data is None:
+        return list(tickets(TRAINED_ROWS + HELD_OUT_ROWS, seed=3))
+    found = [json.loads(line) for line in chat_data.read_text().splitlines()]
+    assert len(found) >= TRAINED_ROWS + HELD_OUT_ROWS, f"--chat-data: {chat_data} has too few chats"
+    return found
 
 
 def job(model: Path, data: Path, *, lr: float, **training: Any) -> dict[str, Any]:
