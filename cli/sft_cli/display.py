@@ -29,9 +29,13 @@ class Output(Console):
 
     def on_broken_pipe(self) -> None:
         """Whoever read it has gone, as `head` does: the job goes on, in silence."""
-        self.file = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
+        _silence(self)
         # Python flushes it at the end.
         os.dup2(self.file.fileno(), sys.stdout.fileno())
+
+
+def _silence(console: Console) -> None:
+    console.file = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
 
 
 class Display:
@@ -70,7 +74,7 @@ class Display:
             return
         self._is_detached = True
         self._view.close()
-        self._console.file = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
+        _silence(self._console)
 
     def show(self, job: SFTJob, progress: Progress | None, *, now: datetime) -> None:
         status = job.status

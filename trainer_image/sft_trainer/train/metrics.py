@@ -9,6 +9,9 @@ from typing import Any
 from sft_trainer.tracking.run import ToldSteps
 from sftjob import names
 
+_EVALUATED = '"eval_loss"'
+"""In the line of an evaluation alone."""
+
 
 class MetricsLog:
     """Append only. Complete up to the last finished step, whatever kills the process: the kernel has every line."""
@@ -31,9 +34,11 @@ def last_steps_before(storage: Path, attempt: int) -> ToldSteps:
     for number in range(1, attempt):
         file = names.metrics(storage, number)
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        # The last one may be torn.
-        for line in (json.loads(text) for text in lines if text.endswith("\n")):
-            (evaluated if "eval_loss" in line else trained).append(line["step"])
+        # The last one may be torn. Only two are parsed: a run has as many as steps.
+        whole = [line for line in lines[::-1] if line.endswith("\n")]
+        for steps, is_evaluation in ((trained, False), (evaluated, True)):
+            last = next((line for line in whole if (_EVALUATED in line) is is_evaluation), None)
+            steps += [json.loads(last)["step"]] if last else []
     return ToldSteps(max(trained), max(evaluated))
 
 

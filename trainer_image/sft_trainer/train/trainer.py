@@ -2,9 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import UnionType
 from typing import get_args
 
 from sft_trainer.datasets.config import DataloaderConfig
@@ -97,22 +98,17 @@ class Trainer:
             JobFailure: an argument, with its value and the remedy.
         """
         _, ranks = this_rank()
-        configs = {
-            "model_cfg": (model_cfg, (ModelConfig, FolderConfig)),
-            "dataloader_cfg": (dataloader_cfg, DataloaderConfig),
-            "optim_cfg": (optim_cfg, AdamWConfig),
-            "lr_cfg": (lr_cfg, LRConfig),
-            "loss_cfg": (loss_cfg, CELossConfig | None),
-            "fsdp_cfg": (fsdp_cfg, FSDPConfig | None),
-            "lora_cfg": (lora_cfg, LoRAConfig | None),
-        }
-        wrong = [
-            f"{name}: is a {type(given).__name__}; use an object of the config's class"
-            for name, (given, wanted) in configs.items()
-            if not isinstance(given, wanted)
-        ]
-        if wrong:
-            raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(wrong))
+        _refuse_other_types(
+            {
+                "model_cfg": (model_cfg, ModelConfig | FolderConfig),
+                "dataloader_cfg": (dataloader_cfg, DataloaderConfig),
+                "optim_cfg": (optim_cfg, AdamWConfig),
+                "lr_cfg": (lr_cfg, LRConfig),
+                "loss_cfg": (loss_cfg, CELossConfig | None),
+                "fsdp_cfg": (fsdp_cfg, FSDPConfig | None),
+                "lora_cfg": (lora_cfg, LoRAConfig | None),
+            }
+        )
         problems = []
         if total_epoch is not None and total_step is not None:
             problems.append("total_step: given together with total_epoch; remove one")
@@ -252,3 +248,14 @@ class Trainer:
         folder = self._work_dir / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         names.attempt_folder(folder, 1).mkdir(parents=True)
         return folder, 1
+
+
+def _refuse_other_types(given: Mapping[str, tuple[object, type | UnionType]]) -> None:
+    """By argument, what was given and what it has to be."""
+    problems = [
+        f"{name}: is a {type(value).__name__}; use an object of the config's class"
+        for name, (value, wanted) in given.items()
+        if not isinstance(value, wanted)
+    ]
+    if problems:
+        raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))

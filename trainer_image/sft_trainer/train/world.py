@@ -19,8 +19,8 @@ T = TypeVar("T")
 _NO_TIMEOUT = timedelta(days=365)
 """torch has no word for none."""
 
-
 _WORLDS = itertools.count()
+"""Of this process; every rank opens as many."""
 
 
 @dataclass(frozen=True)
