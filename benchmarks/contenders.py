@@ -117,8 +117,8 @@ def ours(settings: Settings) -> tuple[list[float], list[float]]:
             seed=SEED,
         )
         rows: list[dict[str, Any]] = []
-        # A shell has it ignored for what it runs in the background.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Ctrl-C, and it would save.
+        signal.signal(signal.SIGUSR1, signal.default_int_handler)
         threading.Thread(target=_interrupt, args=(Path(work_dir), settings.steps, rows), daemon=True).start()
         with contextlib.suppress(KeyboardInterrupt):
             trainer.fit()
@@ -134,7 +134,7 @@ def _interrupt(work_dir: Path, steps: int, rows: list[dict[str, Any]]) -> None:
             # Of the last one only a part may be there.
             lines = metrics.read_text().split("\n")[:-1]
     rows += [json.loads(line) for line in lines[:steps]]
-    _thread.interrupt_main()
+    _thread.interrupt_main(signal.SIGUSR1)
 
 
 def plain(settings: Settings) -> tuple[list[float], list[float]]:

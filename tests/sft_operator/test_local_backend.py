@@ -53,6 +53,10 @@ class Attempt:
         assert attempt is not None
         return [node.outcome.reason if node.outcome else None for node in attempt.nodes]
 
+    def has_pid(self, rank: int = 0) -> bool:
+        file = self.node(rank) / "pid"
+        return file.exists() and bool(file.read_text())
+
     def pid(self, rank: int = 0) -> int:
         return int((self.node(rank) / "pid").read_text())
 
@@ -138,7 +142,7 @@ def test_each_node_is_told_its_place(attempt: Callable[..., Attempt]) -> None:
 def test_creating_an_attempt_again_starts_only_what_is_missing(attempt: Callable[..., Attempt]) -> None:
     one = attempt("saves", nodes=2)
     one.create()
-    eventually(lambda: all(path.exists() and path.read_text() for path in (one.node() / "pid", one.node(1) / "pid")))
+    eventually(lambda: one.has_pid() and one.has_pid(1))
     pids = one.pid(0), one.pid(1)
     one.create()
     assert (one.pid(0), one.pid(1)) == pids
@@ -150,7 +154,7 @@ def test_creating_an_attempt_again_starts_only_what_is_missing(attempt: Callable
     (one.node(1) / "pid").unlink()
     assert one.nodes() == [NodeState.RUNNING, NodeState.MISSING]
     one.create()
-    eventually((one.node(1) / "pid").exists)
+    eventually(lambda: one.has_pid(1))
     assert one.pid(0) == pids[0]
     assert one.nodes() == [NodeState.RUNNING, NodeState.RUNNING]
     assert one.master_port(0) == one.master_port(1)
@@ -200,7 +204,7 @@ time.sleep(60)
 def test_a_launcher_does_not_hear_the_terminal(attempt: Callable[..., Attempt]) -> None:
     one = attempt("saves")
     one.create()
-    eventually((one.node() / "pid").exists)
+    eventually(one.has_pid)
     assert os.getsid(one.pid()) == one.pid()
 
 
@@ -218,7 +222,7 @@ def test_what_ignores_the_signal_is_killed_after_its_grace_by_whoever_asks_then(
     while successor.state() is not AttemptState.ENDED:
         successor.delete()
         time.sleep(0.02)
-    assert 0.9 < time.monotonic() - asked < 5
+    assert 0.9 < time.monotonic() - asked < 30
     assert one.reasons() == [None]
 
 
