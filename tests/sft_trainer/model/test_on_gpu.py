@@ -1,6 +1,7 @@
 """What only a GPU runs: its kernels against the same arithmetic in fp32 on the CPU. Left out where there is none."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_flex
@@ -10,7 +11,10 @@ import torch
 
 from sft_trainer.model.attention import packed_attention
 from sft_trainer.model.probe import probe
+from sft_trainer.train import loop
+from sft_trainer.train.world import World
 from sftjob.options import FSDPConfig, LoRAConfig
+from tests.sft_trainer.train.small_run import SmallRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 GPU = torch.device("cuda")
@@ -131,3 +135,20 @@ def test_layers_that_are_recomputed_selectively_give_the_same_numbers(
     for name, gradient in gradients.items():
         # A compiler rounds to bf16 elsewhere in a graph that is another.
         assert (recomputed[name] - gradient).norm() < 3e-2 * gradient.norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+def test_no_step_waits_for_the_gpu(moments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = loop._Run._train_step
+
+    def watched(self: Any, number: int) -> None:
+        # The first one compiles, tunes and allocates.
+        torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")
+        try:
+            step(self, number)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop._Run, "_train_step", watched)
+    run = SmallRun(tmp_path / "run", moments=moments, precision="bf16", threshold=1e9, total_steps=4, interval=None)
+    assert run.go(world=World(rank=0, size=1, device=GPU, mesh=None)).last_step == 4
