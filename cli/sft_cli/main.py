@@ -18,7 +18,7 @@ from sft_cli.inspect_data import inspect_data
 from sft_cli.ledger import read_ledger
 from sft_cli.manifest_file import read_document, read_manifest
 from sft_cli.memory_table import memory_lines
-from sft_cli.missing import missing_here
+from sft_cli.places import unusable_here
 from sft_cli.plot import plot_metrics
 from sft_cli.refusal import Refusal
 from sft_cli.run import run_command, run_job, tell_result
@@ -88,8 +88,8 @@ def train(
     if dry_run:
         typer.echo(yaml_text(manifest.to_json_dict()), nl=False)
         claims = Claims(Path("claims"), dict(_claim_folder(option) for option in claim or []), scratch=Path())
-        missing = [f"{path}: {sentence}" for path, sentence in missing_here(manifest.spec, claims).items()]
-        for line in (*missing, arithmetic(manifest.spec), *memory_lines(manifest.spec, claims)):
+        unusable = [f"{path}: {sentence}" for path, sentence in unusable_here(manifest.spec, claims).items()]
+        for line in (*unusable, arithmetic(manifest.spec), *memory_lines(manifest.spec, claims)):
             typer.echo(f"# {line}")
         return
     folder = WorkFolder(work_dir or Path("runs") / manifest.metadata.name)

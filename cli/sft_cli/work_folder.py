@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_cli.metrics import Metrics, read_metrics
-from sft_cli.missing import refuse_what_is_not_here
+from sft_cli.places import refuse_unusable
 from sft_cli.refusal import Refusal
 from sft_operator.lifecycle.backend import JobKey
 from sft_operator.local.claims import Claims, claims_of
@@ -72,7 +72,7 @@ class WorkFolder:
         is_bound = job is not None and not _came_to_nothing(job)
         claims = self._settled_claims(manifest.spec, claim_folders, is_bound=is_bound)
         if not is_bound:
-            refuse_what_is_not_here(manifest.spec, claims)
+            refuse_unusable(manifest.spec, claims)
         changed = _changes(job, manifest, is_bound=is_bound) if job else []
         if changed:
             raise Refusal(

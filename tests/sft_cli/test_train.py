@@ -286,6 +286,17 @@ def test_what_is_not_there_is_told_at_once_and_all_of_it_before_a_run_begins(use
     assert (corrected.returncode, corrected.stderr) == (0, "")
 
 
+def test_what_can_not_be_written_is_told_before_a_run_begins(user: User) -> None:
+    (user.folder / "taken").touch()
+    run = user.sft("train", *FLAGS[:4], "--output", "taken/tuned", "--name", "taken")
+    why = f"{user.folder}/taken is a file; name another folder"
+    assert (run.returncode, run.stdout) == (73, "")
+    assert run.stderr.splitlines() == [
+        f"spec.checkpoint.storage: {user.folder}/taken/tuned.checkpoints: {why}",
+        f"spec.output[0].uri: {user.folder}/taken/tuned: {why}",
+    ]
+
+
 def test_data_where_a_jobs_file_goes_is_not_read_as_yaml(user: User) -> None:
     refused = user.sft("train", *FLAGS, "data/chats.jsonl", "--dry-run")
     assert (refused.returncode, refused.stderr) == (
