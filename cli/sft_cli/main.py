@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from sft_cli.display import Output
 from sft_cli.flags import flags, label, place, spec_of, with_flags
@@ -22,7 +23,7 @@ from sft_cli.places import unusable_here
 from sft_cli.plot import plot_metrics
 from sft_cli.refusal import Refusal
 from sft_cli.run import run_command, run_job, tell_result
-from sft_cli.sentences import arithmetic, gpu_needed
+from sft_cli.sentences import arithmetic, doubts
 from sft_cli.work_folder import WorkFolder
 from sft_operator.local.claims import Claims
 from sft_operator.local.lock import Locked, locked
@@ -86,10 +87,15 @@ def train(
             _keep_script_in_its_run(document["spec"], work_dir or Path("runs") / str(name or own_name))
     manifest = parse_manifest(document)
     if dry_run:
-        typer.echo(yaml_text(manifest.to_json_dict()), nl=False)
+        job = manifest.to_json_dict()
+        if "namespace" not in document["metadata"]:
+            # `kubectl apply --namespace` would refuse another one.
+            del job["metadata"]["namespace"]
+        typer.echo(yaml_text(job), nl=False)
         claims = Claims(Path("claims"), dict(_claim_folder(option) for option in claim or []), scratch=Path())
         unusable = [f"{path}: {sentence}" for path, sentence in unusable_here(manifest.spec, claims).items()]
-        for line in (*unusable, arithmetic(manifest.spec), *memory_lines(manifest.spec, claims)):
+        said = (*unusable, *doubts(manifest.spec), arithmetic(manifest.spec))
+        for line in (*said, *memory_lines(manifest.spec, claims)):
             typer.echo(f"# {line}")
         return
     folder = WorkFolder(work_dir or Path("runs") / manifest.metadata.name)
@@ -134,7 +140,7 @@ def validate(file: ManifestFile) -> None:
     """Check a job's file: every problem with its path, value and remedy."""
     manifest = read_manifest(file)
     typer.echo(f"{manifest.metadata.name} is valid: {arithmetic(manifest.spec)}")
-    if doubt := gpu_needed(manifest.spec):
+    for doubt in doubts(manifest.spec):
         typer.echo(doubt, err=True)
 
 
@@ -144,7 +150,7 @@ def inspect_file(
         str,
         typer.Argument(
             metavar="FILE",
-            help="What a job's data has: a file of rows, a folder of them, or hf://datasets/<owner>/<name>[/<path>].",
+            help=escape("A file of rows, a folder of such files, or hf://datasets/<owner>/<name>[/<path>]."),
         ),
     ],
     model: Annotated[

@@ -23,7 +23,12 @@ def arithmetic(spec: SFTJobSpec) -> str:
     return placed + f"global batch {counted(batch, 'pack')} = {ranks} x {steps} of 1 pack"
 
 
-def gpu_needed(spec: SFTJobSpec) -> str | None:
+def doubts(spec: SFTJobSpec) -> list[str]:
+    """What is allowed and seldom meant."""
+    return [doubt for doubt in (_gpu_needed(spec), _gpus_left_idle(spec), _saves_at_the_end(spec)) if doubt]
+
+
+def _gpu_needed(spec: SFTJobSpec) -> str | None:
     """What a job's file can't settle alone: a local run takes the GPUs that are there, named or not."""
     lora = spec.training.lora if spec.training else None
     if lora is None or lora.quantize == "none" or spec.compute.resources.devices:
@@ -31,6 +36,25 @@ def gpu_needed(spec: SFTJobSpec) -> str | None:
     return (
         f"training.lora.quantize: {lora.quantize} needs an NVIDIA GPU, and compute.resources.limits names none; on a "
         "cluster add nvidia.com/gpu, or the job ends with code 64"
+    )
+
+
+def _gpus_left_idle(spec: SFTJobSpec) -> str | None:
+    gpus, processes = spec.compute.resources.gpus, spec.compute.processes_per_node
+    if gpus <= processes:
+        return None
+    return (
+        f"compute.resources.limits: {counted(gpus, 'GPU')} for {counted(processes, 'process', 'processes')} of each "
+        f"node, and each uses one; set compute.processesPerNode: {gpus}"
+    )
+
+
+def _saves_at_the_end(spec: SFTJobSpec) -> str | None:
+    if spec.script or spec.checkpoint.every_steps:
+        return None
+    return (
+        "checkpoint.everySteps: absent, so only a stop and the end are saved; what is killed before begins anew. Set "
+        "it, and only the steps since the last checkpoint are trained again"
     )
 
 

@@ -280,13 +280,22 @@ def test_a_valid_file_is_told_with_its_arithmetic(user: User) -> None:
     )
 
 
-def test_a_file_that_may_want_a_gpu_that_it_does_not_ask_for_is_told_so(user: User) -> None:
-    user.file.write_text(user.file.read_text() + "  training: {lora: {quantize: nf4}}\n")
+def test_what_a_file_allows_and_seldom_means_is_told(user: User) -> None:
+    least = user.file.read_text()
+    user.file.write_text(least + "  training: {lora: {quantize: nf4}}\n")
     said = user.sft("validate", "job.yaml")
-    assert (said.returncode, said.stderr) == (
-        0,
+    assert said.returncode == 0
+    assert said.stderr.splitlines() == [
         "training.lora.quantize: nf4 needs an NVIDIA GPU, and compute.resources.limits names none; on a cluster add "
-        "nvidia.com/gpu, or the job ends with code 64\n",
+        "nvidia.com/gpu, or the job ends with code 64",
+        "checkpoint.everySteps: absent, so only a stop and the end are saved; what is killed before begins anew. Set "
+        "it, and only the steps since the last checkpoint are trained again",
+    ]
+    gpus = least + '  checkpoint: {everySteps: 5}\n  compute: {resources: {limits: {nvidia.com/gpu: "8"}}'
+    user.file.write_text(gpus + "}\n")
+    assert user.sft("validate", "job.yaml").stderr == (
+        "compute.resources.limits: 8 GPUs for 1 process of each node, and each uses one; set "
+        "compute.processesPerNode: 8\n"
     )
-    user.file.write_text(user.file.read_text() + '  compute: {resources: {limits: {nvidia.com/gpu: "1"}}}\n')
+    user.file.write_text(gpus + ", processesPerNode: 8}\n")
     assert user.sft("validate", "job.yaml").stderr == ""

@@ -35,10 +35,12 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
         "--data", "hf://datasets/me/chats/train.jsonl", "--recompute-selectively", "true",
     )  # fmt: skip
     assert (dry.returncode, dry.stderr) == (0, "")
-    assert dry.stdout.splitlines()[-4:] == [
+    assert dry.stdout.splitlines()[-5:] == [
         f"# spec.data.datasets[1].uri: {user.folder}/More_data.jsonl: there is no such file; correct the path",
         f"# spec.model.loadFrom.uri: {user.folder}/models/gone: no such folder; name a Hugging Face model folder, or "
         "for the hub's write hf://models/gone",
+        "# checkpoint.everySteps: absent, so only a stop and the end are saved; what is killed before begins anew. Set "
+        "it, and only the steps since the last checkpoint are trained again",
         "# 2 ranks = 2 nodes x 1 process; global batch 8 packs = 2 ranks x 4 accumulation steps of 1 pack",
         f"# memory: not told, for file://{user.folder}/models/gone is not on this machine",
     ]
@@ -115,6 +117,22 @@ def test_what_data_and_outputs_are_like_is_told_once_for_all_or_once_for_each(us
     ):
         refused = user.sft("train", *FLAGS, *flags_, "--dry-run")
         assert (refused.returncode, refused.stderr) == (64, said)
+
+
+def test_the_job_that_is_printed_goes_into_any_namespace_unless_its_file_names_one(user: User) -> None:
+    assert "namespace" not in yaml.safe_load(user.sft("train", *FLAGS, "--dry-run").stdout)["metadata"]
+    user.file.write_text(user.file.read_text().replace("name: tiny", "name: tiny, namespace: team"))
+    dry = user.sft("train", "job.yaml", "--seed", "8", "--dry-run")
+    assert yaml.safe_load(dry.stdout)["metadata"]["namespace"] == "team"
+
+
+COMMANDS = ["", "run", "train", "validate", "plot", "ledger", "data", "data inspect"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, user: User) -> None:
+    said = user.sft(*command.split(), "--help")
+    assert (said.returncode, said.stderr, "--help" in said.stdout) == (0, "", True)
 
 
 def test_flags_win_over_the_file(user: User) -> None:
