@@ -37,23 +37,6 @@ POLL_SECONDS = 1
 
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
-CLAIMS = """\
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: models}
-spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 1Gi}}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: data}
-spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 1Gi}}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: results}
-spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 10Gi}}}
-"""
-
 # A fresh claim is root's: fsGroup lets user 1000 write, here as in the trainer's pods.
 POD = f"""\
 apiVersion: v1
@@ -136,7 +119,7 @@ def main() -> int:
         shell.say(f"{NAMESPACE}:", "is there from an earlier run, and goes first, with all that is in it")
         shell.run(f"kubectl delete namespace {NAMESPACE}")
     _make_namespace(shell, NAMESPACE)
-    shell.run(f"kubectl apply -n {NAMESPACE} -f -", stdin=CLAIMS)
+    shell.run(f"kubectl apply -n {NAMESPACE} -f examples/claims.yaml")
 
     narrator.stage(f"3 of 6  The operator, by its chart; its rights end at {NAMESPACE}")
     _install_operator(shell)

@@ -63,7 +63,7 @@ def main() -> int:
     narrator.stage("Done")
     narrator.result("model", _short(tuned))
     narrator.result("loss curve", _short(run / "loss.png"))
-    narrator.result("ask it more", Path(f'python -m examples.answer {_short(tuned)} "..."'))
+    narrator.result("ask it more", Path(f'{_short(Path(sys.executable))} -m examples.answer {_short(tuned)} "..."'))
     return 0
 
 

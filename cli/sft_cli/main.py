@@ -232,7 +232,9 @@ def _claim_folder(option: str) -> tuple[str, Path]:
 
 def _require_trainer() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise Refusal("the trainer is not installed, and a job needs it here; pip install 'sftjob[trainer]'")
+        raise Refusal(
+            "the trainer is not installed, and a job needs it here; pip install '.[trainer]' where sftjob's source is"
+        )
 
 
 def app() -> None:

@@ -27,7 +27,7 @@ def memory_lines(spec: SFTJobSpec, claims: Claims) -> Iterator[str]:
         yield f"memory: not told, for {uri} is not on this machine"
         return
     if importlib.util.find_spec("torch") is None:
-        yield "memory: not told, for the trainer is not installed; pip install 'sftjob[trainer]'"
+        yield "memory: not told, for the trainer is not installed; pip install '.[trainer]' where sftjob's source is"
         return
     task = MemoryTask(spec=spec, folder=folder).to_json()
     try:

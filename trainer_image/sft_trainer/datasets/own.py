@@ -40,8 +40,10 @@ class CachableTokenizeFunction(ABC):
 def identity(function: Any) -> str:
     """For the cache's key. Raises JobFailure."""
     name = type(function).__qualname__
-    if not callable(function) or not callable(getattr(function, "hash", None)):
-        raise _broken(name, "has no __call__, or no hash(), under which its tokens are cached; give it both")
+    if not callable(function):
+        raise _broken(name, "can't be called with a row; give it __call__")
+    if not callable(getattr(function, "hash", None)):
+        raise _broken(name, "has no hash(), under which its tokens are cached; derive it from CachableTokenizeFunction")
     return f"{name}:{function.hash()}"
 
 
