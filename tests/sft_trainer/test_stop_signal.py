@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from sft_trainer.stop import StopSignal
 
 PROGRAM = """
 import os, signal
@@ -44,3 +47,14 @@ def test_the_first_ctrl_c_asks_and_the_second_ends_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", KEYBOARD], capture_output=True, text=True, timeout=60)
     assert done.stdout == "received True\n"
     assert "KeyboardInterrupt" in done.stderr
+
+
+def test_beside_the_main_thread_training_goes_on_without_signals(caplog: pytest.LogCaptureFixture) -> None:
+    made = []
+    thread = threading.Thread(target=lambda: made.append(StopSignal(of_keyboard=True)))
+    thread.start()
+    thread.join()
+    (stop,) = made
+    assert not stop.received
+    assert caplog.messages == ["training runs beside the main thread, which alone hears signals: a stop will not save"]
+    stop.close()

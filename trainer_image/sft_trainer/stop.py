@@ -1,9 +1,13 @@
 """SIGTERM means: save and stop. A rank notes it here, and looks at it between micro-batches."""
 
+import logging
 import os
 import signal
+import threading
 import time
 from types import FrameType
+
+log = logging.getLogger(__name__)
 
 
 class StopSignal:
@@ -13,6 +17,9 @@ class StopSignal:
         self._received_at: float | None = None
         self._number = signal.SIGTERM
         numbers = [signal.SIGTERM, *([signal.SIGINT] if of_keyboard else [])]
+        if threading.current_thread() is not threading.main_thread():
+            log.warning("training runs beside the main thread, which alone hears signals: a stop will not save")
+            numbers = []
         self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
 
     @property

@@ -90,13 +90,18 @@ def test_a_lowest_rate_above_the_peak_is_refused_by_the_trainer(tmp_path: Path) 
         ({"total_step": -5}, "total_step: -5; use 1 or more"),
         ({"total_epoch": 0}, "total_epoch: 0; use 1 or more"),
         ({"seed": -1}, "seed: -1; use 0 to 4294967295"),
-        ({"report_to": "wandb"}, "report_to: 'wandb'; use a list of tensorboard, wandb, trackio"),
+        ({"report_to": "wandb"}, "report_to: is of type str; use list or tuple"),
+        ({"report_to": None}, "report_to: is of type NoneType; use list or tuple"),
+        ({"global_batch_size": "8"}, "global_batch_size: is of type str; use int"),
+        ({"total_step": 2.5}, "total_step: is of type float; use int"),
+        ({"auto_resume": "no"}, "auto_resume: is of type str; use bool"),
+        ({"tokenizer_path": None}, "tokenizer_path: is of type NoneType; use str or Path"),
         ({"report_to": ["tensorbord"]}, "report_to: ['tensorbord']; use a list of tensorboard, wandb, trackio"),
     ],
 )
 def test_the_trainers_own_arguments_are_refused_as_a_jobs_are(arguments, said: str, tmp_path: Path) -> None:
     with pytest.raises(JobFailure) as refused:
-        Trainer(**SmallRun(tmp_path / "run").trainer_arguments(), **arguments)
+        Trainer(**SmallRun(tmp_path / "run").trainer_arguments() | arguments)
     assert refused.value.message == said
 
 
@@ -118,8 +123,8 @@ def test_what_is_no_config_is_told_with_its_argument(tmp_path: Path) -> None:
     with pytest.raises(JobFailure) as refused:
         Trainer(**arguments)
     assert refused.value.message.splitlines() == [
-        "model_cfg: is a str; use an object of the config's class",
-        "optim_cfg: is a dict; use an object of the config's class",
+        "model_cfg: is of type str; use ModelConfig or FolderConfig",
+        "optim_cfg: is of type dict; use AdamWConfig",
     ]
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import get_args
 
 from sft_trainer.datasets.config import DataloaderConfig
@@ -107,6 +107,19 @@ class Trainer:
                 "loss_cfg": (loss_cfg, CELossConfig | None),
                 "fsdp_cfg": (fsdp_cfg, FSDPConfig | None),
                 "lora_cfg": (lora_cfg, LoRAConfig | None),
+                "tokenizer_path": (tokenizer_path, str | Path),
+                "load_from": (load_from, str | Path | None),
+                "work_dir": (work_dir, str | Path),
+                "global_batch_size": (global_batch_size, int | None),
+                "total_epoch": (total_epoch, int | None),
+                "total_step": (total_step, int | None),
+                "checkpoint_interval": (checkpoint_interval, int),
+                "checkpoint_maxkeep": (checkpoint_maxkeep, int | None),
+                "async_checkpoint": (async_checkpoint, bool | None),
+                "auto_resume": (auto_resume, bool),
+                "precision": (precision, str),
+                "seed": (seed, int),
+                "report_to": (report_to, list | tuple),
             }
         )
         problems = []
@@ -136,7 +149,7 @@ class Trainer:
             problems.append(f"seed: {seed}; use 0 to {(1 << 32) - 1}")
         if precision not in get_args(Precision):
             problems.append(f"precision: {precision!r}; use one of {', '.join(get_args(Precision))}")
-        if isinstance(report_to, str) or not set(report_to) <= set(get_args(Tracker)):
+        if not set(report_to) <= set(get_args(Tracker)):
             problems.append(f"report_to: {report_to!r}; use a list of {', '.join(get_args(Tracker))}")
         if problems:
             raise JobFailure(Reason.INVALID_CONFIGURATION, "\n".join(problems))
@@ -250,10 +263,14 @@ class Trainer:
         return folder, 1
 
 
+def _names(wanted: type | UnionType) -> list[str]:
+    return [kind.__name__ for kind in get_args(wanted) or [wanted] if kind is not NoneType]
+
+
 def _refuse_other_types(given: Mapping[str, tuple[object, type | UnionType]]) -> None:
     """By argument, what was given and what it has to be."""
     problems = [
-        f"{name}: is a {type(value).__name__}; use an object of the config's class"
+        f"{name}: is of type {type(value).__name__}; use {' or '.join(_names(wanted))}"
         for name, (value, wanted) in given.items()
         if not isinstance(value, wanted)
     ]
