@@ -24,6 +24,8 @@ class Counts(Record):
     """Rows that are left out for their length."""
     bad_lines: Whole = 0
     """Rows that are left out because they can't be used; of all datasets at most `badLineBudget`."""
+    thoughtless: Whole = 0
+    """Answers that are trained without their thoughts, which the chat template leaves out."""
     held_out: Whole = 0
     """Samples that are evaluated and never trained on."""
 
@@ -79,5 +81,10 @@ def _counts(data: Counts) -> str:
         f"{data.samples:,} samples, {data.tokens:,} tokens, {data.trained_tokens:,} of them trained; "
         + (f"{data.held_out:,} samples held out; " if data.held_out else "")
         + f"{data.truncated:,} truncated, {data.dropped:,} dropped"
+        + (
+            f", {data.thoughtless:,} answers without their thoughts, which the template drops"
+            if data.thoughtless
+            else ""
+        )
         + (f", {data.bad_lines:,} bad rows skipped" if data.bad_lines else "")
     )

@@ -258,7 +258,8 @@ class DataSpec(Declared):
         default=None,
         max_length=64,
         description="chatml, qwen3 or llama3: replaces the tokenizer's own template. Tools, calls and thoughts are "
-        "written by qwen3; the others refuse rows that have them.",
+        "written by qwen3; the others refuse rows that have them. As most templates that know thoughts, it leaves them "
+        "out where more questions follow, and such answers are counted: to train them, end a row with each.",
     )
     evaluation: EvaluationSpec | None = Field(default=None, description="Absent: none.")
 

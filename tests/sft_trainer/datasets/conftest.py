@@ -74,6 +74,7 @@ class Tokenized:
         trained = np.fromfile(folder / "trained-0.bin", dtype=np.bool_)
         cuts = np.cumsum(lengths)[:-1].astype(int)
         self.faults = [f"{row.place}: {row.problem}" for row in part.told]
+        self.thoughtless = part.thoughtless
         self.ids = [piece.tolist() for piece in np.split(ids, cuts)]
         self.trained = [piece.tolist() for piece in np.split(trained, cuts)]
         self._tokenizer = tokenizer

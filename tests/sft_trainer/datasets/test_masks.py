@@ -43,10 +43,14 @@ def test_qwen3_trains_the_think_block_of_the_last_answer_and_finds_answers_that_
         *pair("What is two plus two?", "<think>\nEasy.\n</think>\n\nFour."),
         *pair("And three?", "<think>\nHarder.\n</think>\n\nSix."),
     ]
-    assert tokenize(qwen3, thoughtful).trained_pieces() == [
-        "Four.<|im_end|>",
-        "<think>\nHarder.\n</think>\n\nSix.<|im_end|>",
-    ]
+    beside = [*pair("What is two plus two?", "Four."), *pair("And three?", "Six.")]
+    beside[1]["reasoning_content"], beside[3]["reasoning_content"] = "Easy.", "Harder."
+    for chat in (thoughtful, beside):
+        result = tokenize(qwen3, chat)
+        assert result.trained_pieces() == ["Four.<|im_end|>", "<think>\nHarder.\n</think>\n\nSix.<|im_end|>"]
+        assert result.thoughtless == 1
+    thoughtful[1]["loss"] = False
+    assert tokenize(qwen3, thoughtful).thoughtless == 0
     assert tokenize(qwen3, TWO_TURNS).trained_pieces() == [
         "Four.<|im_end|>",
         "<think>\n\n</think>\n\nSix, say I.<|im_end|>",

@@ -170,7 +170,7 @@ def test_a_function_without_a_hash_is_refused(prepared) -> None:
         def build(self, _: Any) -> Callable[[Any], Any]:
             return lambda row: row
 
-    with pytest.raises(JobFailure, match=r"tokenize_fn: function has no __call__, or no hash\(\), under which"):
+    with pytest.raises(JobFailure, match=r"tokenize_fn: function has no hash\(\), under which"):
         prepared(ROWS, Nameless())
 
 

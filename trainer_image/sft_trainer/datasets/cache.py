@@ -67,6 +67,8 @@ class CacheMeta(FolderMeta):
     largest_token: int
     truncated: int
     dropped: int
+    thoughtless: int = 0
+    """Answers that are trained without their thoughts, which the chat template leaves out."""
     bad_rows: int
     """Skipped."""
     told: list[BadRow]
@@ -132,7 +134,7 @@ def _join(folder: Path, key: CacheKey, parts: list[Part]) -> None:
     np.save(folder / "samples.npy", table[:, 1:])
     for name in _FILES:
         sync_path(folder / name)
-    counts = ("rows", "samples", "tokens", "trained_tokens", "truncated", "dropped", "bad_rows")
+    counts = ("rows", "samples", "tokens", "trained_tokens", "truncated", "dropped", "thoughtless", "bad_rows")
     meta = CacheMeta(
         key=key,
         bytes=sizes(folder, _FILES),

@@ -10,14 +10,16 @@ after the other. A template with generation tags tells its turns itself (transfo
 import itertools
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from sft_trainer.datasets.messages import Messages
+from sft_trainer.datasets.messages import REASONING, Messages
 from sft_trainer.datasets.render import Renderer, TemplateRefused
 
 _THINK_OPENER = re.compile(r"<think>\s*(</think>\s*)?\Z")
 """What a generation prompt may add behind the role header on a model's behalf."""
+_THOUGHTS = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _WHITE_SPACE = re.compile(r"\s*")
 
 
@@ -33,6 +35,19 @@ class Turn:
 
 class Unmaskable(Exception):
     """This message's tokens can't be told from the template's."""
+
+
+def count_thoughtless(messages: Messages, trained: list[bool], *, text: str) -> int:
+    """Of the trained messages with thoughts, those whose thoughts are not in the text.
+
+    Qwen3's template and its like write thoughts behind the last question alone, DeepSeek R1's none at all.
+    """
+    return sum(is_trained and _lacks_thoughts(one, text) for one, is_trained in zip(messages, trained, strict=True))
+
+
+def _lacks_thoughts(message: dict[str, Any], text: str) -> bool:
+    thoughts = [message.get(REASONING, ""), *_THOUGHTS.findall(message["content"])]
+    return any(thought.strip() not in text for thought in thoughts)
 
 
 def find_turns(renderer: Renderer, messages: Messages, trained: list[bool], *, full: str) -> list[Turn]:

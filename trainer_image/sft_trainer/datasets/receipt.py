@@ -55,6 +55,7 @@ def receipt_of(
             name=entry.dataset.name,
             format=cache.meta.key.row_format,
             dropped=cache.meta.dropped,
+            thoughtless=cache.meta.thoughtless,
             bad_lines=cache.meta.bad_rows,
             **own.model_dump(),
         )

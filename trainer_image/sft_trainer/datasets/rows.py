@@ -36,6 +36,8 @@ class Tokens(NamedTuple):
     """[T] uint32"""
     trained: np.ndarray
     """[T] bool"""
+    thoughtless: int = 0
+    """Answers that are trained without their thoughts, which the chat template leaves out."""
 
 
 class Span(Record):

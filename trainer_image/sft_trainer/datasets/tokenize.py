@@ -50,6 +50,7 @@ class Part(Record):
     largest_token: int = 0
     truncated: int = 0
     dropped: int = 0
+    thoughtless: int = 0
     bad_rows: int = 0
     """Skipped."""
     told: list[BadRow] = []
@@ -70,7 +71,7 @@ def tokenize_range(
     """Writes `tokens-<part>.bin`, `trained-<part>.bin` and `samples-<part>.npy`; tells `on_rows` each few rows done."""
     told: list[BadRow] = []
     samples: list[tuple[int, int, bool]] = []
-    rows = bad_rows = largest = 0
+    rows = bad_rows = largest = thoughtless = 0
     is_given_up = False
     with (
         (folder / f"tokens-{part}.bin").open("wb") as tokens_file,
@@ -85,6 +86,7 @@ def tokenize_range(
                         place = span.place(sample.line)
                         told.append(BadRow(file=str(span.path), place=place, problem=sample.problem))
                 elif sample is not None:
+                    thoughtless += row.thoughtless
                     ids, trained, cut = sample
                     tokens_file.write(ids.tobytes())
                     flags_file.write(trained.tobytes())
@@ -105,6 +107,7 @@ def tokenize_range(
         largest_token=largest,
         truncated=int(table[:, 2].sum()),
         dropped=rows - len(samples) - bad_rows,
+        thoughtless=thoughtless,
         bad_rows=bad_rows,
         told=told,
         is_given_up=is_given_up,

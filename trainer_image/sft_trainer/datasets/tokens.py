@@ -14,7 +14,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sft_trainer.datasets.formats import Chat, Passage
-from sft_trainer.datasets.mask import Turn, Unmaskable, find_turns, trained_by_offsets, trained_by_tags
+from sft_trainer.datasets.mask import (
+    Turn,
+    Unmaskable,
+    count_thoughtless,
+    find_turns,
+    trained_by_offsets,
+    trained_by_tags,
+)
 from sft_trainer.datasets.render import Renderer, TemplateRefused
 from sft_trainer.datasets.rows import Fault, Tokens
 from sft_trainer.datasets.values import Refused
@@ -37,6 +44,7 @@ class TextEnds(Record):
 class _Rendered(NamedTuple):
     text: str
     turns: list[Turn]
+    thoughtless: int
 
 
 class SampleTokenizer:
@@ -71,7 +79,7 @@ class SampleTokenizer:
                     text=row.text,
                     added_ids=self._renderer.added_ids,
                 )
-                yield _checked(source, encoding.ids, trained)
+                yield _checked(source, encoding.ids, trained, thoughtless=row.thoughtless)
             except Unmaskable as error:
                 yield _fault(source, str(error))
 
@@ -90,7 +98,7 @@ class SampleTokenizer:
             turns = find_turns(renderer, messages, content.trained, full=text)
             if content.trained[-1] and not renderer.ends_turns:
                 text += renderer.header_behind(messages[-1])
-            return _Rendered(text, turns)
+            return _Rendered(text, turns, count_thoughtless(content.messages, content.trained, text=text))
         except TemplateRefused as error:
             problem = f"messages: the chat template refuses them: {error}; change them, or use another chatTemplate"
             return _fault(sample, problem)
@@ -140,10 +148,10 @@ class SampleTokenizer:
         return token
 
 
-def _checked(sample: Sample, ids: list[int], trained: np.ndarray) -> Tokens | Fault:
+def _checked(sample: Sample, ids: list[int], trained: np.ndarray, *, thoughtless: int = 0) -> Tokens | Fault:
     trained[:1] = False  # nothing stands before the first token to predict it from
     if trained.any():
-        return Tokens(sample.line, np.asarray(ids, dtype=np.uint32), trained)
+        return Tokens(sample.line, np.asarray(ids, dtype=np.uint32), trained, thoughtless)
     if isinstance(sample.content, Chat):
         return _fault(sample, "messages: no token of this chat would be trained; give an assistant turn some content")
     field = "completion" if sample.content.prompt else "text"
