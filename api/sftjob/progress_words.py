@@ -3,6 +3,7 @@
 import re
 
 from sftjob.progress import Progress, Stage
+from sftjob.words import counted, duration_in_words
 
 _BAR_WIDTH = 32
 _LEAST_BAR_WIDTH = 8
@@ -73,18 +74,6 @@ def progress_lines(first_words: str, progress: Progress | None, *, width: int) -
         # Without a bar where there is no room for one that says anything.
         first = [first_words, f"{bar}  {beside}" if bar_width >= _LEAST_BAR_WIDTH else beside]
     return [*first, *_filled(training_figures(progress), width=width)]
-
-
-def duration_in_words(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def _filled(figures: list[str], *, width: int) -> list[str]:

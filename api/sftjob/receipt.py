@@ -3,6 +3,7 @@
 from typing import Self
 
 from sftjob.base import Record, Whole
+from sftjob.words import counted
 
 MOST_TOLD = 20
 """Bad rows that are told one by one."""
@@ -61,13 +62,13 @@ class DataReceipt(Counts):
 
     def in_words(self) -> list[str]:
         """The sum; a line for each dataset where there are several; the bad rows."""
-        cut = f", between which {self.cut_by_packs:,} samples are cut" if self.cut_by_packs else ""
-        lines = [f"{_counts(self)}; {self.packs:,} packs{cut}"]
+        cut = f", cutting {counted(self.cut_by_packs, 'sample')}" if self.cut_by_packs else ""
+        lines = [f"{_counts(self)}; {counted(self.packs, 'pack')}{cut}"]
         if len(self.datasets) > 1:
             lines += [f"  {each.name} ({each.format}): {_counts(each)}" for each in self.datasets]
         lines += [f"  skipped {row}" for row in self.first_bad_lines]
         if self.first_bad_lines and self.bad_lines > len(self.first_bad_lines):
-            lines.append(f"  and {self.bad_lines - len(self.first_bad_lines):,} more rows")
+            lines.append(f"  and {counted(self.bad_lines - len(self.first_bad_lines), 'more row')}")
         return lines
 
 
@@ -78,13 +79,13 @@ def bounded(row: str) -> str:
 
 def _counts(data: Counts) -> str:
     return (
-        f"{data.samples:,} samples, {data.tokens:,} tokens, {data.trained_tokens:,} of them trained; "
-        + (f"{data.held_out:,} samples held out; " if data.held_out else "")
+        f"{counted(data.samples, 'sample')}, {counted(data.tokens, 'token')}, {data.trained_tokens:,} of them trained; "
+        + (f"{counted(data.held_out, 'sample')} held out; " if data.held_out else "")
         + f"{data.truncated:,} truncated, {data.dropped:,} dropped"
         + (
-            f", {data.thoughtless:,} answers without their thoughts, which the template drops"
+            f", {counted(data.thoughtless, 'answer')} without the thoughts, which the template drops"
             if data.thoughtless
             else ""
         )
-        + (f", {data.bad_lines:,} bad rows skipped" if data.bad_lines else "")
+        + (f", {counted(data.bad_lines, 'bad row')} skipped" if data.bad_lines else "")
     )

@@ -6,9 +6,9 @@ from sftjob import progress_words
 from sftjob.failure import Reason, signal_name
 from sftjob.job import SFTJob
 from sftjob.progress import Progress
-from sftjob.progress_words import counted, duration_in_words
 from sftjob.spec import SFTJobSpec
 from sftjob.status import AttemptKind, AttemptRecord, Phase, SFTJobStatus
+from sftjob.words import counted, duration_in_words
 
 
 def arithmetic(spec: SFTJobSpec) -> str:

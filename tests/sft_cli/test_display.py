@@ -112,5 +112,5 @@ def test_samples_stand_above_the_bar_with_what_is_trained_in_green() -> None:
     display.data(prepared)
     display.data(prepared)
     shown = console.file.getvalue()
-    assert shown.startswith("data: 1 samples, 2 tokens, 1 of them trained")
+    assert shown.startswith("data: 1 sample, 2 tokens, 1 of them trained")
     assert shown.count("asked \x1b[1;32manswered\x1b[0m") == 2

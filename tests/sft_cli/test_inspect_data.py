@@ -33,7 +33,7 @@ def test_counts_and_samples_are_shown_with_what_is_trained(tmp_path: Path) -> No
     said = inspect(tmp_path, rows, "--samples", "2")
     assert (said.returncode, said.stderr) == (0, "")
     receipt, *shown = said.stdout.splitlines()
-    assert receipt == "alpaca: 3 samples, 111 tokens, 27 of them trained; 0 truncated, 0 dropped; 1 packs"
+    assert receipt == "alpaca: 3 samples, 111 tokens, 27 of them trained; 0 truncated, 0 dropped; 1 pack"
     assert [line for line in shown if line.startswith("sample")] == [
         "sample 1; trained is what stands between ⟦ and ⟧",
         "sample 2; trained is what stands between ⟦ and ⟧",
@@ -69,7 +69,7 @@ def test_bad_rows_within_the_budget_are_skipped_and_told(tmp_path: Path) -> None
     said = inspect(tmp_path, ['{"text": "fine"}', '{"text": 7}'], "--bad-line-budget", "1", "--samples", "0")
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.splitlines() == [
-        "text: 1 samples, 5 tokens, 4 of them trained; 0 truncated, 0 dropped, 1 bad rows skipped; 1 packs",
+        "text: 1 sample, 5 tokens, 4 of them trained; 0 truncated, 0 dropped, 1 bad row skipped; 1 pack",
         "  skipped rows.jsonl:2: text: is a number; write a string",
     ]
 

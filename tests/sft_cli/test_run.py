@@ -85,7 +85,7 @@ def test_a_job_out_of_retries_says_so_and_ends_with_the_last_causes_code(user: U
     user.faults = {"1": "RankKilled"}
     run = user.sft("run", "job.yaml")
     assert run.returncode == 70
-    assert "tiny failed: RetriesExhausted: 1 failures, 0 retries allowed; RankKilled: rank 0 was killed" in run.stdout
+    assert "tiny failed: RetriesExhausted: 1 failure, 0 retries allowed; RankKilled: rank 0 was killed" in run.stdout
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -93,7 +93,7 @@ def test_running_time_is_summed_over_attempts_and_its_end_saves_stops_and_fails(
     saved = an_outcome(Reason.PREEMPTED, attempt=2, ended=25, saved_step=12, last_step=12, saved=True)
     ended = decide(going_on(late, activeDeadlineSeconds=100), observing(seen(2, saved)), now=at(26))
     assert summary(ended) == (Phase.FAILED, 2, None, None)
-    said = "spec.runPolicy.activeDeadlineSeconds: 100 s of running time are over"
+    said = "spec.runPolicy.activeDeadlineSeconds: the job has run for its 100 s"
     assert failed(ended) == ("DeadlineExceeded", said)
     attempts = ended.status.attempts
     assert (attempts.failures, attempts.disruptions, attempts.without_progress) == (0, 0, 0)
@@ -106,7 +106,7 @@ def test_an_attempt_that_ends_by_itself_when_the_time_is_over_is_the_last_one() 
     decision = decide(a_job(status=status, activeDeadlineSeconds=100), died, now=NOW)
     assert failed(decision) == (
         "DeadlineExceeded",
-        "spec.runPolicy.activeDeadlineSeconds: 100 s of running time are over; Preempted",
+        "spec.runPolicy.activeDeadlineSeconds: the job has run for its 100 s; Preempted",
     )
     assert decide(a_job(status=status, activeDeadlineSeconds=101), died, now=NOW).status.phase is Phase.RESTARTING
     success = decide(a_job(status=status, activeDeadlineSeconds=1), observing(seen(2, a_success(attempt=2))), now=NOW)

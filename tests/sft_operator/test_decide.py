@@ -241,7 +241,7 @@ def test_a_failure_uses_up_a_retry_and_the_last_one_names_its_cause() -> None:
     decision = decide(a_job(status=in_attempt(1), retries=0), ended, now=NOW)
     assert failed(decision) == (
         "RetriesExhausted",
-        "1 failures, 0 retries allowed; RankKilled: rank 1 was killed",
+        "1 failure, 0 retries allowed; RankKilled: rank 1 was killed",
     )
 
 

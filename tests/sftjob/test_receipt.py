@@ -42,7 +42,7 @@ def test_it_is_told_in_sum_by_dataset_and_with_its_bad_rows() -> None:
 def test_one_dataset_without_bad_rows_is_one_line() -> None:
     receipt = DataReceipt(samples=3, tokens=30, trained_tokens=20, cut_by_packs=1, packs=2)
     assert receipt.in_words() == [
-        "3 samples, 30 tokens, 20 of them trained; 0 truncated, 0 dropped; 2 packs, between which 1 samples are cut"
+        "3 samples, 30 tokens, 20 of them trained; 0 truncated, 0 dropped; 2 packs, cutting 1 sample"
     ]
 
 

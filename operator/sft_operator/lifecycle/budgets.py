@@ -10,6 +10,7 @@ from itertools import takewhile
 from sftjob.failure import DISRUPTIONS, NEVER_RETRIED, SHORTAGES, Reason, Verdict
 from sftjob.spec import SFTJobSpec
 from sftjob.status import HISTORY_LIMIT, AttemptRecord, AttemptsStatus
+from sftjob.words import counted
 
 NO_PROGRESS_LIMIT = 3
 """Attempts in a row without a newer checkpoint that end a job."""
@@ -93,24 +94,29 @@ def failure_of(attempts: AttemptsStatus, spec: SFTJobSpec) -> Failure | None:
         return Failure(last.reason.value, last.message)
     if attempts.failures > policy.retries:
         return Failure(
-            Verdict.RETRIES_EXHAUSTED, f"{attempts.failures} failures, {policy.retries} retries allowed; {cause}"
+            Verdict.RETRIES_EXHAUSTED,
+            f"{counted(attempts.failures, 'failure')}, {_allowed(policy.retries)}; {cause}",
         )
     if attempts.disruptions > policy.disruption_retries:
         return Failure(
             Verdict.DISRUPTION_RETRIES_EXHAUSTED,
-            f"{attempts.disruptions} disruptions, {policy.disruption_retries} retries allowed; {cause}",
+            f"{counted(attempts.disruptions, 'disruption')}, {_allowed(policy.disruption_retries)}; {cause}",
         )
     limit = policy.active_deadline_seconds
     if limit is not None and attempts.running_seconds >= limit:
         return Failure(
             Reason.DEADLINE_EXCEEDED,
-            f"spec.runPolicy.activeDeadlineSeconds: {limit} s of running time are over; {cause}",
+            f"spec.runPolicy.activeDeadlineSeconds: the job has run for its {limit} s; {cause}",
         )
     if shows_progress and attempts.without_progress >= NO_PROGRESS_LIMIT:
         return Failure(
             Verdict.NO_PROGRESS, f"{NO_PROGRESS_LIMIT} attempts in a row without a newer checkpoint; {cause}"
         )
     return None
+
+
+def _allowed(retries: int) -> str:
+    return f"{counted(retries, 'retry', 'retries')} allowed"
 
 
 def next_attempt_at(attempts: AttemptsStatus, now: datetime) -> datetime:

@@ -63,7 +63,7 @@ def _deadlines(
         yield Deadline(
             limit - attempts.running_seconds - (now - attempts.running_since).total_seconds(),
             Reason.DEADLINE_EXCEEDED,
-            f"spec.runPolicy.activeDeadlineSeconds: {limit} s of running time are over",
+            f"spec.runPolicy.activeDeadlineSeconds: the job has run for its {limit} s",
         )
     # 0 is no limit at all; without one, launchers learn what is normal.
     if policy.progress_deadline_seconds and attempt.state is AttemptState.RUNNING and not waiting:

@@ -318,7 +318,7 @@ def test_a_runs_start_tells_counts_bad_rows_and_three_samples_with_their_marks(t
     counts, bad, first, second, third = caplog.messages
     assert re.fullmatch(
         r"data \(messages\): 42 samples, [\d,]+ tokens, [\d,]+ of them trained; 0 truncated, 0 dropped, "
-        r"1 bad rows skipped; .*",
+        r"1 bad row skipped; .*",
         counts,
     )
     assert bad == f"  skipped {path}:2: {ROBOT}"

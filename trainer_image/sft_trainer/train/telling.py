@@ -28,7 +28,8 @@ from sftjob.base import utc_now
 from sftjob.manifest import EvaluationRecord
 from sftjob.memory import MemoryEstimate
 from sftjob.progress import Progress, Stage
-from sftjob.progress_words import counted, progress_line
+from sftjob.progress_words import progress_line
+from sftjob.words import counted
 
 log = logging.getLogger(__name__)
 
