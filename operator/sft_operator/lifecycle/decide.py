@@ -20,6 +20,7 @@ from sft_operator.lifecycle.cause import (
 from sft_operator.lifecycle.columns import columns
 from sft_operator.lifecycle.conditions import conditions
 from sft_operator.lifecycle.deadlines import Deadline, nearest_deadline, seconds_run
+from sft_operator.lifecycle.image import next_image
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, NodeState, Observation
 from sft_operator.lifecycle.preflight import next_kind
 from sft_operator.lifecycle.recovery import recovered_so_far, recovery_after
@@ -260,7 +261,7 @@ def _next_step(job: SFTJob, status: SFTJobStatus, observation: Observation, now:
     other = next((attempt for attempt in observation.live() if attempt.number != current), None)
     if other is not None:
         return _deleting(decision.status if decision else status, other)
-    decision = decision or _between_attempts(job, status, now)
+    decision = decision or _between_attempts(job, status, observation, now)
     leftover = next((attempt for attempt in observation.attempts if _is_leftover(attempt, status)), None)
     return decision if decision.action or leftover is None else _deleting(decision.status, leftover)
 
@@ -286,7 +287,7 @@ def _of_current(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation |
     return Decision(status)
 
 
-def _between_attempts(job: SFTJob, status: SFTJobStatus, now: datetime) -> Decision:
+def _between_attempts(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
     attempts = status.attempts
     if status.phase.is_final:
         return Decision(status)
@@ -296,8 +297,10 @@ def _between_attempts(job: SFTJob, status: SFTJobStatus, now: datetime) -> Decis
     if attempts.next_at is not None and attempts.next_at > now:
         return Decision(_in_phase(status, Phase.RESTARTING), requeue_after=(attempts.next_at - now).total_seconds())
     number, kind = attempts.current + 1, next_kind(attempts, job.spec)
-    announced = attempts.model_copy(update={"current": number, "kind": kind, "next_at": None, "started_at": now})
-    return Decision(status.model_copy(update={"phase": Phase.STARTING, "attempts": announced}), CreateAttempt(number))
+    image = next_image(status, job.spec, default=observation.default_image)
+    announced = {"current": number, "kind": kind, "image": image, "next_at": None, "started_at": now}
+    attempts = attempts.model_copy(update=announced)
+    return Decision(status.model_copy(update={"phase": Phase.STARTING, "attempts": attempts}), CreateAttempt(number))
 
 
 def _deleting(status: SFTJobStatus, attempt: AttemptObservation) -> Decision:

@@ -108,6 +108,8 @@ class Observation:
     """For how long the current attempt, which runs as a whole, has shown nothing new; see `silence`."""
     queue_message: str = ""
     """Why the queue does not let the current attempt run, in its own words."""
+    default_image: str | None = None
+    """Of an attempt that is created now for a spec that names none; None where attempts have no images."""
 
     def attempt(self, number: int) -> AttemptObservation | None:
         return next((attempt for attempt in self.attempts if attempt.number == number), None)
