@@ -525,6 +525,21 @@ def test_a_final_phase_only_cleans_up() -> None:
         assert decide(a_job(status=unseen), observing(), now=NOW) == Decision(status)
 
 
+@pytest.mark.parametrize(("outcome", "end"), [(a_success(), "Complete"), (an_outcome(Reason.INVALID_DATA), "Failed")])
+def test_who_waits_for_the_end_of_a_job_gets_it_also_once_its_run_policy_was_edited(outcome: Outcome, end: str) -> None:
+    """`kubectl wait` passes over a condition whose own generation is below that of the object."""
+    finished = decide(a_job(status=in_attempt(1)), observing(seen(1, outcome)), now=NOW).status
+    edited = a_job(status=finished)
+    edited = edited.model_copy(update={"metadata": edited.metadata.model_copy(update={"generation": 2})})
+    decision = decide(edited, observing(), now=at(60))
+    assert (decision.action, decision.status.observed_generation) == (None, 2)
+    waited_for = {c.type: c for c in decision.status.conditions}[end]
+    assert (waited_for.status, waited_for.observed_generation, waited_for.last_transition_time) == ("True", 2, NOW)
+    assert {c.observed_generation for c in decision.status.conditions} == {2}
+    again = edited.model_copy(update={"status": decision.status})
+    assert decide(again, observing(), now=at(120)).status == decision.status
+
+
 @pytest.mark.parametrize(
     ("report", "is_taken"),
     [

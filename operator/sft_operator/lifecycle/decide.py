@@ -18,7 +18,7 @@ from sft_operator.lifecycle.cause import (
     with_start_told,
 )
 from sft_operator.lifecycle.columns import columns
-from sft_operator.lifecycle.conditions import conditions
+from sft_operator.lifecycle.conditions import conditions, of_generation
 from sft_operator.lifecycle.deadlines import Deadline, nearest_deadline, seconds_run
 from sft_operator.lifecycle.image import next_image
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, NodeState, Observation
@@ -126,7 +126,9 @@ def _short(value: str) -> str:
 
 
 def _of_finished(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
-    status = status.model_copy(update={"observed_generation": job.metadata.generation})
+    generation = job.metadata.generation
+    facts = of_generation(status.conditions, generation)
+    status = status.model_copy(update={"observed_generation": generation, "conditions": facts})
     leftover = next((attempt for attempt in observation.attempts if attempt.is_live or attempt.lingers), None)
     if leftover is not None:
         return _deleting(status, leftover)

@@ -1,0 +1,102 @@
+"""What the store makes of objects as an API server keeps them."""
+
+import asyncio
+import json
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes.aio.client import ApiException
+
+from sft_operator.kubernetes import store as store_module
+from sft_operator.kubernetes.cache import Cache
+from sft_operator.kubernetes.store import ObjectStore
+from sft_operator.lifecycle.backend import JobKey
+
+STORED = json.loads((Path(__file__).parent / "stored" / "running.json").read_text())["job"]
+KEY = JobKey("team", "small")
+
+
+class OneJob:
+    """In the API server's place: one object, and each write gives it the next version."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.found = found
+        self.looks = 0
+        self.writes = 0
+
+    async def get_job(self, key: JobKey) -> dict[str, Any]:
+        assert key == KEY
+        self.looks += 1
+        return deepcopy(self.found)
+
+    async def write_status(self, key: JobKey, *, resource_version: str, status: dict[str, Any]) -> dict[str, Any]:
+        assert key == KEY
+        metadata = self.found["metadata"]
+        if resource_version != metadata["resourceVersion"]:
+            raise ApiException(status=409, reason="Conflict")
+        self.writes += 1
+        version = str(int(metadata["resourceVersion"]) + 1)
+        self.found = self.found | {"metadata": metadata | {"resourceVersion": version}, "status": deepcopy(status)}
+        return deepcopy(self.found)
+
+
+def a_store(api: OneJob) -> tuple[ObjectStore, Cache]:
+    cache = Cache()
+    cache.put_job(deepcopy(api.found))
+    return ObjectStore(api, cache), cache  # type: ignore[arg-type]
+
+
+def told(api: OneJob) -> dict[str, dict[str, Any]]:
+    """Its conditions."""
+    return {condition["type"]: condition for condition in api.found["status"]["conditions"]}
+
+
+def test_a_stored_job_that_breaks_a_rule_says_one_thing_in_all_its_conditions() -> None:
+    """kstatus takes one that is at work for no failure, and `kubectl wait` one of an older spec for none at all."""
+    found = deepcopy(STORED)
+    found["metadata"]["generation"] = 2
+    found["spec"]["training"]["seed"] = "seven"
+    found["status"]["queue"] = {"position": 3}
+    api = OneJob(found)
+    store, _ = a_store(api)
+    assert asyncio.run(store.read(KEY)) is None
+    status, conditions = api.found["status"], told(api)
+    assert (status["observedGeneration"], status["phase"], status["queue"]) == (2, "Running", {"position": 3})
+    assert {type_: condition["status"] for type_, condition in conditions.items()} == {
+        "Accepted": "False",
+        "Stalled": "True",
+        "Reconciling": "False",
+        "Running": "True",
+        "CheckpointAvailable": "True",
+    }
+    assert {conditions[type_]["reason"] for type_ in ("Accepted", "Stalled", "Reconciling")} == {"InvalidSpec"}
+    assert {condition["observedGeneration"] for condition in conditions.values()} == {2}
+    assert "spec.training.seed" in conditions["Stalled"]["message"]
+    assert conditions["Running"]["lastTransitionTime"] == "2026-11-26T05:21:54Z"
+
+    assert asyncio.run(store.read(KEY)) is None
+    assert api.writes == 1
+
+
+def test_what_is_wrong_may_change_and_has_been_wrong_since_it_was_first_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "utc_now", lambda: datetime(2030, 1, 1, tzinfo=UTC))
+    found = deepcopy(STORED)
+    found["spec"]["training"]["seed"] = "seven"
+    api = OneJob(found)
+    store, cache = a_store(api)
+    asyncio.run(store.read(KEY))
+    before = told(api)
+    monkeypatch.setattr(store_module, "utc_now", lambda: datetime(2031, 1, 1, tzinfo=UTC))
+    api.found["metadata"] |= {"resourceVersion": "1000", "generation": 2}
+    api.found["spec"]["training"]["totalStep"] = "eight"
+    cache.put_job(deepcopy(api.found))
+    asyncio.run(store.read(KEY))
+    after = told(api)
+    for type_ in ("Accepted", "Stalled", "Reconciling"):
+        assert after[type_]["observedGeneration"] == 2
+        assert after[type_]["lastTransitionTime"] == before[type_]["lastTransitionTime"]
+        assert before[type_]["lastTransitionTime"] == "2030-01-01T00:00:00Z"
+    assert "spec.training.totalStep" in after["Stalled"]["message"]
