@@ -291,7 +291,7 @@ class LifeOfAJob(RuleBasedStateMachine):
                     clock=lambda: self.world.now,
                 )
             )
-        except NotNow:
+        except (Conflict, NotNow):
             return 1.0
 
     @rule()

@@ -13,7 +13,7 @@ from kubernetes.aio.client import ApiException
 from sft_operator.kubernetes import store as store_module
 from sft_operator.kubernetes.cache import Cache
 from sft_operator.kubernetes.store import ObjectStore
-from sft_operator.lifecycle.backend import JobKey
+from sft_operator.lifecycle.backend import Conflict, JobKey
 
 STORED = json.loads((Path(__file__).parent / "stored" / "running.json").read_text())["job"]
 KEY = JobKey("team", "small")
@@ -100,3 +100,40 @@ def test_what_is_wrong_may_change_and_has_been_wrong_since_it_was_first_told(mon
         assert after[type_]["lastTransitionTime"] == before[type_]["lastTransitionTime"]
         assert before[type_]["lastTransitionTime"] == "2030-01-01T00:00:00Z"
     assert "spec.training.totalStep" in after["Stalled"]["message"]
+
+
+def test_a_job_that_the_api_server_has_at_a_lower_version_is_taken_as_it_is_there() -> None:
+    """It was restored from a backup."""
+    api = OneJob(deepcopy(STORED))
+    store, cache = a_store(api)
+    since = deepcopy(STORED)
+    since["metadata"]["resourceVersion"] = "990"
+    since["status"]["attempts"]["current"] = 2
+    cache.put_job(since)
+    job = asyncio.run(store.read(KEY))
+    assert job is not None
+    with pytest.raises(Conflict):
+        asyncio.run(store.confirm(job))
+    job = asyncio.run(store.read(KEY))
+    assert job is not None
+    assert (job.metadata.resource_version, job.status.attempts.current) == ("443", 1)
+    asyncio.run(store.confirm(job))
+    changed = job.model_copy(update={"status": job.status.model_copy(update={"retry_handled": "1"})})
+    assert asyncio.run(store.write_status(changed)).metadata.resource_version == "444"
+
+
+def test_what_a_watch_tells_while_a_job_is_looked_at_is_not_lost() -> None:
+    class Slow(OneJob):
+        async def get_job(self, key: JobKey) -> dict[str, Any]:
+            found = await super().get_job(key)
+            cache.put_job(newer)
+            return found
+
+    api = Slow(deepcopy(STORED))
+    store, cache = a_store(api)
+    newer = deepcopy(STORED)
+    newer["metadata"]["resourceVersion"] = "450"
+    job = asyncio.run(store.read(KEY))
+    assert job is not None
+    asyncio.run(store.confirm(job))
+    assert cache.job(KEY) == newer

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from sft_operator.kubernetes.api import ClusterApi, Object, message_of
 from sft_operator.kubernetes.cache import Cache
+from sft_operator.kubernetes.packed import version_of
 from sft_operator.kubernetes.story import story
 from sft_operator.lifecycle.backend import Conflict, JobKey, NotNow
 from sft_operator.lifecycle.conditions import refused
@@ -96,10 +97,11 @@ class ObjectStore:
 
     async def _refresh(self, key: JobKey) -> Object | None:
         """What the watch will tell in a moment: without it the next pass would decide on the old object again."""
+        known = self._cache.job(key)
         found = await self._api.get_job(key)
         if found is not None:
-            self._cache.put_job(found)
-        elif (known := self._cache.job(key)) is not None:
+            self._cache.put_job(found, when_asked=version_of(known) if known else None)
+        elif known is not None:
             self._cache.drop_job(known)
         return found
 
