@@ -1,4 +1,4 @@
-"""What the store makes of objects as an API server keeps them."""
+"""What the store makes of objects as an API server keeps them, and how often it is asked for them."""
 
 import asyncio
 import json
@@ -11,11 +11,18 @@ import pytest
 from kubernetes.aio.client import ApiException
 
 from sft_operator.kubernetes import store as store_module
+from sft_operator.kubernetes.backend import PyTorchJobBackend
 from sft_operator.kubernetes.cache import Cache
+from sft_operator.kubernetes.mounts import path_of
+from sft_operator.kubernetes.progress import ProgressPoller
+from sft_operator.kubernetes.pytorch_job import TrainerDefaults
 from sft_operator.kubernetes.store import ObjectStore
 from sft_operator.lifecycle.backend import Conflict, JobKey
+from sft_operator.lifecycle.reconcile import reconcile
+from sftjob.base import utc_now
 
-STORED = json.loads((Path(__file__).parent / "stored" / "running.json").read_text())["job"]
+OBJECTS = json.loads((Path(__file__).parent / "stored" / "running.json").read_text())
+STORED = OBJECTS["job"]
 KEY = JobKey("team", "small")
 
 
@@ -137,3 +144,55 @@ def test_what_a_watch_tells_while_a_job_is_looked_at_is_not_lost() -> None:
     assert job is not None
     asyncio.run(store.confirm(job))
     assert cache.job(KEY) == newer
+
+
+class WithAttempt(OneJob):
+    """And its PyTorchJob; counts what is asked of it."""
+
+    def __init__(self, found: dict[str, Any], pytorch_job: dict[str, Any]) -> None:
+        super().__init__(found)
+        self.pytorch_job = pytorch_job
+        self.deletions = 0
+
+    async def get_pytorch_job(self, *_: Any) -> dict[str, Any]:
+        self.looks += 1
+        return self.pytorch_job
+
+    async def delete_pytorch_job(self, found: dict[str, Any]) -> None:
+        assert found == self.pytorch_job
+        self.deletions += 1
+
+
+def later(found: dict[str, Any], *, version: str) -> dict[str, Any]:
+    """As it is while it is being deleted."""
+    told = {"resourceVersion": version, "deletionTimestamp": "2026-11-26T05:30:00Z"}
+    return found | {"metadata": found["metadata"] | told}
+
+
+def test_an_attempt_that_saves_before_its_end_costs_the_api_server_no_request() -> None:
+    """A hundred jobs that were preempted together would be a hundred requests a second."""
+    found = deepcopy(STORED)
+    found["spec"]["runPolicy"]["suspend"] = True
+    api = WithAttempt(found, OBJECTS["pytorchJob"])
+    store, cache = a_store(api)
+    poller, defaults = ProgressPoller(api, None), TrainerDefaults(image="trainer:1")  # type: ignore[arg-type]
+    backend = PyTorchJobBackend(api, cache, poller, defaults=defaults)  # type: ignore[arg-type]
+    cache.put_pytorch_job(OBJECTS["pytorchJob"])
+    for pod in OBJECTS["pods"]:
+        cache.put_pod(pod)
+
+    def one_pass() -> float | None:
+        return asyncio.run(reconcile(KEY, backend=backend, store=store, path_of=path_of, clock=utc_now))
+
+    assert one_pass() == 1.0
+    assert (api.found["status"]["phase"], api.writes, api.deletions) == ("Suspending", 1, 1)
+    cache.put_pytorch_job(later(OBJECTS["pytorchJob"], version="1000"))
+    for pod in OBJECTS["pods"]:
+        cache.put_pod(later(pod, version="1000"))
+    looks = api.looks
+    assert [one_pass() for _ in range(10)] == [1.0] * 10
+    assert (api.looks, api.writes, api.deletions) == (looks, 1, 1)
+    for pod in OBJECTS["pods"]:
+        cache.drop_pod(later(pod, version="1001"))
+    one_pass()
+    assert api.found["status"]["phase"] == "Suspended"

@@ -107,7 +107,7 @@ class PyTorchJobBackend:
         """Nothing where it is being deleted already, or only its pods are left: those go with it."""
         uid = job.metadata.uid
         known = next((found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == attempt), None)
-        if known is None or "deletionTimestamp" in known["metadata"]:
+        if known is None:
             return
         found = await self._api.get_pytorch_job(job.metadata.namespace, known["metadata"]["name"])
         if found is None or found["metadata"]["uid"] != known["metadata"]["uid"]:

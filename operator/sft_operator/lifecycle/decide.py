@@ -306,8 +306,9 @@ def _between_attempts(job: SFTJob, status: SFTJobStatus, observation: Observatio
 
 
 def _deleting(status: SFTJobStatus, attempt: AttemptObservation) -> Decision:
-    """Deleting is asked for until the attempt has ended: a backend kills what outlives its grace on a later call."""
-    return Decision(status, DeleteAttempt(attempt.number), requeue_after=DELETE_AGAIN_SECONDS)
+    """Asked for until the attempt has ended, where a backend kills on a later call what outlives its grace."""
+    action = None if attempt.goes_by_itself else DeleteAttempt(attempt.number)
+    return Decision(status, action, requeue_after=DELETE_AGAIN_SECONDS)
 
 
 def _in_phase(status: SFTJobStatus, phase: Phase) -> SFTJobStatus:

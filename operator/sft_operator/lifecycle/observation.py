@@ -59,6 +59,8 @@ class AttemptObservation:
     """None where the moment of its announcement has to do."""
     is_suspended: bool = False
     """By somebody else, who lets no pod of it run."""
+    goes_by_itself: bool = False
+    """Its deletion is under way, and whoever does it needs no second request."""
 
     @property
     def state(self) -> AttemptState:
