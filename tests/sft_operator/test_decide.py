@@ -508,6 +508,15 @@ def test_a_suspension_before_the_attempt_was_created_leaves_a_record_of_its_numb
     assert decision.status.attempts.history[0].message == "suspended before it started"
 
 
+def test_an_attempt_is_asked_to_end_until_it_goes_by_itself() -> None:
+    """A pod of it that somebody deleted is no word to the others; and a launcher that outlives its grace is killed."""
+    job = a_job(status=in_attempt(1, Phase.SUSPENDING), suspend=True)
+    asked = decide(job, observing(seen(1, RUNNING, is_deleting=True)), now=NOW)
+    assert summary(asked) == (Phase.SUSPENDING, 1, DeleteAttempt(1), 1.0)
+    awaited = decide(job, observing(seen(1, RUNNING, is_deleting=True, goes_by_itself=True)), now=NOW)
+    assert summary(awaited) == (Phase.SUSPENDING, 1, None, 1.0)
+
+
 def test_a_success_during_a_suspension_is_one() -> None:
     job = a_job(status=in_attempt(1, Phase.SUSPENDING), suspend=True)
     assert summary(decide(job, observing(seen(1, a_success())), now=NOW))[0] is Phase.SUCCEEDED
