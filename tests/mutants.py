@@ -21,6 +21,7 @@ TESTS = (
     "test_retry_by_hand.py",
     "test_figures.py",
     "test_preflight_decisions.py",
+    "test_upgrade.py",
 )
 
 
@@ -135,6 +136,10 @@ MUTANTS = (
     Mutant("after a pre-flight nothing is waited for", "decide.py", " and record.reason is not Reason.PREPARED", ""),
     Mutant("a pre-flight uses no GPUs", "usage.py", "if record.kind is AttemptKind.PREFLIGHT:", "if False:"),
     Mutant("a retry by hand looks again", "budgets.py", '"prepared": None,', ""),
+    Mutant("what goes by itself is not asked again", "decide.py", "None if attempt.goes_by_itself else Del", "Del"),
+    Mutant("what has saved goes on in its image", "image.py", "None if status.saved_step is None else", "None and"),
+    Mutant("what has saved nothing takes the present image", "image.py", "None if status.saved_step is None else ", ""),
+    Mutant("a retry by hand takes the present image", "budgets.py", '"image": None,', ""),
     Mutant("a finished job stays for its time", "decide.py", "if left > 0 else", "if False else"),
 )
 

@@ -127,6 +127,9 @@ class AttemptsStatus(Record):
     """Number of the newest attempt; 0 before the first."""
     kind: AttemptKind = AttemptKind.TRAINING
     """Of the newest attempt. Preflight: it prepares on one worker, before accelerators are asked for."""
+    image: str | None = None
+    """Of the newest attempt, where `spec.compute.image` names none. Once a checkpoint is saved the attempts that follow
+    keep it, whatever the operator's default is by then; a retry by hand forgets it."""
     prepared: int | None = None
     """The pre-flight attempt that found everything ready; a retry by hand forgets it."""
     failures: int = 0

@@ -13,6 +13,7 @@ from sft_cli.display import Display
 from sft_cli.plot import plot_metrics
 from sft_cli.sentences import arithmetic, exported_in_words, trained_time
 from sft_cli.work_folder import WorkFolder
+from sft_operator.lifecycle.backend import Conflict
 from sft_operator.lifecycle.reconcile import reconcile
 from sft_operator.local.backend import LocalBackend
 from sftjob.base import utc_now
@@ -42,7 +43,10 @@ async def run_job(folder: WorkFolder, console: Console, *, again: str) -> int:
                 return SHELL_SIGNAL_BASE + signal.SIGINT
             if stop.number == signal.SIGHUP and console.is_terminal:
                 display.detach()
-            due = await reconcile(key, backend=backend, store=folder.store, path_of=claims.path_of, clock=utc_now)
+            try:
+                due = await reconcile(key, backend=backend, store=folder.store, path_of=claims.path_of, clock=utc_now)
+            except Conflict:
+                due = 0.0
             job = folder.job()
             observation = await backend.observe(job)
             if samples := backend.node(job.status.attempts.current, 0).samples():

@@ -76,13 +76,14 @@ def seen(
     is_deleting: bool = False,
     created_at: datetime | None = None,
     is_suspended: bool = False,
+    goes_by_itself: bool = False,
 ) -> AttemptObservation:
     """Each node in the order of ranks: its state, its outcome if it has ended, None if it ended without one."""
     observed = [
         NodeObservation(rank, node) if isinstance(node, NodeState) else NodeObservation(rank, NodeState.ENDED, node)
         for rank, node in enumerate(nodes)
     ]
-    return AttemptObservation(number, tuple(observed), is_deleting, created_at, is_suspended)
+    return AttemptObservation(number, tuple(observed), is_deleting, created_at, is_suspended, goes_by_itself)
 
 
 def observing(

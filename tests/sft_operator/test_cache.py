@@ -81,9 +81,11 @@ def test_a_list_tells_what_watches_missed_and_takes_away_nothing_that_is_newer()
     cache.put_pytorch_job(pytorch_job(1))
     created = pytorch_job(2)
     created["metadata"]["resourceVersion"] = "12"
-    cache.put_pytorch_job(created)
 
-    async def pages(*found: dict[str, Any]) -> AsyncIterator[Listing]:
+    async def pages(*found: dict[str, Any], told: dict[str, Any] | None = None) -> AsyncIterator[Listing]:
+        """A watch tells of that PyTorchJob meanwhile."""
+        if told:
+            cache.put_pytorch_job(told)
         yield Listing([], 10)
         for one in found:
             yield Listing([one], 10)
@@ -92,7 +94,7 @@ def test_a_list_tells_what_watches_missed_and_takes_away_nothing_that_is_newer()
     asyncio.run(
         cache.relist(
             jobs=pages(job(version=9), job(version=1, uid="uid-4", name="missed")),
-            pytorch_jobs=pages(),
+            pytorch_jobs=pages(told=created),
             pods=pages(),
             on_change=changed.add,
         )
@@ -102,6 +104,43 @@ def test_a_list_tells_what_watches_missed_and_takes_away_nothing_that_is_newer()
     assert cache.job(JobKey("default", "missed")) == job(version=1, uid="uid-4", name="missed")
     assert cache.job(JobKey("default", "deleted")) is None
     assert cache.pytorch_jobs(UID) == [created]
+
+
+def test_after_a_restore_from_a_backup_a_list_wins_though_its_versions_are_lower() -> None:
+    """Etcd counts on from the backup's version; what came after that is gone, or is as it was then."""
+    cache = Cache()
+    cache.put_job(job(version=990))
+    cache.put_job(job(version=980, uid="uid-3", name="made-since"))
+    cache.put_pytorch_job(pytorch_job(1))
+    known = pytorch_job(2, deleting=True)
+    known["metadata"]["resourceVersion"] = "990"
+    cache.put_pytorch_job(known)
+    cache.put_pod(pod(2, version=985, phase="Succeeded"))
+    cache.put_pod(pod(1, version=5))
+
+    async def one_page(*found: dict[str, Any], told: dict[str, Any] | None = None) -> AsyncIterator[Listing]:
+        """A watch tells of that pod meanwhile."""
+        if told:
+            cache.put_pod(told)
+        yield Listing([*found], 905)
+
+    changed: list[JobKey] = []
+    asyncio.run(
+        cache.relist(
+            jobs=one_page(job(version=880)),
+            pytorch_jobs=one_page(pytorch_job(1), pytorch_job(2)),
+            pods=one_page(pod(2, version=870), pod(1, version=5), told=pod(1, version=906)),
+            on_change=changed.append,
+        )
+    )
+    assert cache.job(KEY) == job(version=880)
+    assert cache.job(JobKey("default", "made-since")) is None
+    assert cache.pytorch_jobs(UID) == [pytorch_job(1), pytorch_job(2)]
+    assert sorted(cache.pods(UID), key=lambda one: one["metadata"]["name"]) == [
+        pod(1, version=906),
+        pod(2, version=870),
+    ]
+    assert {KEY, JobKey("default", "made-since")} == {*changed}
 
 
 def test_what_a_list_told_before_it_broke_off_is_not_lost() -> None:

@@ -191,7 +191,7 @@ def test_an_attempt_that_ends_already_has_no_deadline() -> None:
 
 @pytest.mark.parametrize(("phase", "type_"), [(Phase.SUCCEEDED, "Complete"), (Phase.FAILED, "Failed")])
 def test_a_finished_job_is_deleted_once_its_time_is_over_and_nothing_of_it_lives(phase: Phase, type_: str) -> None:
-    ended = Condition(type=type_, status="True", reason="R", last_transition_time=at(-50))  # type: ignore[arg-type]
+    ended = Condition(type=type_, status="True", reason="R", observed_generation=1, last_transition_time=at(-50))
     status = after(1, phase).model_copy(update={"conditions": [ended], "observed_generation": 1})
     assert decide(a_job(status=status), observing(), now=NOW) == Decision(status)
     job = a_job(status=status, ttlSecondsAfterFinished=60)

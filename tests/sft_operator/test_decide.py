@@ -249,7 +249,7 @@ def test_a_preempted_attempt_does_not_use_up_a_retry() -> None:
     ended = observing(seen(1, an_outcome(Reason.PREEMPTED)))
     assert summary(decide(a_job(status=in_attempt(1), retries=0), ended, now=NOW))[0] is Phase.RESTARTING
     decision = decide(a_job(status=in_attempt(1), disruptionRetries=0), ended, now=NOW)
-    assert failed(decision) == ("DisruptionRetriesExhausted", "1 disruptions, 0 retries allowed; Preempted")
+    assert failed(decision) == ("DisruptionRetriesExhausted", "1 disruption, 0 retries allowed; Preempted")
 
 
 @pytest.mark.parametrize("reason", [Reason.OUT_OF_MEMORY, Reason.GPU_OUT_OF_MEMORY])
@@ -508,6 +508,15 @@ def test_a_suspension_before_the_attempt_was_created_leaves_a_record_of_its_numb
     assert decision.status.attempts.history[0].message == "suspended before it started"
 
 
+def test_an_attempt_is_asked_to_end_until_it_goes_by_itself() -> None:
+    """A pod of it that somebody deleted is no word to the others; and a launcher that outlives its grace is killed."""
+    job = a_job(status=in_attempt(1, Phase.SUSPENDING), suspend=True)
+    asked = decide(job, observing(seen(1, RUNNING, is_deleting=True)), now=NOW)
+    assert summary(asked) == (Phase.SUSPENDING, 1, DeleteAttempt(1), 1.0)
+    awaited = decide(job, observing(seen(1, RUNNING, is_deleting=True, goes_by_itself=True)), now=NOW)
+    assert summary(awaited) == (Phase.SUSPENDING, 1, None, 1.0)
+
+
 def test_a_success_during_a_suspension_is_one() -> None:
     job = a_job(status=in_attempt(1, Phase.SUSPENDING), suspend=True)
     assert summary(decide(job, observing(seen(1, a_success())), now=NOW))[0] is Phase.SUCCEEDED
@@ -523,6 +532,21 @@ def test_a_final_phase_only_cleans_up() -> None:
         # Its run policy may still be edited, and whoever waits for the object reads which version was seen.
         unseen = status.model_copy(update={"observed_generation": 0})
         assert decide(a_job(status=unseen), observing(), now=NOW) == Decision(status)
+
+
+@pytest.mark.parametrize(("outcome", "end"), [(a_success(), "Complete"), (an_outcome(Reason.INVALID_DATA), "Failed")])
+def test_who_waits_for_the_end_of_a_job_gets_it_also_once_its_run_policy_was_edited(outcome: Outcome, end: str) -> None:
+    """`kubectl wait` passes over a condition whose own generation is below that of the object."""
+    finished = decide(a_job(status=in_attempt(1)), observing(seen(1, outcome)), now=NOW).status
+    edited = a_job(status=finished)
+    edited = edited.model_copy(update={"metadata": edited.metadata.model_copy(update={"generation": 2})})
+    decision = decide(edited, observing(), now=at(60))
+    assert (decision.action, decision.status.observed_generation) == (None, 2)
+    waited_for = {c.type: c for c in decision.status.conditions}[end]
+    assert (waited_for.status, waited_for.observed_generation, waited_for.last_transition_time) == ("True", 2, NOW)
+    assert {c.observed_generation for c in decision.status.conditions} == {2}
+    again = edited.model_copy(update={"status": decision.status})
+    assert decide(again, observing(), now=at(120)).status == decision.status
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,12 @@ def test_the_newest_story_gives_way_last_and_in_bytes() -> None:
     assert (newest.message, newest.log_tail) == ("█" * 1600, "█" * 600)
     assert {(record.message, record.log_tail) for record in older} == {("█" * 60, "")}
     assert len(status.to_json().encode()) < 16 * 1024
+
+
+def test_the_image_of_the_attempts_to_come_is_never_cut() -> None:
+    image = "registry.example.com/" + "team/" * 10 + "sft-trainer@sha256:" + "0" * 64
+    strange = some_progress(step=1).model_copy(update={"stage": Stage("s" * 30_000)})
+    running = observing(seen(1, RUNNING), progress=strange)
+    status = decide(a_job(status=in_attempt(1, image=image)), running, now=NOW).status
+    assert len(status.to_json().encode()) < 16 * 1024
+    assert status.attempts.image == image

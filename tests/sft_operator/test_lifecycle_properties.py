@@ -45,6 +45,8 @@ class World:
         """Of these, those that were suspended from their birth on."""
         self.holds_all = False
         """Also what names no queue."""
+        self.one_word_is_enough = False
+        """Of a deletion."""
         self.refuses = False
         """Attempts that the operator creates."""
         self.keeps_pods = False
@@ -120,7 +122,13 @@ class World:
     async def observe(self, job: SFTJob) -> Observation:
         assert job.metadata.uid == self.job.metadata.uid
         attempts = tuple(
-            seen(number, *nodes, is_deleting=number in self.deleting, is_suspended=number in self.suspended)
+            seen(
+                number,
+                *nodes,
+                is_deleting=number in self.deleting,
+                is_suspended=number in self.suspended,
+                goes_by_itself=self.one_word_is_enough and number in self.deleting,
+            )
             for number, nodes in sorted(self.attempts.items())
         )
         if self.between_read_and_write:
@@ -180,6 +188,7 @@ class World:
         self._may_crash()
         assert attempt not in self.never_let_go or not self.waits(attempt), "what waits in its queue is given up"
         assert attempt in self.live() or attempt != self.job.status.attempts.current, "its logs are gone"
+        assert attempt not in self.deleting or not self.one_word_is_enough, "it is told what it knows"
         if attempt in self.live() or attempt in self.held:
             self.deleting.add(attempt)
         else:
@@ -256,6 +265,7 @@ class LifeOfAJob(RuleBasedStateMachine):
         disruption_retries=st.sampled_from([0, 1, 9]),
         queue=st.sampled_from([None, "team-a"]),
         holds_all=st.booleans(),
+        one_word_is_enough=st.booleans(),
         preflight=st.sampled_from(["auto", "always", "never"]),
         limits=st.fixed_dictionaries(
             {
@@ -272,6 +282,7 @@ class LifeOfAJob(RuleBasedStateMachine):
         disruption_retries: int,
         queue: str | None,
         holds_all: bool,
+        one_word_is_enough: bool,
         preflight: str,
         limits: dict[str, int | None],
     ) -> None:
@@ -279,6 +290,7 @@ class LifeOfAJob(RuleBasedStateMachine):
         policy = {"retries": retries, "disruptionRetries": disruption_retries, "preflight": preflight} | given
         self.world = World(a_job(nodes=nodes, queue=queue, gpus=2, **policy))
         self.world.holds_all = holds_all
+        self.world.one_word_is_enough = one_word_is_enough
 
     def one_pass(self) -> float | None:
         try:
@@ -291,7 +303,7 @@ class LifeOfAJob(RuleBasedStateMachine):
                     clock=lambda: self.world.now,
                 )
             )
-        except NotNow:
+        except (Conflict, NotNow):
             return 1.0
 
     @rule()

@@ -91,7 +91,8 @@ def test_a_pod_that_is_being_deleted_still_saves_and_its_attempt_ends() -> None:
 def test_the_last_words_of_a_deleted_pod_count_when_nothing_is_left() -> None:
     outcome = an_outcome(Reason.PREEMPTED, attempt=2, saved=True)
     gone = pod(2, 0, "Failed", terminated=terminated(75, message=outcome.to_json()))
-    assert observed(gone=(gone,)) == (AttemptObservation(2, (node(0, ENDED, outcome),), is_deleting=True),)
+    ended = AttemptObservation(2, (node(0, ENDED, outcome),), is_deleting=True, goes_by_itself=True)
+    assert observed(gone=(gone,)) == (ended,)
 
 
 def test_pods_of_an_attempt_whose_end_is_recorded_are_forgotten_once_they_are_gone() -> None:
@@ -135,7 +136,8 @@ def test_a_pod_long_past_its_grace_is_gone_with_its_node() -> None:
     )
     lost = an_outcome(Reason.NODE_LOST, attempt=2, ended=-59, message="node-0 is lost: it did not end its pod")
     lost = lost.model_copy(update={"exit_code": None})
-    assert found == AttemptObservation(2, (node(0, ENDED, lost),), is_deleting=True, created_at=at(-120))
+    nodes = (node(0, ENDED, lost),)
+    assert found == AttemptObservation(2, nodes, is_deleting=True, created_at=at(-120), goes_by_itself=True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from sft_operator.kubernetes import queue as queue_module
 from sft_operator.kubernetes.queue import WorkQueue
-from sft_operator.lifecycle.backend import JobKey, NotNow
+from sft_operator.lifecycle.backend import Conflict, JobKey, NotNow
 
 A, B = JobKey("default", "a"), JobKey("default", "b")
 
@@ -94,6 +94,30 @@ def test_a_pass_that_fails_is_tried_again_and_holds_up_no_other(monkeypatch: pyt
         await run_until(queue, work, done)
         assert order[:2] == [A, B]
         assert (queue.passes, queue.failed_passes) == (4, 2)
+
+    asyncio.run(scene())
+
+
+def test_a_conflict_is_tried_again_at_once_and_a_second_one_in_a_row_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has changed meanwhile is read anew; a cause that stays would be asked for without end."""
+    monkeypatch.setattr(queue_module, "FIRST_RETRY_SECONDS", 3600)
+
+    async def scene() -> None:
+        queue, done, passes = WorkQueue(), asyncio.Event(), Counter[JobKey]()
+
+        async def work(key: JobKey) -> None:
+            passes[key] += 1
+            if key == A or passes[B] == 1:
+                raise Conflict("the object has changed")
+            asyncio.get_running_loop().call_later(0.2, done.set)
+
+        queue.add(A)
+        queue.add(B)
+        await run_until(queue, work, done)
+        assert passes == {A: 2, B: 2}
+        assert queue.failed_passes == 1
 
     asyncio.run(scene())
 

@@ -1,5 +1,7 @@
 """A job that has failed and is asked to try again, by the annotation `sftjob.dev/retry`."""
 
+from dataclasses import replace
+
 import pytest
 from jobs import NOW, a_job, an_outcome, at, in_attempt, observing, seen, summary
 
@@ -37,6 +39,15 @@ def test_a_new_value_starts_the_next_attempt_with_fresh_budgets_and_keeps_the_hi
     assert conditions["Failed"] == ("False", "Starting", "", at(60))
     assert conditions["Stalled"] == ("False", "Starting", "", at(60))
     assert conditions["Reconciling"] == ("True", "Starting", "attempt 4", at(60))
+
+
+def test_a_retry_takes_the_operator_s_present_image() -> None:
+    """It may be what mends the failure."""
+    before = a_failure()
+    before = before.model_copy(update={"attempts": before.attempts.model_copy(update={"image": "trainer:1"})})
+    observed = replace(observing(), default_image="trainer:2")
+    attempts = decide(a_job(status=before, retry="1"), observed, now=NOW).status.attempts
+    assert (attempts.current, attempts.saved_step, attempts.image) == (4, 40, "trainer:2")
 
 
 def test_a_value_is_acted_on_once() -> None:

@@ -12,6 +12,7 @@ from sft_operator.lifecycle.observation import Trouble
 from sftjob.failure import Obstacle
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.spec import SFTJobSpec
+from sftjob.status import AttemptsStatus, SFTJobStatus
 
 DEFAULTS = TrainerDefaults(image="trainer:1")
 
@@ -102,6 +103,22 @@ def test_a_pod_that_can_not_start_says_what_to_change(
     assert trouble is not None
     assert trouble.reason == reason
     assert trouble.message.startswith(begin), trouble.message
+
+
+@pytest.mark.parametrize(
+    ("saved_step", "remedy"),
+    [
+        (4, "put it back into its registry, for the job's checkpoint is of it: not found"),
+        (None, "suspend the job once, and its next attempt takes trainer:1: not found"),
+    ],
+)
+def test_an_image_that_the_operator_had_before_is_told_as_such(saved_step: int | None, remedy: str) -> None:
+    status = SFTJobStatus(attempts=AttemptsStatus(current=2, image="trainer:0", saved_step=saved_step))
+    job = a_job().model_copy(update={"status": status})
+    assert of_pods(job, [waiting("ErrImagePull", "not found")], DEFAULTS) == Trouble(
+        Obstacle.IMAGE_PULL_FAILED,
+        f"status.attempts.image, once the operator's --trainer-image: trainer:0 can't be pulled; {remedy}",
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What one version of the operator makes of what another one wrote, by literals: no version here writes them itself."""
 
+import asyncio
 import json
 from copy import deepcopy
 from dataclasses import replace
@@ -8,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import after
 
 from sft_operator.kubernetes import observe
+from sft_operator.kubernetes.backend import PyTorchJobBackend
+from sft_operator.kubernetes.cache import Cache
 from sft_operator.kubernetes.definition import refusal
 from sft_operator.kubernetes.mounts import path_of
-from sft_operator.kubernetes.pytorch_job import CONTAINER
+from sft_operator.kubernetes.progress import ProgressPoller
+from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults, image_of
 from sft_operator.lifecycle.decide import CreateAttempt, decide
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState, Observation
 from sft_operator.lifecycle.plan import launch_plan
@@ -23,6 +28,7 @@ from sftjob.outcome import Outcome
 from sftjob.plan import LaunchPlan
 from sftjob.problems import SpecError
 from sftjob.progress import Progress
+from sftjob.status import SFTJobStatus
 
 STORED = json.loads((Path(__file__).parent / "stored" / "running.json").read_text())
 """A job in mid-run, its PyTorchJob and its pods, as version 0.1.0 and an API server stored them. Never written anew:
@@ -77,6 +83,84 @@ def test_a_stored_job_that_breaks_a_later_rule_runs_on(section: str, broken: Any
     new = {name: document[name] for name in ("apiVersion", "kind", "spec")} | {"metadata": {"name": "new"}}
     with pytest.raises(SpecError, match=said):
         parse_manifest(new)
+
+
+class NoPods:
+    """In the API server's place: keeps what is created, and has nothing else."""
+
+    def __init__(self) -> None:
+        self.created: list[dict[str, Any]] = []
+
+    async def list_pods_of(self, *_: Any) -> list[dict[str, Any]]:
+        return []
+
+    async def create_pytorch_job(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.created.append(body)
+        return body | {"metadata": body["metadata"] | {"uid": "job-2", "resourceVersion": "1"}}
+
+
+def with_next_attempt(job: SFTJob, *, default: str) -> tuple[SFTJob, str]:
+    """A job between two attempts, and an operator with this `--trainer-image`: the job then, and its pods' image."""
+
+    async def scene() -> tuple[SFTJob, str]:
+        api, cache = NoPods(), Cache()
+        poller, defaults = ProgressPoller(api, None), TrainerDefaults(image=default)  # type: ignore[arg-type]
+        backend = PyTorchJobBackend(api, cache, poller, defaults=defaults)  # type: ignore[arg-type]
+        decision = decide(job, await backend.observe(job), now=NOW)
+        announced = job.model_copy(update={"status": decision.status})
+        assert isinstance(decision.action, CreateAttempt)
+        await backend.create(announced, launch_plan(announced, decision.action.number, path_of=path_of))
+        (body,) = api.created
+        (container,) = body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+        return announced, container["image"]
+
+    return asyncio.run(scene())
+
+
+def ended(job: SFTJob, *, saved_step: int | None) -> SFTJob:
+    """Its current attempt, preempted."""
+    number = job.status.attempts.current
+    status = after(number, saved_step=saved_step, image=job.status.attempts.image)
+    return job.model_copy(update={"status": status})
+
+
+def new(*, image: str | None = None) -> SFTJob:
+    job = stored()
+    compute = job.spec.compute.model_copy(update={"image": image})
+    return job.model_copy(
+        update={"status": SFTJobStatus(), "spec": job.spec.model_copy(update={"compute": compute})},
+    )
+
+
+def test_a_job_that_has_saved_goes_on_in_its_image_whatever_the_operator_s_is_by_then() -> None:
+    """Other libraries may make other tokens of the same data, and a checkpoint of other data is refused for ever."""
+    job, image = with_next_attempt(new(), default="trainer:1")
+    assert (image, job.status.to_json_dict()["attempts"]["image"]) == ("trainer:1", "trainer:1")
+    for number in (2, 3):
+        job, image = with_next_attempt(ended(job, saved_step=10), default=f"trainer:{number}")
+        assert image == "trainer:1"
+
+
+def test_a_job_that_has_saved_nothing_takes_the_operator_s_present_image() -> None:
+    job, _ = with_next_attempt(new(), default="trainer:broken")
+    job, image = with_next_attempt(ended(job, saved_step=None), default="trainer:2")
+    assert image == "trainer:2"
+    assert with_next_attempt(ended(job, saved_step=10), default="trainer:3")[1] == "trainer:2"
+
+
+def test_an_image_that_the_job_names_is_always_its_own() -> None:
+    job, image = with_next_attempt(new(image="mine:1"), default="trainer:1")
+    assert (image, job.status.attempts.image) == ("mine:1", None)
+    assert with_next_attempt(ended(job, saved_step=10), default="trainer:2")[1] == "mine:1"
+
+
+def test_a_job_whose_image_an_older_version_has_not_kept_takes_the_present_one_and_keeps_it() -> None:
+    assert "image" not in STORED["job"]["status"]["attempts"]
+    job, image = with_next_attempt(ended(stored(), saved_step=10), default="trainer:2")
+    assert image == "trainer:2"
+    assert with_next_attempt(ended(job, saved_step=10), default="trainer:3")[1] == "trainer:2"
+    # Announced by that version, and created by this one.
+    assert image_of(ended(stored(), saved_step=10), TrainerDefaults("trainer:2")) == "trainer:2"
 
 
 NEWER: dict[str, Any] = {

@@ -74,7 +74,14 @@ class PyTorchJobBackend:
         trouble_now = await self._trouble(job, current, word, now)
         progress, heard_at = self._poller.last(uid), self._poller.heard_at(uid)
         silent = self._silence.seconds(uid, current, progress, heard_at=heard_at, now=time.monotonic())
-        return Observation(attempts, progress, trouble_now, silent, queue_message=word or "")
+        return Observation(
+            attempts,
+            progress,
+            trouble_now,
+            silent,
+            queue_message=word or "",
+            default_image=self._defaults.image,
+        )
 
     async def create(self, job: SFTJob, plan: LaunchPlan) -> None:
         """Raises NotNow where the attempt must wait, or its PyTorchJob can't be made."""
@@ -100,7 +107,7 @@ class PyTorchJobBackend:
         """Nothing where it is being deleted already, or only its pods are left: those go with it."""
         uid = job.metadata.uid
         known = next((found for found in self._cache.pytorch_jobs(uid) if attempt_of(found) == attempt), None)
-        if known is None or "deletionTimestamp" in known["metadata"]:
+        if known is None:
             return
         found = await self._api.get_pytorch_job(job.metadata.namespace, known["metadata"]["name"])
         if found is None or found["metadata"]["uid"] != known["metadata"]["uid"]:

@@ -1,7 +1,8 @@
 """What the operator knows of the cluster: filled by watches, lists and its own writes; read by every pass.
 
 Pods that are gone stay until their attempt is over, for what they said last. A version that is older than the one
-known is dropped, so that whoever tells it, the newest wins.
+known is dropped, so that whoever tells it, the newest wins. Except that an answer is newer than what was known when it
+was asked for, whatever its version: an API server that was restored from a backup counts on from a lower one.
 """
 
 from collections import Counter
@@ -63,13 +64,14 @@ class Cache:
             known = (children.pytorch_jobs if found["kind"] == "PyTorchJob" else children.pods).get(uid)
         return known is not None and known.uid == uid and known.version >= version_of(found)
 
-    def put_job(self, found: Object) -> JobKey:
+    def put_job(self, found: Object, *, when_asked: int | None = None) -> JobKey:
+        """`when_asked`: the version that was known when it was asked for."""
         key = key_of(found)
         before = self._jobs.get(key)
         is_other = before is not None and before.uid != found["metadata"]["uid"]
         if before is not None and is_other:
             self._children.pop(before.uid, None)
-        if before is None or is_other or version_of(found) >= before.version:
+        if is_other or _is_newer(found, before, when_asked):
             self._jobs[key] = Packed.of(found, packed.job)
         return key
 
@@ -81,9 +83,9 @@ class Cache:
             self._children.pop(before.uid, None)
         return key
 
-    def put_pytorch_job(self, found: Object) -> JobKey:
+    def put_pytorch_job(self, found: Object, *, when_asked: int | None = None) -> JobKey:
         known, uid = self._of(found).pytorch_jobs, found["metadata"]["uid"]
-        if uid not in known or version_of(found) >= known[uid].version:
+        if _is_newer(found, known.get(uid), when_asked):
             known[uid] = Packed.of(found, packed.pytorch_job)
         return owner_key(found)
 
@@ -91,10 +93,9 @@ class Cache:
         self._of(gone).pytorch_jobs.pop(gone["metadata"]["uid"], None)
         return self._tidied(gone)
 
-    def put_pod(self, found: Object) -> JobKey:
+    def put_pod(self, found: Object, *, when_asked: int | None = None) -> JobKey:
         children, uid = self._of(found), found["metadata"]["uid"]
-        is_newer = uid not in children.pods or version_of(found) >= children.pods[uid].version
-        if is_newer and uid not in children.gone_pods:
+        if _is_newer(found, children.pods.get(uid), when_asked) and uid not in children.gone_pods:
             children.pods[uid] = Packed.of(found, packed.pod)
         return owner_key(found)
 
@@ -122,8 +123,8 @@ class Cache:
     ) -> None:
         """Page by page: whole lists would take most of the memory of all.
 
-        What isn't listed, and isn't newer than the list, is gone. `on_change` is called at once for each change: the
-        next page may fail, and what is known by then is no news to a later list.
+        What isn't listed is gone, unless it came meanwhile and is newer than the list. `on_change` is called at once
+        for each change: the next page may fail, and what is known by then is no news to a later list.
         """
         for pages, all_known, put, drop in (
             (jobs, self._all_jobs, self.put_job, self.drop_job),
@@ -136,11 +137,13 @@ class Cache:
             async for page in pages:
                 listed_version = min(listed_version or page.version, page.version)
                 for found in page.items:
-                    uids.add(found["metadata"]["uid"])
-                    if versions.get(found["metadata"]["uid"], -1) < version_of(found):
-                        on_change(put(found))
+                    uid = found["metadata"]["uid"]
+                    uids.add(uid)
+                    if versions.get(uid) != version_of(found):
+                        on_change(put(found, when_asked=versions.get(uid)))
             for known in all_known():
-                if known.uid not in uids and known.version <= listed_version:
+                came_meanwhile = versions.get(known.uid) != known.version
+                if known.uid not in uids and not (came_meanwhile and known.version > listed_version):
                     on_change(drop(known.unpacked()))
 
     def _tidied(self, gone: Object) -> JobKey:
@@ -162,6 +165,10 @@ class Cache:
 
     def _of(self, child: Object) -> _Children:
         return self._children.setdefault(child["metadata"]["labels"][names.JOB_UID_LABEL], _Children())
+
+
+def _is_newer(found: Object, known: Packed | None, when_asked: int | None) -> bool:
+    return known is None or version_of(found) >= known.version or known.version == when_asked
 
 
 def _unpacked(known: dict[str, Packed]) -> list[Object]:

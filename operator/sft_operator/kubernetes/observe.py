@@ -106,11 +106,8 @@ def _is_own(job: ObjectMeta, pod: Object, controller: Object | None) -> bool:
 def _attempt(
     number: int, nodes: int, pytorch_job: Object | None, here: list[Object], gone: list[Object], held: Set[str]
 ) -> AttemptObservation:
-    is_deleting = (
-        pytorch_job is None
-        or "deletionTimestamp" in pytorch_job["metadata"]
-        or any("deletionTimestamp" in pod["metadata"] for pod in here)
-    )
+    goes_by_itself = pytorch_job is None or "deletionTimestamp" in pytorch_job["metadata"]
+    is_deleting = goes_by_itself or any("deletionTimestamp" in pod["metadata"] for pod in here)
     may_get_pods = pytorch_job is not None and not is_deleting and not has_finished(pytorch_job)
     return AttemptObservation(
         number=number,
@@ -128,6 +125,7 @@ def _attempt(
         is_deleting=is_deleting,
         created_at=datetime.fromisoformat(pytorch_job["metadata"]["creationTimestamp"]) if pytorch_job else None,
         is_suspended=pytorch_job is not None and is_suspended(pytorch_job),
+        goes_by_itself=goes_by_itself,
     )
 
 

@@ -77,6 +77,11 @@ def _pod_metadata(labels: dict[str, str]) -> Object:
     return {"labels": labels | _NO_SIDECAR, "annotations": dict(_NO_SIDECAR)}
 
 
+def image_of(job: SFTJob, defaults: TrainerDefaults) -> str:
+    """Of the newest attempt. One that an earlier version announced has none in the status."""
+    return job.spec.compute.image or job.status.attempts.image or defaults.image
+
+
 def attempt_labels(metadata: ObjectMeta, attempt: int) -> dict[str, str]:
     """By which watches and lists find it, and its pods."""
     return {
@@ -117,7 +122,7 @@ def _pod_spec(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Objec
     ]
     container = {
         "name": CONTAINER,
-        "image": compute.image or defaults.image,
+        "image": image_of(job, defaults),
         # The kubelet puts variables into arguments: a dollar of the plan's own is written twice.
         "command": ["python", "-m", "sft_trainer.launcher", "--plan", plan.to_json().replace("$", "$$")],
         "env": _environment(job, plan),

@@ -1,6 +1,7 @@
 """A work queue of keys: what is asked for many times is done once, one pass of a key at a time, bounded in all.
 
-A pass that fails is tried again after a time that doubles; a key that is asked for while it waits is done at once.
+A pass that fails is tried again after a time that doubles, but at once after a first Conflict; a key that is asked for
+while it waits is done at once.
 """
 
 import asyncio
@@ -14,14 +15,14 @@ from itertools import islice
 from aiohttp import ClientError
 from kubernetes.aio.client import ApiException
 
-from sft_operator.lifecycle.backend import JobKey, NotNow
+from sft_operator.lifecycle.backend import Conflict, JobKey, NotNow
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 
-EXPECTED = (NotNow, ApiException, ClientError, TimeoutError)
+EXPECTED = (NotNow, Conflict, ApiException, ClientError, TimeoutError)
 """What the cluster or the network says no with; anything else is a fault of ours."""
 
 Work = Callable[[JobKey], Awaitable[float | None]]
@@ -81,18 +82,24 @@ class WorkQueue:
         (self._again if key in self._working else self._ready)[key] = time.monotonic()
         self._changed.set()
 
+    def _pause(self, key: JobKey, error: Exception) -> float:
+        """In seconds."""
+        self.failed_passes += 1
+        pause: float = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures[key] - 1, 10))
+        pause *= 1 + random.random() / 10
+        log.warning("%s/%s: %s; again in %.0f s", *key, error, pause, exc_info=not isinstance(error, EXPECTED))
+        return pause
+
     async def _pass(self, key: JobKey, work: Work) -> None:
         self.passes += 1
         try:
             due = await work(key)
         except Exception as error:
             # Whatever it was, others go on, and this key is tried again.
-            self.failed_passes += 1
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            due = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10))
-            due *= 1 + random.random() / 10
-            told = "%s/%s: %s; again in %.0f s"
-            log.warning(told, *key, error, due, exc_info=not isinstance(error, EXPECTED))
+            # Somebody was faster, and what is newest is known by now. More of them in a row have another cause.
+            is_race = failures == 1 and isinstance(error, Conflict)
+            due = 0.0 if is_race else self._pause(key, error)
         else:
             self._failures.pop(key, None)
         finally:

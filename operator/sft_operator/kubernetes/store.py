@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from sft_operator.kubernetes.api import ClusterApi, Object, message_of
 from sft_operator.kubernetes.cache import Cache
+from sft_operator.kubernetes.packed import version_of
 from sft_operator.kubernetes.story import story
 from sft_operator.lifecycle.backend import Conflict, JobKey, NotNow
-from sft_operator.lifecycle.conditions import MESSAGE_LIMIT
+from sft_operator.lifecycle.conditions import refused
 from sftjob.base import utc_now
-from sftjob.failure import Obstacle
 from sftjob.job import SFTJob
 from sftjob.problems import problems_of
 from sftjob.status import SFTJobStatus
@@ -46,24 +46,11 @@ class ObjectStore:
             return None
 
     async def _write_refusal(self, key: JobKey, found: Object, error: ValidationError) -> None:
-        message = "; ".join(str(problem) for problem in problems_of(error, SFTJob))[:MESSAGE_LIMIT]
-        before = found.get("status", {})
-        now = utc_now().isoformat().replace("+00:00", "Z")
-        refused = [
-            {
-                "type": type_,
-                "status": status,
-                "reason": Obstacle.INVALID_SPEC,
-                "message": message,
-                "lastTransitionTime": now,
-            }
-            for type_, status in (("Accepted", "False"), ("Stalled", "True"))
-        ]
-        told = [condition.get("message") for condition in before.get("conditions", [])]
-        if message not in told:
-            others = [c for c in before.get("conditions", []) if c["type"] not in ("Accepted", "Stalled")]
-            status = before | {"conditions": [*others, *refused]}
-            await self._write(key, found["metadata"]["resourceVersion"], status)
+        message = "; ".join(str(problem) for problem in problems_of(error, SFTJob))
+        metadata, before = found["metadata"], SFTJobStatus.model_validate(found.get("status") or {})
+        after = refused(before, message=message, generation=metadata["generation"], now=utc_now())
+        if after != before:
+            await self._write(key, metadata["resourceVersion"], after.to_json_dict())
 
     async def write_status(self, job: SFTJob) -> SFTJob:
         key = JobKey(job.metadata.namespace, job.metadata.name)
@@ -110,10 +97,11 @@ class ObjectStore:
 
     async def _refresh(self, key: JobKey) -> Object | None:
         """What the watch will tell in a moment: without it the next pass would decide on the old object again."""
+        known = self._cache.job(key)
         found = await self._api.get_job(key)
         if found is not None:
-            self._cache.put_job(found)
-        elif (known := self._cache.job(key)) is not None:
+            self._cache.put_job(found, when_asked=version_of(known) if known else None)
+        elif known is not None:
             self._cache.drop_job(known)
         return found
 

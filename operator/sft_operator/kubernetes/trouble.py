@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.mounts import claim_of, config_maps
-from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults
+from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults, image_of
 from sft_operator.lifecycle.observation import Trouble
 from sftjob import names
 from sftjob.failure import Obstacle
@@ -142,16 +142,25 @@ def _waiting(job: SFTJob, pod: Object, defaults: TrainerDefaults) -> Trouble | N
             continue
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
         if reason in _IMAGE_REASONS:
-            image, path = job.spec.compute.image, "spec.compute.image"
-            if image is None:
-                image, path = defaults.image, "the operator's --trainer-image"
-            remedy = "name an image that the nodes can pull, or its secret in spec.compute.imagePullSecrets"
-            return Trouble(Obstacle.IMAGE_PULL_FAILED, f"{path}: {image} can't be pulled; {remedy}: {message}")
+            return _unpulled(job, defaults, message)
         if reason == "CreateContainerConfigError":
             return _missing_secret(job, message) or Trouble(Obstacle.CONTAINER_REFUSED, f"spec.compute: {message}")
         if reason in ("CreateContainerError", "RunContainerError"):
             return Trouble(Obstacle.CONTAINER_REFUSED, f"the container can't be started: {message}")
     return None
+
+
+def _unpulled(job: SFTJob, defaults: TrainerDefaults, message: str) -> Trouble:
+    image, path = image_of(job, defaults), "spec.compute.image"
+    remedy = "name an image that the nodes can pull, or its secret in spec.compute.imagePullSecrets"
+    if job.spec.compute.image is None:
+        path = "the operator's --trainer-image"
+        if image != defaults.image:
+            path = f"status.attempts.image, once {path}"
+            remedy = f"suspend the job once, and its next attempt takes {defaults.image}"
+            if job.status.saved_step is not None:
+                remedy = "put it back into its registry, for the job's checkpoint is of it"
+    return Trouble(Obstacle.IMAGE_PULL_FAILED, f"{path}: {image} can't be pulled; {remedy}: {message}")
 
 
 def _missing_claim(job: SFTJob, claim: str) -> Trouble:

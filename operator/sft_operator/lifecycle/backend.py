@@ -34,7 +34,8 @@ class Backend(Protocol):
         """
 
     async def delete(self, job: SFTJob, attempt: int) -> None:
-        """Asks the attempt to save and end within its grace period. Returns at once; asked again until it has ended."""
+        """Asks the attempt to save and end within its grace period. Returns at once; asked again until it has ended, or
+        goes by itself."""
 
 
 class Store(Protocol):

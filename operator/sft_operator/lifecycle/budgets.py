@@ -138,6 +138,7 @@ def renewed(attempts: AttemptsStatus) -> AttemptsStatus:
             "shortages": 0,
             "without_progress": 0,
             "prepared": None,
+            "image": None,
             "running_seconds": 0,
             "avoided_nodes": [],
             "next_at": None,

@@ -18,8 +18,9 @@ from sft_operator.lifecycle.cause import (
     with_start_told,
 )
 from sft_operator.lifecycle.columns import columns
-from sft_operator.lifecycle.conditions import conditions
+from sft_operator.lifecycle.conditions import conditions, of_generation
 from sft_operator.lifecycle.deadlines import Deadline, nearest_deadline, seconds_run
+from sft_operator.lifecycle.image import next_image
 from sft_operator.lifecycle.observation import AttemptObservation, AttemptState, NodeState, Observation
 from sft_operator.lifecycle.preflight import next_kind
 from sft_operator.lifecycle.recovery import recovered_so_far, recovery_after
@@ -125,7 +126,9 @@ def _short(value: str) -> str:
 
 
 def _of_finished(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
-    status = status.model_copy(update={"observed_generation": job.metadata.generation})
+    generation = job.metadata.generation
+    facts = of_generation(status.conditions, generation)
+    status = status.model_copy(update={"observed_generation": generation, "conditions": facts})
     leftover = next((attempt for attempt in observation.attempts if attempt.is_live or attempt.lingers), None)
     if leftover is not None:
         return _deleting(status, leftover)
@@ -260,7 +263,7 @@ def _next_step(job: SFTJob, status: SFTJobStatus, observation: Observation, now:
     other = next((attempt for attempt in observation.live() if attempt.number != current), None)
     if other is not None:
         return _deleting(decision.status if decision else status, other)
-    decision = decision or _between_attempts(job, status, now)
+    decision = decision or _between_attempts(job, status, observation, now)
     leftover = next((attempt for attempt in observation.attempts if _is_leftover(attempt, status)), None)
     return decision if decision.action or leftover is None else _deleting(decision.status, leftover)
 
@@ -286,7 +289,7 @@ def _of_current(job: SFTJob, status: SFTJobStatus, attempt: AttemptObservation |
     return Decision(status)
 
 
-def _between_attempts(job: SFTJob, status: SFTJobStatus, now: datetime) -> Decision:
+def _between_attempts(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
     attempts = status.attempts
     if status.phase.is_final:
         return Decision(status)
@@ -296,13 +299,16 @@ def _between_attempts(job: SFTJob, status: SFTJobStatus, now: datetime) -> Decis
     if attempts.next_at is not None and attempts.next_at > now:
         return Decision(_in_phase(status, Phase.RESTARTING), requeue_after=(attempts.next_at - now).total_seconds())
     number, kind = attempts.current + 1, next_kind(attempts, job.spec)
-    announced = attempts.model_copy(update={"current": number, "kind": kind, "next_at": None, "started_at": now})
-    return Decision(status.model_copy(update={"phase": Phase.STARTING, "attempts": announced}), CreateAttempt(number))
+    image = next_image(status, job.spec, default=observation.default_image)
+    announced = {"current": number, "kind": kind, "image": image, "next_at": None, "started_at": now}
+    attempts = attempts.model_copy(update=announced)
+    return Decision(status.model_copy(update={"phase": Phase.STARTING, "attempts": attempts}), CreateAttempt(number))
 
 
 def _deleting(status: SFTJobStatus, attempt: AttemptObservation) -> Decision:
-    """Deleting is asked for until the attempt has ended: a backend kills what outlives its grace on a later call."""
-    return Decision(status, DeleteAttempt(attempt.number), requeue_after=DELETE_AGAIN_SECONDS)
+    """Asked for until the attempt has ended, where a backend kills on a later call what outlives its grace."""
+    action = None if attempt.goes_by_itself else DeleteAttempt(attempt.number)
+    return Decision(status, action, requeue_after=DELETE_AGAIN_SECONDS)
 
 
 def _in_phase(status: SFTJobStatus, phase: Phase) -> SFTJobStatus:

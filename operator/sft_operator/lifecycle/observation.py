@@ -59,6 +59,8 @@ class AttemptObservation:
     """None where the moment of its announcement has to do."""
     is_suspended: bool = False
     """By somebody else, who lets no pod of it run."""
+    goes_by_itself: bool = False
+    """Its deletion is under way, and whoever does it needs no second request."""
 
     @property
     def state(self) -> AttemptState:
@@ -108,6 +110,8 @@ class Observation:
     """For how long the current attempt, which runs as a whole, has shown nothing new; see `silence`."""
     queue_message: str = ""
     """Why the queue does not let the current attempt run, in its own words."""
+    default_image: str | None = None
+    """Of an attempt that is created now for a spec that names none; None where attempts have no images."""
 
     def attempt(self, number: int) -> AttemptObservation | None:
         return next((attempt for attempt in self.attempts if attempt.number == number), None)

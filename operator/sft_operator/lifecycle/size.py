@@ -54,7 +54,9 @@ def _with_short_words(status: SFTJobStatus) -> SFTJobStatus:
 
 
 def _cut(status: SFTJobStatus) -> SFTJobStatus:
-    return SFTJobStatus.model_validate(_with_cut(status.to_json_dict()), extra="allow")
+    cut = SFTJobStatus.model_validate(_with_cut(status.to_json_dict()), extra="allow")
+    # The operator's own word, which the next attempt's pods need whole.
+    return cut.model_copy(update={"attempts": cut.attempts.model_copy(update={"image": status.attempts.image})})
 
 
 def _with_cut(value: Any) -> Any:
