@@ -170,7 +170,7 @@ def test_values_become_the_options_of_the_operator(helm: Path) -> None:
     assert container["image"] == "registry.example/operator:1"
     assert container["command"] == ["python", "-m", "sft_operator"]
     assert container["args"] == [
-        "--serve=0.0.0.0:8080",
+        "--serve=:8080",
         "--trainer-image=registry.example/trainer:1",
         "--trainer-service-account=default",
         "--image-pull-secret=first",

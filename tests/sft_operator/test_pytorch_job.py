@@ -111,7 +111,7 @@ def test_an_attempt_is_one_worker_only_pytorchjob_that_is_never_retried_by_its_c
                     {"name": "SFTJOB_MASTER_PORT", "value": "23456"},
                     {"name": "SFTJOB_SCRATCH", "value": "/tmp"},
                     {"name": "SFTJOB_TERMINATION_MESSAGE", "value": "/dev/termination-log"},
-                    {"name": "SFTJOB_SERVE_ADDRESS", "value": "0.0.0.0:8080"},
+                    {"name": "SFTJOB_SERVE_ADDRESS", "value": ":8080"},
                     {
                         "name": "SFTJOB_NODE_RANK",
                         "valueFrom": {

@@ -71,7 +71,7 @@ class _Figures(Collector):
 
 
 async def serve_health(health: Health, address: str) -> web.AppRunner:
-    """Until the runner is cleaned up."""
+    """On `host:port`, or `:port` for all addresses, until the runner is cleaned up."""
     host, _, port = address.rpartition(":")
     application = web.Application()
     pages = {"/livez": health.livez, "/readyz": health.readyz, "/metrics": health.metrics}

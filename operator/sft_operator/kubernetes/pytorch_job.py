@@ -185,7 +185,7 @@ def _environment(job: SFTJob, plan: LaunchPlan) -> list[Object]:
         names.MASTER_PORT_VARIABLE: str(_MASTER_PORT),
         names.SCRATCH_VARIABLE: names.POD_SCRATCH,
         names.TERMINATION_MESSAGE_VARIABLE: "/dev/termination-log",
-        names.SERVE_ADDRESS_VARIABLE: f"0.0.0.0:{names.SERVE_PORT}",
+        names.SERVE_ADDRESS_VARIABLE: f":{names.SERVE_PORT}",
     }
     fields = {
         names.NODE_RANK_VARIABLE: f"metadata.labels['{RANK_LABEL}']",
