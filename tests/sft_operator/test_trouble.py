@@ -14,6 +14,7 @@ from sft_operator.lifecycle.observation import Trouble
 from sftjob.failure import Obstacle
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.spec import SFTJobSpec
+from sftjob.status import AttemptKind, AttemptsStatus, SFTJobStatus
 
 DEFAULTS = TrainerDefaults(image="trainer:1")
 
@@ -276,7 +277,9 @@ def test_what_a_node_could_not_do_is_over_once_the_pod_has_an_address() -> None:
 
 def test_a_pod_alone_needs_no_service() -> None:
     events, now = [an_event("FailedCreateService", "no")], datetime(2026, 1, 1, 12, 1, tzinfo=UTC)
-    assert of_events(a_job(nodes=1), events, pods=[], lacks_pods=False, now=now) is None
+    preflight = SFTJobStatus(attempts=AttemptsStatus(current=1, kind=AttemptKind.PREFLIGHT))
+    for alone in (a_job(nodes=1), a_job(nodes=2).model_copy(update={"status": preflight})):
+        assert of_events(alone, events, pods=[], lacks_pods=False, now=now) is None
 
 
 def test_a_config_map_that_is_missing_is_told_with_every_field_of_a_script_that_names_it() -> None:

@@ -11,6 +11,7 @@ from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.mounts import claim_of, config_maps
 from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults
 from sft_operator.lifecycle.observation import Trouble
+from sft_operator.lifecycle.preflight import launchers
 from sftjob import names
 from sftjob.failure import Obstacle
 from sftjob.job import SFTJob
@@ -55,7 +56,7 @@ def of_events(
             case "FailedCreatePod" if lacks_pods and age < POD_TRIED_AGAIN:
                 return Trouble(Obstacle.POD_REFUSED, f"{_refusal_remedy(job, message, what='pods')}: {message}")
             # One pod alone needs no name to be found by.
-            case "FailedCreateService" if job.spec.compute.nodes > 1 and age < RECENT:
+            case "FailedCreateService" if launchers(job, job.status.attempts.current) > 1 and age < RECENT:
                 return Trouble(Obstacle.POD_REFUSED, f"{_refusal_remedy(job, message, what='services')}: {message}")
             case "FailedMount" | "FailedAttachVolume" if age < RECENT:
                 return _of_volume(job, message)
