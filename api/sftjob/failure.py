@@ -64,6 +64,7 @@ class Obstacle(StrEnum):
     """What keeps an attempt from starting, as the condition Stalled names it."""
 
     UNSCHEDULABLE = "Unschedulable"
+    SCHEDULING_GATED = "SchedulingGated"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CLAIM_MISSING = "ClaimMissing"
     CLAIM_NOT_SHARED = "ClaimNotShared"

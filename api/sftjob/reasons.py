@@ -131,6 +131,10 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     Obstacle.UNSCHEDULABLE: Explanation(
         "No node takes a pod.", "ask in `spec.compute` for what the cluster has, or wait for it"
     ),
+    Obstacle.SCHEDULING_GATED: Explanation(
+        "Something holds the pods back by scheduling gates.",
+        "see which in the message; look whether whoever sets them runs, or have the job's pods left alone",
+    ),
     Obstacle.IMAGE_PULL_FAILED: Explanation(
         "The image can't be pulled.", "correct `spec.compute.image`, or name its secret in `imagePullSecrets`"
     ),
@@ -138,12 +142,19 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     Obstacle.CLAIM_NOT_SHARED: Explanation(
         "Several nodes need a claim that serves one.", "use one that is ReadWriteMany, or `spec.compute.nodes: 1`"
     ),
-    Obstacle.VOLUME_NOT_MOUNTED: Explanation("A volume can't be mounted.", "look at its claim and its storage"),
+    Obstacle.VOLUME_NOT_MOUNTED: Explanation(
+        "A volume can't be mounted, or lies where no node takes the pod.",
+        "see the message; look at its claim and its storage",
+    ),
     Obstacle.CONFIG_MAP_MISSING: Explanation("A ConfigMap, or a key of it, does not exist.", "create it"),
     Obstacle.SECRET_MISSING: Explanation("A Secret, or a key of it, does not exist.", "create it"),
-    Obstacle.CONTAINER_REFUSED: Explanation("The container can't be started.", "see the message"),
+    Obstacle.CONTAINER_REFUSED: Explanation(
+        "The container, or one that somebody's webhook puts beside it, can't be started, or the pod not set up.",
+        "see the message",
+    ),
     Obstacle.POD_REFUSED: Explanation(
-        "The API server refuses the pods: quota, Pod Security, a missing service account or priority class.",
+        "The API server refuses the pods, or the services by which several find each other: quota, Pod Security, a "
+        "missing service account or priority class.",
         "see the message",
     ),
     Obstacle.ATTEMPT_REFUSED: Explanation(

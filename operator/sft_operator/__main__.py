@@ -45,7 +45,9 @@ def _options() -> Options:
     parser.add_argument("--image-pull-secret", action="append", default=[], help="for trainer pods; may be repeated")
     parser.add_argument("--namespace", action="append", default=[], help="to work in, may be repeated; default: all")
     parser.add_argument("--lease-namespace", help="of the lease that one operator holds; default: its own, or default")
-    parser.add_argument("--serve", metavar="HOST:PORT", help="address of /livez, /readyz and /metrics; default: none")
+    parser.add_argument(
+        "--serve", metavar="HOST:PORT", help="address of /livez, /readyz and /metrics, :PORT for all; default: none"
+    )
     given = parser.parse_args()
     return Options(
         defaults=TrainerDefaults(

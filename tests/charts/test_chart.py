@@ -1,7 +1,12 @@
 """The operator's chart as helm renders it: its values, the operator's rights, and a pod that Pod Security accepts."""
 
 import json
+import os
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,14 @@ RULES = [
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "list"]},
     {"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["list"]},
+]
+VIEW_RULES = [{"apiGroups": ["sftjob.dev"], "resources": ["sftjobs"], "verbs": ["get", "list", "watch"]}]
+EDIT_RULES = [
+    {
+        "apiGroups": ["sftjob.dev"],
+        "resources": ["sftjobs"],
+        "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"],
+    }
 ]
 LEASE_RULES = [
     {
@@ -65,8 +78,18 @@ def render(helm: Path, *options: str) -> list[dict[str, Any]]:
 
 
 def rights(objects: list[dict[str, Any]]) -> dict[tuple[str, str | None], list[dict[str, Any]]]:
-    """By kind and namespace of what grants them."""
-    return {(o["kind"], o["metadata"].get("namespace")): o["rules"] for o in objects if "rules" in o}
+    """The operator's, by kind and namespace of what grants them."""
+    roles = [o for o in objects if "rules" in o and not aggregated(o)]
+    return {(o["kind"], o["metadata"].get("namespace")): o["rules"] for o in roles}
+
+
+def aggregated(role: dict[str, Any]) -> list[str]:
+    """The cluster's own roles that it is part of."""
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    labels = role["metadata"]["labels"]
+    return [
+        label.removeprefix(prefix) for label, value in labels.items() if label.startswith(prefix) and value == "true"
+    ]
 
 
 def bindings(objects: list[dict[str, Any]]) -> list[tuple[str, str | None, str, str, list[dict[str, str]]]]:
@@ -94,6 +117,12 @@ def test_lint_finds_nothing(helm: Path) -> None:
         ("--set=trainer.imagePullSecret=a", "imagePullSecret"),
         ("--set=watchNamespaces=team-a", "watchNamespaces"),
         ("--set=watchNamespaces={Team_A}", "watchNamespaces"),
+        ("--set=watchNamespaces={team.a}", "watchNamespaces"),
+        ("--set=watchNamespaces={" + 64 * "a" + "}", "watchNamespaces"),
+        # Whoever sets null takes the default away.
+        ("--set=trainer=null", "missing property 'trainer'"),
+        ("--set=trainer.serviceAccount=null", "missing property 'serviceAccount'"),
+        ("--set=networkPolicy=null", "missing property 'networkPolicy'"),
         ("--set=imagePullPolicy=Sometimes", "imagePullPolicy"),
         ("--set=image=an image", "image"),
         ("--set=trainer.image=an image", "image"),
@@ -143,6 +172,25 @@ def test_with_namespaces_named_it_has_no_right_outside_them(helm: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("option", ["--set=watchNamespaces={team-a}", "--set=imagePullPolicy=Always"])
+def test_who_may_edit_a_namespace_may_edit_its_jobs_and_who_may_view_it_may_read_them(helm: Path, option: str) -> None:
+    objects = render(helm, option)
+    assert [(aggregated(o), o["rules"]) for o in objects if "rules" in o and aggregated(o)] == [
+        (["admin", "edit"], EDIT_RULES),
+        (["view"], VIEW_RULES),
+    ]
+    without = render(helm, option, "--set=aggregateClusterRoles=false")
+    assert [o for o in without if "rules" in o and aggregated(o)] == []
+
+
+def test_releases_of_one_name_in_two_namespaces_have_user_roles_of_their_own(helm: Path) -> None:
+    def of_cluster(namespace: str) -> set[str]:
+        objects = render(helm, "--set=watchNamespaces={team-a}", f"--namespace={namespace}")
+        return {o["metadata"]["name"] for o in objects if "namespace" not in o["metadata"]}
+
+    assert of_cluster("one") & of_cluster("two") == set()
+
+
 def test_there_is_one_operator_at_a_time_and_its_pod_is_restricted(helm: Path) -> None:
     spec = deployment(render(helm))["spec"]
     pod = spec["template"]["spec"]
@@ -170,7 +218,7 @@ def test_values_become_the_options_of_the_operator(helm: Path) -> None:
     assert container["image"] == "registry.example/operator:1"
     assert container["command"] == ["python", "-m", "sft_operator"]
     assert container["args"] == [
-        "--serve=0.0.0.0:8080",
+        "--serve=:8080",
         "--trainer-image=registry.example/trainer:1",
         "--trainer-service-account=default",
         "--image-pull-secret=first",
@@ -196,6 +244,7 @@ def test_a_name_that_yaml_takes_for_something_else_stays_a_name(helm: Path, name
         *((kind, name, name) for kind in ("ServiceAccount", "Deployment", "NetworkPolicy")),
         ("NetworkPolicy", f"{name}-trainer-pods", name),
         *((kind, f"{name}-{what}", name) for kind in ("Role", "RoleBinding") for what in ("jobs", "lease")),
+        *(("ClusterRole", f"{name}-{name}-{what}", None) for what in ("edit", "view")),
         ("Lease", "sft-operator", name),
     }
 
@@ -234,6 +283,8 @@ def test_all_that_is_installed_stands_in_the_chart_so_that_uninstalling_takes_it
         ("ServiceAccount", "system", "sft"),
         ("ClusterRole", None, "sft-jobs"),
         ("ClusterRoleBinding", None, "sft-jobs"),
+        ("ClusterRole", None, "sft-system-edit"),
+        ("ClusterRole", None, "sft-system-view"),
         ("Role", "system", "sft-lease"),
         ("RoleBinding", "system", "sft-lease"),
         # The operator takes it by this name, and would make it again.
@@ -268,6 +319,62 @@ def test_trainer_pods_are_reached_by_each_other_and_their_progress_by_the_operat
         ],
     }
     assert names.JOB_UID_LABEL == "sftjob.dev/job-uid"
+
+
+@contextmanager
+def cluster_with(*deployments: dict[str, Any]) -> Iterator[str]:
+    """The two answers that helm asks for, by the kubeconfig's text."""
+    resource = {"name": "deployments", "namespaced": True, "kind": "Deployment", "verbs": ["list"]}
+    answers = {
+        "/apis/apps/v1": {"kind": "APIResourceList", "groupVersion": "apps/v1", "resources": [resource]},
+        "/apis/apps/v1/deployments": {"kind": "DeploymentList", "apiVersion": "apps/v1", "items": deployments},
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answers[self.path.split("?")[0]]).encode())
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cluster = {"name": "it", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+        context = {"name": "it", "context": {"cluster": "it", "user": "me"}}
+        users = [{"name": "me", "user": {}}]
+        yield json.dumps({"clusters": [cluster], "contexts": [context], "users": users, "current-context": "it"})
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name", "option", "is_refused"),
+    [
+        ("elsewhere", "sft-operator", "--set=imagePullPolicy=Always", True),
+        ("elsewhere", "sft-operator", "--set=watchNamespaces={team-a}", False),
+        # An upgrade meets itself.
+        ("system", "sft-operator", "--set=imagePullPolicy=Always", False),
+        ("elsewhere", "another", "--set=imagePullPolicy=Always", False),
+    ],
+)
+def test_a_second_operator_for_all_namespaces_is_refused(
+    helm: Path, tmp_path: Path, namespace: str, name: str, option: str, is_refused: bool
+) -> None:
+    labels = {"app.kubernetes.io/name": name}
+    other = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "bare", "namespace": "team-a"}}
+    found = other | {"metadata": {"name": "first", "namespace": namespace, "labels": labels}}
+    with cluster_with(other, found) as kubeconfig:
+        (tmp_path / "kubeconfig").write_text(kubeconfig)
+        command = [str(helm), *RENDER, *IMAGES, option, "--dry-run=server"]
+        environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    told = (
+        "watchNamespaces: the sft-operator first of namespace elsewhere would work on the same jobs; uninstall it "
+        "(helm uninstall first --namespace elsewhere), or give each namespaces of its own: --set watchNamespaces="
+    )
+    assert (done.returncode != 0, told in done.stderr) == (is_refused, is_refused), done.stderr
 
 
 def test_a_policy_for_trainer_pods_asks_for_the_namespaces_that_it_lies_in(helm: Path) -> None:

@@ -174,7 +174,7 @@ def test_the_trainers_image_trains_a_pretrained_model_for_two_steps(cluster: Clu
         "SFTJOB_MASTER_PORT": "29500",
         "SFTJOB_SCRATCH": "/tmp",
         "SFTJOB_TERMINATION_MESSAGE": "/dev/termination-log",
-        "SFTJOB_SERVE_ADDRESS": "0.0.0.0:8080",
+        "SFTJOB_SERVE_ADDRESS": ":8080",
     }
     two_steps = pod("two-steps", command, claims=mounts, fs_group=1000)
     two_steps["spec"]["containers"][0]["env"] = [{"name": key, "value": value} for key, value in environment.items()]

@@ -276,3 +276,19 @@ def test_a_pod_that_was_refused_is_trouble_until_it_is_there(
         assert (found.trouble and found.trouble.reason) == trouble
 
     asyncio.run(scene())
+
+
+def test_an_attempt_whose_pods_are_gated_says_by_what() -> None:
+    gated = pod(1, phase="Pending")
+    gated["spec"]["schedulingGates"] = [{"name": "example.com/audit"}]
+
+    async def scene() -> None:
+        backend, cache = a_backend(Lists())
+        cache.put_pytorch_job(pytorch_job(1))
+        cache.put_pod(gated)
+        found = await backend.observe(a_job(status=in_attempt(1, Phase.STARTING)))
+        assert found.trouble is not None
+        assert found.trouble.reason == Obstacle.SCHEDULING_GATED
+        assert "(example.com/audit)" in found.trouble.message
+
+    asyncio.run(scene())

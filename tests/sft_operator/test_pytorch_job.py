@@ -111,7 +111,7 @@ def test_an_attempt_is_one_worker_only_pytorchjob_that_is_never_retried_by_its_c
                     {"name": "SFTJOB_MASTER_PORT", "value": "23456"},
                     {"name": "SFTJOB_SCRATCH", "value": "/tmp"},
                     {"name": "SFTJOB_TERMINATION_MESSAGE", "value": "/dev/termination-log"},
-                    {"name": "SFTJOB_SERVE_ADDRESS", "value": "0.0.0.0:8080"},
+                    {"name": "SFTJOB_SERVE_ADDRESS", "value": ":8080"},
                     {
                         "name": "SFTJOB_NODE_RANK",
                         "valueFrom": {
@@ -279,12 +279,26 @@ def test_a_pre_flight_is_one_worker_of_the_same_pod_without_accelerators() -> No
     assert {"name": "SFTJOB_MASTER_ADDRESS", "value": "localhost"} in container["env"]
     told = json.loads(container["command"][-1])
     assert (told["prepareOnly"], told["spec"]["compute"]["nodes"]) == (True, 2)
+    # Where a cluster taints nodes with devices, the pods of training get these by what they request.
+    assert pod["template"]["spec"].pop("tolerations") == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "rdma/hca", "operator": "Exists", "effect": "NoSchedule"},
+    ]
     # All else is as in training: the volumes above all.
     assert pod["template"] == other["template"]
     assert container["volumeMounts"] == of_training["volumeMounts"]
     # A queue holds it back like any workload, by what it asks for.
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
     assert body["spec"]["runPolicy"]["suspend"] is True
+
+
+def test_a_pre_flight_bears_a_taint_that_the_job_itself_bears_once() -> None:
+    of_gpus = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    spot = {"key": "spot", "operator": "Equal", "value": "yes"}
+    compute = {"resources": {"limits": {"nvidia.com/gpu": 1}}, "tolerations": [spot, of_gpus]}
+    status = SFTJobStatus(attempts=AttemptsStatus(current=1, kind=AttemptKind.PREFLIGHT))
+    _, body = built(a_job(compute=compute).model_copy(update={"status": status}), attempt=1)
+    assert body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["tolerations"] == [spot, of_gpus]
 
 
 def test_an_attempt_stays_away_from_nodes_whose_gpu_is_broken() -> None:

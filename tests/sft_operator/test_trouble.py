@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 from cluster_objects import pod, pytorch_job
 
+from sft_operator.kubernetes import packed
+from sft_operator.kubernetes.packed import Packed
 from sft_operator.kubernetes.pytorch_job import TrainerDefaults
-from sft_operator.kubernetes.trouble import of_controller, of_events, of_pods, refused
+from sft_operator.kubernetes.trouble import of_controller, of_events, of_gates, of_pods, refused
 from sft_operator.lifecycle.observation import Trouble
 from sftjob.failure import Obstacle
 from sftjob.job import ObjectMeta, SFTJob
 from sftjob.spec import SFTJobSpec
-from sftjob.status import AttemptsStatus, SFTJobStatus
+from sftjob.status import AttemptKind, AttemptsStatus, SFTJobStatus
 
 DEFAULTS = TrainerDefaults(image="trainer:1")
 
@@ -30,6 +32,17 @@ def a_job(**compute: Any) -> SFTJob:
 def unplaced(message: str) -> dict[str, Any]:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     return pod(1, phase="Pending", conditions=[condition])
+
+
+def an_event(reason: str, message: str) -> dict[str, Any]:
+    """At noon, about the pod of rank 0."""
+    return {
+        "metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"},
+        "involvedObject": {"kind": "Pod", "uid": "pod-1-0"},
+        "source": {"component": "kubelet", "host": "node-7"},
+        "reason": reason,
+        "message": message,
+    }
 
 
 def waiting(reason: str, message: str) -> dict[str, Any]:
@@ -61,6 +74,22 @@ def waiting(reason: str, message: str) -> dict[str, Any]:
             unplaced("0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims."),
             "VolumeNotMounted",
             "a claim of spec (models, results) has no volume yet; its storage class must exist and have room",
+        ),
+        (
+            {"nodes": 1},
+            unplaced("0/2 nodes are available: 2 node(s) had volume node affinity conflict."),
+            "VolumeNotMounted",
+            "spec (claims models, results): a claim's volume lies in a zone, or on a node, where no node takes the "
+            "pod; choose nodes there by spec.compute.nodeSelector, or create the claim anew where the nodes are "
+            "(kubectl describe pvc --namespace team): 0/2",
+        ),
+        (
+            {},
+            unplaced("0/2 nodes are available: 2 node(s) didn't match PersistentVolume's node affinity."),
+            "VolumeNotMounted",
+            "spec (claims models, results): a claim's volume lies in a zone, or on a node, where no node takes the "
+            "pod; choose nodes there by spec.compute.nodeSelector, or create the claim anew where the nodes are "
+            "(kubectl describe pvc --namespace team), or use a claim that the nodes of all pods reach: 0/2",
         ),
         (
             {},
@@ -103,6 +132,39 @@ def test_a_pod_that_can_not_start_says_what_to_change(
     assert trouble is not None
     assert trouble.reason == reason
     assert trouble.message.startswith(begin), trouble.message
+
+
+@pytest.mark.parametrize("kind", ["initContainerStatuses", "containerStatuses"])
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "CrashLoopBackOff", "CreateContainerConfigError"])
+def test_a_container_of_somebody_else_that_keeps_the_pod_from_starting_is_told_by_name(kind: str, reason: str) -> None:
+    mesh = {"name": "mesh", "image": "mesh:1", "state": {"waiting": {"reason": reason, "message": "not there"}}}
+    ours = {"name": "pytorch", "image": "trainer:1", "state": {"waiting": {"reason": "PodInitializing"}}}
+    held = pod(1, phase="Pending", containerStatuses=[ours])
+    held["status"][kind] = [*held["status"].get(kind, []), mesh]
+    assert of_pods(a_job(), [held], DEFAULTS) == Trouble(
+        Obstacle.CONTAINER_REFUSED,
+        "the container mesh of the image mesh:1, which something puts into the job's pods, does not start "
+        f"({reason}); mend it, or have it leave the job's pods alone: not there",
+    )
+
+
+def test_a_container_of_somebody_else_that_only_takes_its_time_is_no_trouble() -> None:
+    mesh = {"name": "mesh", "image": "mesh:1", "state": {"waiting": {"reason": "PodInitializing"}}}
+    held = pod(1, phase="Pending", waiting={"reason": "PodInitializing"}, initContainerStatuses=[mesh])
+    assert of_pods(a_job(), [held], DEFAULTS) is None
+
+
+def test_gates_that_nobody_opens_are_told_by_name_from_what_the_operator_keeps_of_a_pod() -> None:
+    held = pod(1, phase="Pending")
+    held["spec"]["schedulingGates"] = [{"name": "example.com/quota"}, {"name": "example.com/audit"}]
+    free = pod(1, 1, phase="Pending")
+    kept = [Packed.of(one, packed.pod).unpacked() for one in (held, free)]
+    assert of_gates(kept) == Trouble(
+        Obstacle.SCHEDULING_GATED,
+        "something holds the pods back by scheduling gates (example.com/audit, example.com/quota); look whether it "
+        "runs, or have it leave the job's pods alone",
+    )
+    assert of_gates([free]) is None
 
 
 @pytest.mark.parametrize(
@@ -161,12 +223,38 @@ def test_an_image_that_the_operator_had_before_is_told_as_such(saved_step: int |
             "ClaimNotShared",
             "spec (claims models, results): a claim serves one node or pod at a time and 2 need it; ",
         ),
+        (
+            "FailedCreateService",
+            'Error creating: services "x" is forbidden: exceeded quota: few, requested: services=1, used: services=2',
+            "PodRefused",
+            "the quota of namespace team is used up; raise it, or ask for less in spec.compute: Error creating",
+        ),
+        (
+            "FailedCreateService",
+            "Error creating: admission webhook denied the request",
+            "PodRefused",
+            "the API server refuses the attempt's services: Error creating",
+        ),
+        (
+            "FailedCreatePodSandBox",
+            'Failed to create pod sandbox: plugin type="calico" failed (add): no IP addresses left',
+            "ContainerRefused",
+            "node-7 can't set up the pod; look at its network plugin and container runtime, and the job starts by "
+            "itself: Failed to create pod sandbox: ",
+        ),
+        (
+            "NetworkNotReady",
+            "network is not ready: cni plugin not initialized",
+            "ContainerRefused",
+            "node-7 can't set up the pod; look at its network plugin and container runtime, and the job starts by "
+            "itself: network is not ready: ",
+        ),
     ],
 )
 def test_an_event_says_what_to_change(event: str, message: str, reason: str, begin: str) -> None:
     old = {"metadata": {"creationTimestamp": "2026-01-01T11:00:00Z"}, "reason": "Scheduled", "message": "fine"}
-    new = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": event, "message": message}
-    trouble = of_events(a_job(), [old, new], lacks_pods=True, now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
+    new = an_event(event, message)
+    trouble = of_events(a_job(), [old, new], pods=[], lacks_pods=True, now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
     assert trouble is not None
     assert trouble.reason == reason
     assert trouble.message.startswith(begin), trouble.message
@@ -182,15 +270,32 @@ def test_an_event_says_what_to_change(event: str, message: str, reason: str, beg
         ("FailedCreatePod", 1, False, None),
         ("FailedMount", 4, True, "VolumeNotMounted"),
         ("FailedMount", 6, True, None),
+        ("NetworkNotReady", 6, True, None),
     ],
 )
 def test_an_event_counts_until_it_would_have_been_told_again(
     event: str, minutes: int, lacks_pods: bool, reason: str | None
 ) -> None:
-    told = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": event, "message": "no"}
     now = datetime(2026, 1, 1, 12, minutes, tzinfo=UTC)
-    trouble = of_events(a_job(), [told], lacks_pods=lacks_pods, now=now)
+    trouble = of_events(a_job(), [an_event(event, "no")], pods=[], lacks_pods=lacks_pods, now=now)
     assert (trouble and trouble.reason) == reason
+
+
+def test_what_a_node_could_not_do_is_over_once_the_pod_has_an_address() -> None:
+    events, now = [an_event("FailedCreatePodSandBox", "no")], datetime(2026, 1, 1, 12, 1, tzinfo=UTC)
+    pulling = pod(1, phase="Pending", podIP="10.0.0.7", waiting={"reason": "ContainerCreating"})
+    assert of_events(a_job(), events, pods=[pulling], lacks_pods=False, now=now) is None
+    another = pod(1, 1, phase="Pending", podIP="10.0.0.8", waiting={"reason": "ContainerCreating"})
+    told = of_events(a_job(), events, pods=[another], lacks_pods=False, now=now)
+    assert told is not None
+    assert told.reason is Obstacle.CONTAINER_REFUSED
+
+
+def test_a_pod_alone_needs_no_service() -> None:
+    events, now = [an_event("FailedCreateService", "no")], datetime(2026, 1, 1, 12, 1, tzinfo=UTC)
+    preflight = SFTJobStatus(attempts=AttemptsStatus(current=1, kind=AttemptKind.PREFLIGHT))
+    for alone in (a_job(nodes=1), a_job(nodes=2).model_copy(update={"status": preflight})):
+        assert of_events(alone, events, pods=[], lacks_pods=False, now=now) is None
 
 
 def test_a_config_map_that_is_missing_is_told_with_every_field_of_a_script_that_names_it() -> None:
@@ -199,8 +304,8 @@ def test_a_config_map_that_is_missing_is_told_with_every_field_of_a_script_that_
     job = a_job()
     job = job.model_copy(update={"spec": SFTJobSpec.model_validate(spec)})
     message = 'MountVolume.SetUp failed for volume "config-map-0" : configmap "few" not found'
-    event = {"metadata": {"creationTimestamp": "2026-01-01T12:00:00Z"}, "reason": "FailedMount", "message": message}
-    trouble = of_events(job, [event], lacks_pods=False, now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
+    events, now = [an_event("FailedMount", message)], datetime(2026, 1, 1, 12, 1, tzinfo=UTC)
+    trouble = of_events(job, events, pods=[], lacks_pods=False, now=now)
     assert trouble is not None
     assert trouble.message.startswith(
         "spec.script.uri, spec.script.args[1]: create the ConfigMap few with the keys train.py, few.jsonl in namespace "

@@ -235,7 +235,7 @@ class PyTorchJobBackend:
             except (ApiException, ClientError, TimeoutError) as error:
                 log.warning("events can't be read: %s", error)
                 return told.trouble if told else None
-            of_events = trouble.of_events(job, events, lacks_pods=lacks_pods, now=now)
-            found = of_events or trouble.of_controller(about_jobs, mine)
+            of_events = trouble.of_events(job, events, pods=mine, lacks_pods=lacks_pods, now=now)
+            found = of_events or trouble.of_gates(mine) or trouble.of_controller(about_jobs, mine)
             told = self._by_events[uid] = _Told(found, time.monotonic(), lacks_pods)
         return told.trouble

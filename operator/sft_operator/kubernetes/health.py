@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from sft_operator.kubernetes.cache import Cache
 from sft_operator.kubernetes.namespaces import left_out
+from sft_operator.kubernetes.progress import ProgressPoller
 from sft_operator.kubernetes.queue import WorkQueue
 from sftjob.status import Phase
 
@@ -18,9 +19,10 @@ STALE_SECONDS = 900
 
 
 class Health:
-    def __init__(self, cache: Cache, queue: WorkQueue) -> None:
+    def __init__(self, cache: Cache, queue: WorkQueue, poller: ProgressPoller) -> None:
         self._cache = cache
         self._queue = queue
+        self._poller = poller
         self._listed_at = time.monotonic()
         self.leads = False
         self.waits_for = "its lease"
@@ -47,13 +49,13 @@ class Health:
 
     async def metrics(self, _: web.Request) -> web.Response:
         registry = CollectorRegistry()
-        registry.register(_Figures(self, self._cache, self._queue))
+        registry.register(_Figures(self, self._cache, self._queue, self._poller))
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
 
 class _Figures(Collector):
-    def __init__(self, health: Health, cache: Cache, queue: WorkQueue) -> None:
-        self._health, self._cache, self._queue = health, cache, queue
+    def __init__(self, health: Health, cache: Cache, queue: WorkQueue, poller: ProgressPoller) -> None:
+        self._health, self._cache, self._queue, self._poller = health, cache, queue, poller
 
     def collect(self) -> Iterator[Metric]:
         phases = self._cache.job_phases()
@@ -66,12 +68,14 @@ class _Figures(Collector):
         yield GaugeMetricFamily("sft_operator_leads", "1 while it holds the lease", value=int(self._health.leads))
         told = "Namespaces that were named and in which it may not work"
         yield GaugeMetricFamily("sft_operator_namespaces_left_out", told, value=len(self._health.left_out))
+        told = "Launchers that run and have told no progress for a minute"
+        yield GaugeMetricFamily("sft_operator_launchers_unheard", told, value=self._poller.unheard())
         yield CounterMetricFamily("sft_operator_passes", "Passes over a job", value=self._queue.passes)
         yield CounterMetricFamily("sft_operator_failed_passes", "Passes that failed", value=self._queue.failed_passes)
 
 
 async def serve_health(health: Health, address: str) -> web.AppRunner:
-    """Until the runner is cleaned up."""
+    """On `host:port`, or `:port` for all addresses, until the runner is cleaned up."""
     host, _, port = address.rpartition(":")
     application = web.Application()
     pages = {"/livez": health.livez, "/readyz": health.readyz, "/metrics": health.metrics}

@@ -45,13 +45,13 @@ def pytorch_job(found: Object) -> Object:
 
 
 def pod(found: Object) -> Object:
-    """Of its spec where it runs, of which images, and what it may use."""
+    """Of its spec where it runs, or who keeps it from running, of which images, and what it may use."""
     spec = found["spec"]
     containers = [
         {name: container[name] for name in ("name", "image", "resources") if name in container}
         for container in spec["containers"]
     ]
-    placed = {"nodeName": spec["nodeName"]} if "nodeName" in spec else {}
+    placed = {name: spec[name] for name in ("nodeName", "schedulingGates") if name in spec}
     return _with_spec(found, placed | {"containers": containers})
 
 

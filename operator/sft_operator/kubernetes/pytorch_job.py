@@ -158,13 +158,22 @@ def _pod_spec(job: SFTJob, plan: LaunchPlan, defaults: TrainerDefaults) -> Objec
         spec["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(secrets)]
     if compute.node_selector:
         spec["nodeSelector"] = dict(compute.node_selector)
-    if compute.tolerations:
-        spec["tolerations"] = [toleration.to_json_dict() for toleration in compute.tolerations]
+    tolerations = [toleration.to_json_dict() for toleration in compute.tolerations]
+    if plan.prepare_only:
+        tolerations += [one for one in _of_tainted_devices(compute.resources) if one not in tolerations]
+    if tolerations:
+        spec["tolerations"] = tolerations
     if job.status.attempts.avoided_nodes:
         spec["affinity"] = {"nodeAffinity": _away_from(job.status.attempts.avoided_nodes)}
     if compute.priority_class_name:
         spec["priorityClassName"] = compute.priority_class_name
     return spec
+
+
+def _of_tainted_devices(resources: ResourcesSpec) -> list[Object]:
+    """What a cluster with ExtendedResourceToleration, as GKE, gives to pods that request devices, and to no others: a
+    pre-flight requests none, and its node selector may name such nodes."""
+    return [{"key": device, "operator": "Exists", "effect": "NoSchedule"} for device in resources.devices]
 
 
 def _away_from(nodes: list[str]) -> Object:
@@ -181,7 +190,7 @@ def _environment(job: SFTJob, plan: LaunchPlan) -> list[Object]:
         names.MASTER_PORT_VARIABLE: str(_MASTER_PORT),
         names.SCRATCH_VARIABLE: names.POD_SCRATCH,
         names.TERMINATION_MESSAGE_VARIABLE: "/dev/termination-log",
-        names.SERVE_ADDRESS_VARIABLE: f"0.0.0.0:{names.SERVE_PORT}",
+        names.SERVE_ADDRESS_VARIABLE: f":{names.SERVE_PORT}",
     }
     fields = {
         names.NODE_RANK_VARIABLE: f"metadata.labels['{RANK_LABEL}']",

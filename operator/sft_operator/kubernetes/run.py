@@ -30,6 +30,7 @@ from sft_operator.kubernetes.turns import Turns
 from sft_operator.kubernetes.watch import watch
 from sft_operator.lifecycle.backend import JobKey
 from sft_operator.lifecycle.reconcile import reconcile
+from sftjob import names
 from sftjob.base import utc_now
 from sftjob.failure import Obstacle
 from sftjob.job import ObjectMeta
@@ -104,7 +105,7 @@ class Operator:
         self._poller = poller
         self.cache = Cache()
         self.queue = WorkQueue()
-        self.health = Health(self.cache, self.queue)
+        self.health = Health(self.cache, self.queue, poller)
         self._store = ObjectStore(api, self.cache)
         self._backend = PyTorchJobBackend(api, self.cache, poller, defaults=options.defaults)
 
@@ -187,16 +188,20 @@ class Operator:
         while True:
             phases = self.cache.unfinished_jobs()
             asked = [key for key, phase in phases.items() if phase not in (Phase.QUEUED, Phase.SUSPENDED)]
-            await asyncio.gather(*map(self._ask, asked))
+            launchers = {key: pod for key in asked if (pod := self._launcher(key)) is not None}
+            self._poller.keep_silences_of({_job_uid(pod) for pod in launchers.values()})
+            await asyncio.gather(*(self._ask(key, pod) for key, pod in launchers.items()))
             self._backend.keep_only(self.cache.job_uids())
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    async def _ask(self, key: JobKey) -> None:
+    def _launcher(self, key: JobKey) -> Object | None:
+        """The pod that can tell a job's progress."""
         job = self.cache.job(key)
-        if job is None:
-            return
-        rank_zero = next((pod for pod in self._pods(job) if rank_of(pod) == 0 and _answers(pod)), None)
-        if rank_zero is not None and await self._poller.ask(job["metadata"]["uid"], rank_zero):
+        pods = self._pods(job) if job is not None else []
+        return next((pod for pod in pods if rank_of(pod) == 0 and _answers(pod)), None)
+
+    async def _ask(self, key: JobKey, launcher: Object) -> None:
+        if await self._poller.ask(_job_uid(launcher), launcher):
             self.queue.add(key)
 
     async def remind(self) -> None:
@@ -240,6 +245,11 @@ class Operator:
 def _was_refused(job: Object) -> bool:
     told = job.get("status", {}).get("conditions", [])
     return any(one["type"] == "Stalled" and one["reason"] == Obstacle.POD_REFUSED for one in told)
+
+
+def _job_uid(pod: Object) -> str:
+    uid: str = pod["metadata"]["labels"][names.JOB_UID_LABEL]
+    return uid
 
 
 def _answers(pod: Object) -> bool:

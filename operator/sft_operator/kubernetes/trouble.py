@@ -11,6 +11,7 @@ from sft_operator.kubernetes.api import Object
 from sft_operator.kubernetes.mounts import claim_of, config_maps
 from sft_operator.kubernetes.pytorch_job import CONTAINER, TrainerDefaults, image_of
 from sft_operator.lifecycle.observation import Trouble
+from sft_operator.lifecycle.preflight import launchers
 from sftjob import names
 from sftjob.failure import Obstacle
 from sftjob.job import SFTJob
@@ -21,10 +22,13 @@ POD_TRIED_AGAIN = timedelta(minutes=20)
 """But for a pod that is refused: training-operator's pauses between two tries double up to 1,000 s."""
 
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+_CONTAINER_REASONS = ("CreateContainerError", "RunContainerError")
 _WEBHOOK = re.compile(r'failed calling webhook "([^"]+)".*?https://([a-z0-9-]+)\.([a-z0-9-]+)\.svc')
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 _NO_CONFIG_MAP = re.compile(r'configmap "([^"]+)" not found')
 _NO_SECRET = re.compile(r'secret "([^"]+)" not found')
+_VOLUME_ELSEWHERE = re.compile(r"volume node affinity conflict|PersistentVolume's node affinity")
+"""In the words of Kubernetes 1.30, and of 1.34."""
 
 
 def of_pods(job: SFTJob, pods: Iterable[Object], defaults: TrainerDefaults) -> Trouble | None:
@@ -36,19 +40,42 @@ def of_pods(job: SFTJob, pods: Iterable[Object], defaults: TrainerDefaults) -> T
     return None
 
 
-def of_events(job: SFTJob, events: Iterable[Object], *, lacks_pods: bool, now: datetime) -> Trouble | None:
-    """From warnings about an attempt's PyTorchJob and pods: what happens before a pod, or around its volumes.
+def of_events(
+    job: SFTJob, events: Iterable[Object], *, pods: Iterable[Object], lacks_pods: bool, now: datetime
+) -> Trouble | None:
+    """From warnings about an attempt's PyTorchJob and its `pods`: what happens before a pod, around its volumes, or on
+    its node.
 
     `lacks_pods`: not all of the attempt's pods are there. Else what was refused has been created since.
     """
+    # Their node has set them up since.
+    with_address = {pod["metadata"]["uid"] for pod in pods if "podIP" in pod["status"]}
     for event in sorted(events, key=_last_seen, reverse=True):
         age, message = now - _last_seen(event), event.get("message", "")
         match event.get("reason"):
             case "FailedCreatePod" if lacks_pods and age < POD_TRIED_AGAIN:
-                return Trouble(Obstacle.POD_REFUSED, f"{_refusal_remedy(job, message)}: {message}")
+                return Trouble(Obstacle.POD_REFUSED, f"{_refusal_remedy(job, message, what='pods')}: {message}")
+            # One pod alone needs no name to be found by.
+            case "FailedCreateService" if launchers(job, job.status.attempts.current) > 1 and age < RECENT:
+                return Trouble(Obstacle.POD_REFUSED, f"{_refusal_remedy(job, message, what='services')}: {message}")
             case "FailedMount" | "FailedAttachVolume" if age < RECENT:
                 return _of_volume(job, message)
+            case "FailedCreatePodSandBox" | "NetworkNotReady" if age < RECENT:
+                if event["involvedObject"]["uid"] not in with_address:
+                    return _of_node(event, message)
     return None
+
+
+def of_gates(pods: Iterable[Object]) -> Trouble | None:
+    """No scheduler looks at a pod before its gates are gone."""
+    gates = sorted({gate["name"] for pod in pods for gate in pod["spec"].get("schedulingGates", [])})
+    if not gates:
+        return None
+    return Trouble(
+        Obstacle.SCHEDULING_GATED,
+        f"something holds the pods back by scheduling gates ({', '.join(gates)}); look whether it runs, or have it "
+        "leave the job's pods alone",
+    )
 
 
 def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Trouble | None:
@@ -122,8 +149,10 @@ def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:
                 return _missing_claim(job, missing[1])
             if "unbound immediate PersistentVolumeClaims" in message:
                 return _unbound(job, message)
-            if "ReadWriteOncePod" in message or "volume node affinity conflict" in message:
+            if "ReadWriteOncePod" in message:
                 return _not_shared(job, message)
+            if _VOLUME_ELSEWHERE.search(message):
+                return _elsewhere(job, message)
             if condition.get("reason") == "Unschedulable":
                 fields = "spec.compute (nodes, resources, nodeSelector, tolerations)"
                 avoided = ", ".join(job.status.attempts.avoided_nodes)
@@ -136,16 +165,21 @@ def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:
 
 
 def _waiting(job: SFTJob, pod: Object, defaults: TrainerDefaults) -> Trouble | None:
-    for container in pod["status"].get("containerStatuses", []):
-        waiting = container["state"].get("waiting") if container["name"] == CONTAINER else None
+    status = pod["status"]
+    for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+        waiting = container["state"].get("waiting")
         if waiting is None:
             continue
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        if container["name"] != CONTAINER:
+            if reason in (*_IMAGE_REASONS, *_CONTAINER_REASONS, "CreateContainerConfigError", "CrashLoopBackOff"):
+                return _of_stranger(container, reason, message)
+            continue
         if reason in _IMAGE_REASONS:
             return _unpulled(job, defaults, message)
         if reason == "CreateContainerConfigError":
             return _missing_secret(job, message) or Trouble(Obstacle.CONTAINER_REFUSED, f"spec.compute: {message}")
-        if reason in ("CreateContainerError", "RunContainerError"):
+        if reason in _CONTAINER_REASONS:
             return Trouble(Obstacle.CONTAINER_REFUSED, f"the container can't be started: {message}")
     return None
 
@@ -163,6 +197,15 @@ def _unpulled(job: SFTJob, defaults: TrainerDefaults, message: str) -> Trouble:
     return Trouble(Obstacle.IMAGE_PULL_FAILED, f"{path}: {image} can't be pulled; {remedy}: {message}")
 
 
+def _of_stranger(container: Object, reason: str, message: str) -> Trouble:
+    """None of ours is an init container, or stands beside the launcher's."""
+    return Trouble(
+        Obstacle.CONTAINER_REFUSED,
+        f"the container {container['name']} of the image {container['image']}, which something puts into the job's "
+        f"pods, does not start ({reason}); mend it, or have it leave the job's pods alone: {message}",
+    )
+
+
 def _missing_claim(job: SFTJob, claim: str) -> Trouble:
     namespace = job.metadata.namespace
     return Trouble(
@@ -178,6 +221,17 @@ def _unbound(job: SFTJob, message: str) -> Trouble:
         Obstacle.VOLUME_NOT_MOUNTED,
         f"a claim of spec ({claims}) has no volume yet; its storage class must exist and have room (kubectl describe "
         f"pvc --namespace {job.metadata.namespace}), and the job starts by itself: {message}",
+    )
+
+
+def _elsewhere(job: SFTJob, message: str) -> Trouble:
+    claims = ", ".join(sorted({claim for uri in job.spec.uris if (claim := claim_of(uri))}))
+    shared = ", or use a claim that the nodes of all pods reach" if job.spec.compute.nodes > 1 else ""
+    return Trouble(
+        Obstacle.VOLUME_NOT_MOUNTED,
+        f"spec (claims {claims}): a claim's volume lies in a zone, or on a node, where no node takes the pod; choose "
+        "nodes there by spec.compute.nodeSelector, or create the claim anew where the nodes are (kubectl describe pvc "
+        f"--namespace {job.metadata.namespace}){shared}: {message}",
     )
 
 
@@ -224,7 +278,16 @@ def _of_volume(job: SFTJob, message: str) -> Trouble:
     )
 
 
-def _refusal_remedy(job: SFTJob, message: str) -> str:
+def _of_node(event: Object, message: str) -> Trouble:
+    node = event.get("source", {}).get("host") or "a node"
+    return Trouble(
+        Obstacle.CONTAINER_REFUSED,
+        f"{node} can't set up the pod; look at its network plugin and container runtime, and the job starts by "
+        f"itself: {message}",
+    )
+
+
+def _refusal_remedy(job: SFTJob, message: str, *, what: str) -> str:
     if "exceeded quota" in message:
         return f"the quota of namespace {job.metadata.namespace} is used up; raise it, or ask for less in spec.compute"
     if "failed quota" in message:
@@ -246,7 +309,7 @@ def _refusal_remedy(job: SFTJob, message: str) -> str:
         return f"namespace {job.metadata.namespace} lacks the service account of trainer pods; create it"
     if "PriorityClass" in message:
         return "spec.compute.priorityClassName: there is no such PriorityClass; create it, or name another"
-    return "the API server refuses the attempt's pods"
+    return f"the API server refuses the attempt's {what}"
 
 
 def _paths(job: SFTJob, claim: str) -> str:

@@ -19,7 +19,7 @@ class Placement:
     """A folder of this launcher alone; may vanish with it."""
     termination_message: Path
     serve_address: str
-    """host:port; port 0 takes a free one."""
+    """host:port, without a host of all addresses; port 0 takes a free one."""
     pod_uid: str | None
 
     @classmethod

@@ -1,5 +1,6 @@
 """Progress over HTTP, read-only: `/progress` is the file as it is, `/metrics` the same for Prometheus."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,8 +49,23 @@ class _ProgressCollector(Collector):
                 yield GaugeMetricFamily(f"sftjob_{field}", text, value=value)
 
 
+class _Server(ThreadingHTTPServer):
+    """Without a host it listens on all addresses: of IPv4, and of IPv6 where the machine has any."""
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        if not host and socket.has_dualstack_ipv6():
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            # The machine's own default may be IPv6 alone.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 def serve_progress(scratch: Path, *, address: str) -> ThreadingHTTPServer:
-    """Serves in a daemon thread on `host:port`; the caller shuts the server down."""
+    """Serves in a daemon thread on `host:port`, or `:port` for all addresses; the caller shuts the server down."""
     registry = CollectorRegistry()
     registry.register(_ProgressCollector(scratch))
 
@@ -73,6 +89,6 @@ def serve_progress(scratch: Path, *, address: str) -> ThreadingHTTPServer:
             """A scrape every few seconds is not worth a line."""
 
     host, _, port = address.rpartition(":")
-    server = ThreadingHTTPServer((host, int(port)), Handler)
+    server = _Server(host, int(port), Handler)
     threading.Thread(target=server.serve_forever, name="serve-progress", daemon=True).start()
     return server
