@@ -16,7 +16,6 @@ class Stage(OpenWord):
     RUNNING_SCRIPT = "RunningScript"
     LOADING_MODEL = "LoadingModel"
     LOADING_CHECKPOINT = "LoadingCheckpoint"
-    COMPILING = "Compiling"
     TRAINING = "Training"
     EVALUATING = "Evaluating"
     SAVING = "Saving"

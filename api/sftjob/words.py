@@ -11,3 +11,12 @@ def duration_in_words(seconds: float) -> str:
 
 def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def bytes_moved(here: int, total: int) -> str:
+    """`1.2 of 26.2 MB`, in the unit of the total."""
+    unit, name = next(
+        (u, n) for u, n in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes")) if total >= u or u == 1
+    )
+    digits = 1 if unit > 1 else 0
+    return f"{here / unit:.{digits}f} of {total / unit:.{digits}f} {name}"

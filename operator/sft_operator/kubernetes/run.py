@@ -34,7 +34,7 @@ from sftjob import names
 from sftjob.base import utc_now
 from sftjob.failure import Obstacle
 from sftjob.job import ObjectMeta
-from sftjob.status import Phase
+from sftjob.status import AttemptKind, Phase
 
 log = logging.getLogger(__name__)
 
@@ -220,8 +220,11 @@ class Operator:
 
     def _waits(self, job: Object) -> bool:
         """For a pod, or for its start."""
-        pods, nodes = self._pods(job), job["spec"].get("compute", {}).get("nodes", 1)
-        return len(pods) < nodes or any(pod["status"].get("phase") == "Pending" for pod in pods)
+        attempts = job.get("status", {}).get("attempts", {})
+        nodes = job["spec"].get("compute", {}).get("nodes", 1)
+        expected = 1 if attempts.get("kind") == AttemptKind.PREFLIGHT else nodes
+        pods = self._pods(job)
+        return len(pods) < expected or any(pod["status"].get("phase") == "Pending" for pod in pods)
 
     def _pods(self, job: Object) -> list[Object]:
         """Of the current attempt."""

@@ -147,9 +147,9 @@ def test_an_upload_tells_how_far_it_is_and_stops_where_it_is_told_to(
     with pytest.raises(JobFailure, match="stopped"):
         output.publish(*exported(tmp_path / "export"), check=nothing, on_detail=hear)
     assert heard == [
-        "s3://bucket/tuned/config.json: 0 of 0 MB",
-        "s3://bucket/tuned/model.safetensors: 0 of 26 MB",
-        "s3://bucket/tuned/model.safetensors: 17 of 26 MB",
+        "s3://bucket/tuned/config.json: 0 of 2 bytes",
+        "s3://bucket/tuned/model.safetensors: 0.0 of 26.2 MB",
+        "s3://bucket/tuned/model.safetensors: 16.8 of 26.2 MB",
     ]
     assert s3.listed() == ["tuned/config.json", "tuned/sftjob-owner.json"]
 

@@ -17,6 +17,7 @@ from sft_trainer.datasets.made_once import FolderMeta, read_meta, write_meta
 from sft_trainer.downloads.sources import Source
 from sft_trainer.storage.folders import sync_path
 from sftjob.failure import JobFailure, Reason, storage_reason
+from sftjob.words import bytes_moved
 
 _CONNECTIONS = 8
 _TELL_SECONDS = 0.5
@@ -132,7 +133,7 @@ class Transfer(ABC, Generic[S, F]):
 
     def _tell(self, files: Sequence[F]) -> None:
         here = sum(size_of(self._target(file)) or size_of(self._partial_of(file)) or 0 for file in files)
-        told = f"{self._source.uri}: {_amount(here, sum(file.size for file in files))}"
+        told = f"{self._source.uri}: {bytes_moved(here, sum(file.size for file in files))}"
         # What stands there while no byte arrives is why.
         if told != self._told:
             self._told = told
@@ -144,11 +145,3 @@ def size_of(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _amount(here: int, total: int) -> str:
-    unit, name = next(
-        (u, n) for u, n in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes")) if total >= u or u == 1
-    )
-    digits = 1 if unit > 1 else 0
-    return f"{here / unit:.{digits}f} of {total / unit:.{digits}f} {name}"

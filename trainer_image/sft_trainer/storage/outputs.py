@@ -18,6 +18,7 @@ from sft_trainer.storage.records import bucket_told
 from sftjob import names
 from sftjob.manifest import ExportManifest, ExportOwner, FileEntry
 from sftjob.plan import LaunchPlan
+from sftjob.words import bytes_moved
 
 
 class Output(Protocol):
@@ -166,4 +167,4 @@ class BucketOutput:
         shutil.rmtree(temporary)
 
     def _told(self, entry: FileEntry, on_detail: Callable[[str], None]) -> Callable[[int], None]:
-        return lambda sent: on_detail(f"{self.name}/{entry.path}: {sent / 1e6:.0f} of {entry.bytes / 1e6:.0f} MB")
+        return lambda sent: on_detail(f"{self.name}/{entry.path}: {bytes_moved(sent, entry.bytes)}")

@@ -25,6 +25,7 @@ from sft_trainer.storage.records import FIELD, bucket_told
 from sftjob import names
 from sftjob.failure import JobFailure, Reason, storage_reason
 from sftjob.manifest import CheckpointManifest
+from sftjob.words import bytes_moved
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class RemoteCheckpoints:
 
     def _download(self, one: Listed, target: Path, on_detail: Callable[[str], None]) -> None:
         with target.open("wb") as file:
-            on_detail(f"{self._place.uri}/{one.path}: {one.size / 1e6:.0f} MB")
+            on_detail(f"{self._place.uri}/{one.path}: {bytes_moved(0, one.size)}")
             fill(file, one, self._place, on_detail=on_detail)
 
     def _folders(self) -> list[int]:
