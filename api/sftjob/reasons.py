@@ -93,7 +93,7 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     ),
     Reason.RANK_FAILED: Explanation("A rank raised an exception.", "look at the message and the log"),
     Reason.TORCHRUN_LOST: Explanation(
-        "The process that starts the ranks ended without a cause.", "none where it happens once; else look at the log"
+        "The process that starts the ranks ended without a cause.", "nothing if it happened once; else check the log"
     ),
     Reason.NODE_LOST: Explanation(
         "The cluster's node stopped answering, or is gone, with its pod.", "none needed, or look at the node"
@@ -121,7 +121,7 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     ),
     Verdict.DISRUPTION_RETRIES_EXHAUSTED: Explanation(
         "More attempts were disturbed than `spec.runPolicy.disruptionRetries` allows.",
-        f"find a calmer place, or raise it, then set the annotation `{RETRY_ANNOTATION}`",
+        f"run where pods are disturbed less, or raise the limit, then set the annotation `{RETRY_ANNOTATION}`",
     ),
     Verdict.NO_PROGRESS: Explanation(
         "Three attempts in a row left no newer checkpoint.",
@@ -164,11 +164,11 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "A PyTorchJob of the attempt's name belongs to somebody else.", "delete it, or name the job differently"
     ),
     Obstacle.CONTROLLER_SILENT: Explanation(
-        "Nobody takes up the attempt's PyTorchJob.", "look whether Kubeflow's training-operator runs"
+        "No controller has picked up the attempt's PyTorchJob.", "check that Kubeflow's training-operator runs"
     ),
     Obstacle.QUEUE_SILENT: Explanation(
-        "Nobody takes up the attempt for its queue.",
-        "look whether Kueue runs, and has `kubeflow.org/pytorchjob` among its integrations",
+        "No controller has picked up the attempt for its queue.",
+        "check that Kueue runs, and has `kubeflow.org/pytorchjob` among its integrations",
     ),
     Obstacle.QUEUE_MISSING: Explanation(
         "The cluster holds the attempt back as if for a queue, and it has none.",
@@ -208,7 +208,7 @@ The reason of the condition `Failed`, where the last attempt's own doesn't say i
 _OBSTACLES = """
 ## What keeps an attempt from starting
 
-The reason of the condition `Stalled`. Once it is mended the job goes on by itself.
+The reason of the condition `Stalled`. Once that is fixed, the job goes on by itself.
 
 | Reason | What it means | What to do |
 |---|---|---|

@@ -20,7 +20,9 @@ def read_manifest(path: Path) -> Manifest:
 def read_document(path: Path) -> Any:
     """What stands in it, whatever it is. Raises Refusal."""
     if path.suffix in _OF_DATA:
-        raise Refusal(f"{path} is data, and here goes a job's YAML file; give data with --data, once for each file")
+        raise Refusal(
+            f"{path} is a data file, but a job's YAML file is expected here; give data with --data, once for each file"
+        )
     try:
         documents = list(yaml.safe_load_all(path.read_text()))
     except OSError as error:

@@ -121,12 +121,14 @@ def _refuse_what_needs_a_cluster(spec: SFTJobSpec) -> None:
     for path, uri in spec.places.items():
         if uri.startswith("configMap://"):
             how = "its path" if ".args[" in path else "file:///<absolute path>"
-            raise Refusal(f"{path}: {uri} is in a cluster only; write its content into a file, and name that as {how}")
+            raise Refusal(
+                f"{path}: {uri} exists only in a cluster; write its content into a file, and name that as {how}"
+            )
     for index, variable in enumerate(spec.compute.env):
         if variable.value is None and variable.name not in os.environ:
             raise Refusal(
-                f"spec.compute.env[{index}]: {variable.name} comes from a Secret in a cluster only; "
-                f"here, set it before: {variable.name}=... sft run"
+                f"spec.compute.env[{index}]: {variable.name} comes from a Secret, which only a cluster has; "
+                f"set it in your shell: {variable.name}=... sft run"
             )
 
 

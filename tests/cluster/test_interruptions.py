@@ -42,7 +42,7 @@ def test_a_rank_that_stands_still_is_told_with_its_pod_and_the_stacks_and_the_ne
     last, hang = status["attempts"]["history"]
     assert (hang["rank"], hang["pod"], hang["node"]) == (1, stopped, node)
     assert (hang["standstill"]["rank"], hang["standstill"]["state"]) == (1, "T")
-    assert hang["message"].startswith("spec.runPolicy.progressDeadlineSeconds: nothing new for 10 s in stage ")
+    assert hang["message"].startswith("spec.runPolicy.progressDeadlineSeconds: no progress for 10 s in stage ")
     uri = hang["standstill"]["stacks"]
     assert uri == "pvc://results/model.checkpoints/attempts/1/stacks-node-1.txt"
     assert uri in hang["message"]

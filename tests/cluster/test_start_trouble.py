@@ -91,7 +91,10 @@ def named_nowhere(kind: str, api: str = "v1", **content: Any) -> Callable[[Room]
         pytest.param(
             with_node,
             "Unschedulable",
-            ("spec.compute (nodes, resources, nodeSelector, tolerations): no node takes the pod", "affinity/selector"),
+            (
+                "spec.compute (nodes, resources, nodeSelector, tolerations): no node can take the pod",
+                "affinity/selector",
+            ),
             label_a_node,
             marks=pytest.mark.full,
         ),
@@ -305,7 +308,7 @@ def test_a_training_operator_that_is_down_is_told_and_the_job_starts_once_it_is_
             lambda: own.condition("Stalled").get("reason") == "ControllerSilent" and own.condition("Stalled")
         )
         print(f"told after {time.monotonic() - began:.0f} s")
-        assert "look whether Kubeflow's training-operator runs: kubectl get pods" in silent["message"]
+        assert "check that Kubeflow's training-operator runs: kubectl get pods" in silent["message"]
     finally:
         training_operator.put_back()
     own.until_phase("Running")

@@ -32,7 +32,7 @@ def test_a_rank_that_stands_still_ends_its_attempt_as_a_hang_and_the_next_one_go
     run.succeed()
     last, hang = run.status()["attempts"]["history"]
     assert (hang["reason"], last["reason"]) == ("Hang", "Succeeded")
-    assert hang["message"].startswith("spec.runPolicy.progressDeadlineSeconds: nothing new for 10 s in stage ")
+    assert hang["message"].startswith("spec.runPolicy.progressDeadlineSeconds: no progress for 10 s in stage ")
     # It is woken for its stack, so the others may be told to save; who it was is known.
     standstill = hang["standstill"]
     assert (hang["rank"], standstill["rank"], standstill["state"]) == (1, 1, "T")

@@ -207,7 +207,7 @@ def test_what_lies_in_a_config_map_is_refused_here_with_what_to_do(user: User) -
         refused = user.sft("train", *flags_, "--output", "out")
         assert refused.returncode == 64
         assert refused.stderr.startswith(said)
-        assert "is in a cluster only; write its content into a file, and name that as " in refused.stderr
+        assert "exists only in a cluster; write its content into a file, and name that as " in refused.stderr
 
 
 def test_a_file_of_odd_shapes_is_completed_or_refused(user: User) -> None:
@@ -319,7 +319,8 @@ def test_data_where_a_jobs_file_goes_is_not_read_as_yaml(user: User) -> None:
     refused = user.sft("train", *FLAGS, "data/chats.jsonl", "--dry-run")
     assert (refused.returncode, refused.stderr) == (
         64,
-        "data/chats.jsonl is data, and here goes a job's YAML file; give data with --data, once for each file\n",
+        "data/chats.jsonl is a data file, but a job's YAML file is expected here; give data with --data, once for each "
+        "file\n",
     )
 
 

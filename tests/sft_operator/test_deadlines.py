@@ -148,7 +148,7 @@ def test_an_attempt_that_shows_nothing_new_is_a_hang_and_uses_a_retry() -> None:
         AttemptRecord(
             number=1,
             reason=Reason.HANG,
-            message="spec.runPolicy.progressDeadlineSeconds: nothing new for 60 s in stage Training after step 24",
+            message="spec.runPolicy.progressDeadlineSeconds: no progress for 60 s in stage Training after step 24",
             resumed_from=10,
             last_step=24,
             saved_step=20,

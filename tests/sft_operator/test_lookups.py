@@ -213,7 +213,7 @@ def test_an_attempt_whose_pod_runs_has_been_taken_back_only_if_a_live_look_says_
         (
             "team-a",
             Obstacle.QUEUE_SILENT,
-            "nobody takes up the attempt's PyTorchJob for the queue team-a; look whether Kueue runs ",
+            "no controller has picked up the attempt's PyTorchJob for the queue team-a; check that Kueue runs ",
         ),
         (
             None,

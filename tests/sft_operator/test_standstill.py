@@ -101,7 +101,7 @@ def test_a_deadline_of_the_user_is_explained_by_what_the_launchers_found_when_th
     record = last_record(going_on(late, progressDeadlineSeconds=60), seen(1, stopped), seconds=60)
     assert (record.reason, record.rank, record.node_rank) == (Reason.HANG, 1, 0)
     assert record.message == (
-        "spec.runPolicy.progressDeadlineSeconds: nothing new for 60 s in stage Training after step 41; rank 1 stood in "
+        "spec.runPolicy.progressDeadlineSeconds: no progress for 60 s in stage Training after step 41; rank 1 stood in "
         "Training after step 41, stopped by a signal at read_1 (me/data.py:12) < _train_step (train/loop.py:250); "
         "stacks: pvc://ckpt/a/attempts/1/stacks-node-0.txt"
     )

@@ -95,7 +95,7 @@ def waiting(reason: str, message: str) -> dict[str, Any]:
             {},
             unplaced("0/2 nodes are available: 2 Insufficient nvidia.com/gpu."),
             "Unschedulable",
-            "spec.compute (nodes, resources, nodeSelector, tolerations): no node takes the pod; ask for what the "
+            "spec.compute (nodes, resources, nodeSelector, tolerations): no node can take the pod; request what the "
             "cluster has: 0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
         ),
         (
@@ -196,7 +196,7 @@ def test_an_image_that_the_operator_had_before_is_told_as_such(saved_step: int |
             "FailedCreatePod",
             'Error creating: pods "x" is forbidden: failed quota: cpus: must specify limits.cpu for: pytorch',
             "PodRefused",
-            "the quota of namespace team wants to know what each pod may use; name it in spec.compute.resources: Error",
+            "the quota of namespace team requires every pod to state its resources; set spec.compute.resources: Error",
         ),
         (
             "FailedCreatePod",

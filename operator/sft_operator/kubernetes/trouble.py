@@ -84,7 +84,7 @@ def of_controller(pytorch_jobs: Iterable[Object], pods: Iterable[Object]) -> Tro
         return None
     return Trouble(
         Obstacle.CONTROLLER_SILENT,
-        "nobody takes up the attempt's PyTorchJob; look whether Kubeflow's training-operator runs: "
+        "no controller has picked up the attempt's PyTorchJob; check that Kubeflow's training-operator runs: "
         "kubectl get pods --namespace kubeflow",
     )
 
@@ -109,7 +109,7 @@ def of_queue(held: Object, word: str | None) -> Trouble | None:
         return None
     return Trouble(
         Obstacle.QUEUE_SILENT,
-        f"nobody takes up the attempt's PyTorchJob for the queue {queue}; look whether Kueue runs "
+        f"no controller has picked up the attempt's PyTorchJob for the queue {queue}; check that Kueue runs "
         "(kubectl get pods --namespace kueue-system) and has kubeflow.org/pytorchjob among its integrations",
     )
 
@@ -156,10 +156,14 @@ def _unplaced(job: SFTJob, pod: Object) -> Trouble | None:
             if condition.get("reason") == "Unschedulable":
                 fields = "spec.compute (nodes, resources, nodeSelector, tolerations)"
                 avoided = ", ".join(job.status.attempts.avoided_nodes)
-                away = f" (the job avoids {avoided}; suspending it once forgets that)" if avoided else ""
+                away = (
+                    f" (the job avoids {avoided} after a GPU fault; suspend and resume it to clear that)"
+                    if avoided
+                    else ""
+                )
                 return Trouble(
                     Obstacle.UNSCHEDULABLE,
-                    f"{fields}: no node takes the pod; ask for what the cluster has{away}: {message}",
+                    f"{fields}: no node can take the pod; request what the cluster has{away}: {message}",
                 )
     return None
 
@@ -292,7 +296,7 @@ def _refusal_remedy(job: SFTJob, message: str, *, what: str) -> str:
         return f"the quota of namespace {job.metadata.namespace} is used up; raise it, or ask for less in spec.compute"
     if "failed quota" in message:
         return (
-            f"the quota of namespace {job.metadata.namespace} wants to know what each pod may use; name it in "
+            f"the quota of namespace {job.metadata.namespace} requires every pod to state its resources; set "
             "spec.compute.resources"
         )
     if "violates PodSecurity" in message:

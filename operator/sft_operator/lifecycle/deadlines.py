@@ -68,9 +68,9 @@ def _deadlines(
     # 0 is no limit at all; without one, launchers learn what is normal.
     if policy.progress_deadline_seconds and attempt.state is AttemptState.RUNNING and not waiting:
         limit, progress = policy.progress_deadline_seconds, progress_of_current(status)
-        where = f" in stage {progress.stage} after step {progress.step}" if progress else " since it runs"
+        where = f" in stage {progress.stage} after step {progress.step}" if progress else " since it started"
         yield Deadline(
             limit - observation.silent_seconds,
             Reason.HANG,
-            f"spec.runPolicy.progressDeadlineSeconds: nothing new for {limit} s{where}",
+            f"spec.runPolicy.progressDeadlineSeconds: no progress for {limit} s{where}",
         )
