@@ -1,5 +1,6 @@
 """`exportBest`: the model that comes out is, to the bit, that of the checkpoint with the lowest evaluation loss."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,19 @@ def test_the_next_best_is_exported_where_the_best_does_not_verify(tmp_path: Path
     state = run.go()
     assert_weights_are_those_of(run, 4)
     assert (run.manifest(6).exported_step, state.final_digest) == (4, run.manifest(6).digest())
+
+
+def test_a_volume_that_fills_up_when_the_choice_is_written_down_is_told_as_one(tmp_path: Path, losses) -> None:
+    losses(1.0, 3.0, 2.0)
+    run = SmallRun(tmp_path / "run", {"every_steps": 2}, interval=2)
+    run.go()
+    run.evaluation = BEST
+    text = run.storage / "step-6" / f".manifest.json.{os.getpid()}"
+    text.symlink_to("/dev/full")
+    with pytest.raises(JobFailure, match=r"spec\.checkpoint\.storage: .*step-6 can't be .* free some room") as told:
+        run.go()
+    assert told.value.reason is Reason.STORAGE_FULL
+    assert run.manifest(6).exported_step is None
 
 
 @pytest.mark.full

@@ -98,6 +98,26 @@ def test_a_manifest_that_cannot_be_read_costs_one_checkpoint(tmp_path: Path, man
     assert (run.storage / "step-4.corrupt-a2" / "manifest.json").read_bytes() == manifest
 
 
+def test_what_is_named_like_a_checkpoint_and_is_none_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=3)
+    run.go()
+    (run.storage / "step-9").write_text("a note")
+    (run.storage / "step-007").mkdir()
+    assert run.go().resumed_from == 3
+    assert (run.storage / "step-9.corrupt-a2").read_text() == "a note"
+    assert (run.storage / "step-007").is_dir()
+
+
+def test_a_checkpoint_that_may_not_be_read_is_told_by_its_folder(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=3)
+    run.go()
+    (run.storage / "step-9").symlink_to("step-9")
+    words = r"spec\.checkpoint\.storage: .*/step-9 can't be read or written \(Too many levels of symbolic links\); give"
+    with pytest.raises(JobFailure, match=words) as refused:
+        run.go()
+    assert refused.value.reason is Reason.STORAGE_UNAVAILABLE
+
+
 def _die(_: object) -> None:
     raise ZeroDivisionError
 
