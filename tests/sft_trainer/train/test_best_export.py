@@ -101,6 +101,25 @@ def test_after_a_resume_the_same_model_is_exported(place: int, tmp_path: Path, l
     assert_weights_are_those_of(stopped, 2)
 
 
+def test_a_step_that_only_a_stop_has_saved_is_never_the_best(tmp_path: Path, losses, monkeypatch) -> None:
+    found = (3.0, 2.0, 1.0, 1.5, 2.5, 2.6)
+    losses(*found)
+    run = SmallRun(tmp_path / "undisturbed", BEST | {"every_steps": 1}, interval=2, keep_last=2)
+    run.go()
+    stopped = run.another("stopped")
+    losses(*found)
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(loop, "agreed_seconds_ago", lambda *_: 0.0 if stopped.state.last_step == 3 else None)
+        stopped.go()
+    assert stopped.checkpoints() == [2, 3]
+    losses(*found[3:])
+    stopped.go()
+    assert stopped.checkpoints() == run.checkpoints() == [4, 6]
+    assert_weights_are_those_of(stopped, 4)
+    for file in ("model.safetensors", "README.md"):
+        assert (stopped.exported / file).read_bytes() == (run.exported / file).read_bytes()
+
+
 def test_an_early_end_exports_the_step_before_the_loss_rose(tmp_path: Path, losses) -> None:
     losses(2.0, 3.0, 4.0)
     run = SmallRun(tmp_path / "run", BEST | {"patience": 2}, interval=2, total_steps=40, keep_last=2)
