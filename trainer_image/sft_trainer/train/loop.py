@@ -329,7 +329,7 @@ class _Run:
         # The best checkpoint is read as a whole before it is chosen.
         self.teller.progress(stage=Stage.EXPORTING, detail=None)
         last, chosen = choose_exported(
-            place.fence,
+            place,
             last_step=last_step,
             exports_best=self.evaluation is not None and self.evaluation.exports_best,
             world=world,
