@@ -83,7 +83,7 @@ SHORTAGE = "out-of-memory"
 TENSORBOARD = "tensorboard"
 TRACKIO = "trackio"
 
-_STEP = re.compile(r"step-(\d+)")
+_STEP = re.compile(r"step-(0|[1-9][0-9]*)")
 _LEDGER = re.compile(r"ledger-(\d+)\.jsonl")
 _TEMPORARY = re.compile(r"(?:step-\d+|hf|adapter)(?:\.tmp-a\d+)*\.tmp-a(\d+)")
 

@@ -40,7 +40,7 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
     ),
     Reason.STORAGE_FULL: Explanation(
         "The volume has no room left. The last whole checkpoint is intact.",
-        "make room or enlarge the volume, or lower `spec.checkpoint.keepLast`",
+        "make room or enlarge the volume, or lower `spec.checkpoint.keepLast` where it is more than 2",
     ),
     Reason.STORAGE_NOT_SHARED: Explanation(
         "A node does not see what node 0 writes to storage.",

@@ -33,22 +33,22 @@ def a_plan(folder: Path) -> LaunchPlan:
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"),
+    ("number", "reason", "remedy"),
     [
-        (errno.ENOSPC, Reason.STORAGE_FULL),
-        (errno.EDQUOT, Reason.STORAGE_FULL),
-        (errno.EACCES, Reason.STORAGE_UNAVAILABLE),
-        (errno.EIO, Reason.STORAGE_UNAVAILABLE),
+        (errno.ENOSPC, Reason.STORAGE_FULL, "free some room there"),
+        (errno.EDQUOT, Reason.STORAGE_FULL, "free some room there"),
+        (errno.EACCES, Reason.STORAGE_UNAVAILABLE, "give the pod's user write access"),
+        (errno.EIO, Reason.STORAGE_UNAVAILABLE, "check the volume"),
     ],
 )
 def test_a_full_volume_or_quota_is_told_apart_from_one_that_may_not_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: Reason
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: Reason, remedy: str
 ) -> None:
     def refuse(path: Any, *_: Any, **__: Any) -> int:
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(records.os, "open", refuse)
-    with pytest.raises(JobFailure, match=r"tuned\.checkpoints can't be written") as failure:
+    with pytest.raises(JobFailure, match=rf"tuned\.checkpoints can't be read or written .*{remedy}") as failure:
         fence.enter(a_plan(tmp_path), node_rank=0, pod_uid=None)
     assert failure.value.reason is reason
 

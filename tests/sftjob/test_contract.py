@@ -102,6 +102,7 @@ def test_an_attempt_s_name_is_a_dns_label_for_any_job() -> None:
 
 def test_folder_names_say_what_they_are() -> None:
     assert checkpoint_step("step-12") == 12
+    assert checkpoint_step("step-007") is checkpoint_step("step-") is None
     assert checkpoint_step("step-12.tmp-a3") is checkpoint_step("step-12.corrupt-a3") is None
     assert temporary_attempt("step-12.tmp-a3") == temporary_attempt("hf.tmp-a3") == 3
 

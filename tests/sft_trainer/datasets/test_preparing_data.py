@@ -129,6 +129,18 @@ def test_a_file_of_which_nothing_is_left_is_refused_with_its_counts(prepared, tm
         prepared(config(path, pack_max_length=8))
 
 
+def test_an_evaluation_of_which_nothing_is_left_is_refused_as_one(prepared, tmp_path) -> None:
+    path, held = (
+        write_chats(tmp_path / f"{name}.jsonl", chats) for name, chats in (("d", LETTERS[:1]), ("e", LETTERS[1:]))
+    )
+    evaluation = {"dataset_config_list": [{"dataset": DatasetConfig(name="e", anno_path=held)}]}
+    words = (
+        rf"{held}: of 2 rows .*; nothing is left to evaluate, give evaluation other datasets, or raise pack_max_length"
+    )
+    with pytest.raises(JobFailure, match=words):
+        prepared(config(path, pack_max_length=26, overlong="drop", evaluation=evaluation))
+
+
 BAD_ROW = "messages[0]: is a number; write an object with `role` and `content`"
 
 

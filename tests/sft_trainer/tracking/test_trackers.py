@@ -78,6 +78,24 @@ def test_a_resumed_run_is_one_curve_in_tensorboard_with_each_step_once(tmp_path:
     assert abs(curves.Scalars("train/loss")[0].wall_time - time.time()) < 3600
 
 
+def test_a_clock_that_is_behind_loses_no_part_of_the_curve(tmp_path: Path, monkeypatch) -> None:
+    clock = 1_800_000_000.0
+    monkeypatch.setattr(time, "time", lambda: clock)
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.notes").touch()
+    # The tenth begins within the ninth's second, and its number sorts before.
+    for attempt, resumed_from in ((8, 0), (9, 2), (10, 3)):
+        written = TensorBoard(
+            TrackedRun("id", "name", tmp_path, attempt, resumed_from, told_before=ToldSteps(), config={})
+        )
+        for step in range(resumed_from + 1, 5):
+            written.log(step, {"train/loss": float(attempt)})
+        written.close()
+        clock = 1_800_000_000.0 - 3600
+    drawn = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
+    assert [(point.step, point.value) for point in drawn] == [(1, 8.0), (2, 8.0), (3, 9.0), (4, 10.0)]
+
+
 @pytest.mark.usefixtures("patience")
 def test_a_tracker_that_fails_is_told_once_and_training_goes_on(tmp_path: Path, caplog) -> None:
     run = small(tmp_path, "tensorboard")

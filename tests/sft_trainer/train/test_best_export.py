@@ -1,5 +1,7 @@
 """`exportBest`: the model that comes out is, to the bit, that of the checkpoint with the lowest evaluation loss."""
 
+import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from sft_trainer.launcher.publish import finished_before, publish_outputs
 from sft_trainer.storage.fence import Fence
-from sft_trainer.train import loop
+from sft_trainer.train import Trainer, loop
 from sft_trainer.train.evaluation import Evaluation
 from sft_trainer.train.stop import Preempted
 from sft_trainer.train.world import World
@@ -100,6 +102,54 @@ def test_after_a_resume_the_same_model_is_exported(place: int, tmp_path: Path, l
     assert_weights_are_those_of(stopped, 2)
 
 
+def test_a_step_that_only_a_stop_has_saved_is_never_the_best(tmp_path: Path, losses, monkeypatch) -> None:
+    found = (3.0, 2.0, 1.0, 1.5, 2.5, 2.6)
+    losses(*found)
+    run = SmallRun(tmp_path / "undisturbed", BEST | {"every_steps": 1}, interval=2, keep_last=2)
+    run.go()
+    stopped = run.another("stopped")
+    losses(*found)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "agreed_seconds_ago", lambda *_: 0.0 if stopped.state.last_step == 3 else None)
+        with pytest.raises(Preempted):
+            stopped.go()
+    assert stopped.checkpoints() == [2, 3]
+    losses(*found[3:])
+    stopped.go()
+    assert stopped.checkpoints() == run.checkpoints() == [4, 6]
+    assert_weights_are_those_of(stopped, 4)
+    for file in ("model.safetensors", "README.md"):
+        assert (stopped.exported / file).read_bytes() == (run.exported / file).read_bytes()
+
+
+def test_a_model_that_is_there_is_not_told_to_be_another_one(tmp_path: Path, losses, caplog) -> None:
+    """`export_best`, switched on for a run that has ended, and off again."""
+    caplog.set_level(logging.INFO)
+    losses(1.0, 2.0, 3.0)
+    run = SmallRun(tmp_path / "run", {"every_steps": 2})
+    plain = run.trainer_arguments() | {
+        "work_dir": tmp_path / "work", "total_step": 6, "checkpoint_interval": 2, "checkpoint_maxkeep": -1,
+        "report_to": (), "auto_resume": True,
+    }  # fmt: skip
+    run.evaluation = BEST
+    best = plain | {"dataloader_cfg": run.options().dataloader_cfg}
+    model = Trainer(**plain).fit()
+    last = (model / "model.safetensors").read_bytes()
+    words = r"/hf is the model of another checkpoint, of step 6, than the one that .* choose, of step 2; move it"
+    for _ in range(2):
+        with pytest.raises(JobFailure, match=words) as refused:
+            Trainer(**best).fit()
+    assert refused.value.reason is Reason.STORAGE_REFUSED
+    assert "is exported" not in caplog.text
+    assert Trainer(**plain).fit() == model
+    model.rename(tmp_path / "elsewhere")
+    assert Trainer(**best).fit() == Trainer(**best).fit() == model
+    assert "| Steps | 2 of 6: the lowest evaluation loss |" in ModelCard.load(model / "README.md").text
+    assert (model / "model.safetensors").read_bytes() != last
+    with pytest.raises(JobFailure, match=r"of step 2, than the one that .* choose, of step 6; move it"):
+        Trainer(**plain).fit()
+
+
 def test_an_early_end_exports_the_step_before_the_loss_rose(tmp_path: Path, losses) -> None:
     losses(2.0, 3.0, 4.0)
     run = SmallRun(tmp_path / "run", BEST | {"patience": 2}, interval=2, total_steps=40, keep_last=2)
@@ -118,6 +168,19 @@ def test_the_next_best_is_exported_where_the_best_does_not_verify(tmp_path: Path
     state = run.go()
     assert_weights_are_those_of(run, 4)
     assert (run.manifest(6).exported_step, state.final_digest) == (4, run.manifest(6).digest())
+
+
+def test_a_volume_that_fills_up_when_the_choice_is_written_down_is_told_as_one(tmp_path: Path, losses) -> None:
+    losses(1.0, 3.0, 2.0)
+    run = SmallRun(tmp_path / "run", {"every_steps": 2}, interval=2)
+    run.go()
+    run.evaluation = BEST
+    text = run.storage / "step-6" / f".manifest.json.{os.getpid()}"
+    text.symlink_to("/dev/full")
+    with pytest.raises(JobFailure, match=r"spec\.checkpoint\.storage: .*step-6 can't be .* free some room") as told:
+        run.go()
+    assert told.value.reason is Reason.STORAGE_FULL
+    assert run.manifest(6).exported_step is None
 
 
 @pytest.mark.full

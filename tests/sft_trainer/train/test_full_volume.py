@@ -1,6 +1,7 @@
 """A volume that takes no more, met where each kind of file is written: by the kernel's own refusals."""
 
 import errno
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,20 @@ def test_a_full_volume_ends_the_save_and_leaves_the_checkpoint_before_it(tmp_pat
         run.go()
     assert caught.value.reason is Reason.STORAGE_FULL
     assert run.checkpoints() == [2]
+    assert run.go().resumed_from == 2
+
+
+def test_a_full_volume_is_told_as_one_though_the_checkpoint_itself_was_written(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", interval=2)
+    pointer = run.storage / f".latest.{os.getpid()}"
+    run.storage.mkdir(parents=True)
+    pointer.symlink_to("/dev/full")
+    words = r"storage can't be read or written \(No space left on device\); free some room there"
+    with pytest.raises(JobFailure, match=words) as caught:
+        run.go()
+    assert caught.value.reason is Reason.STORAGE_FULL
+    assert run.checkpoints() == [2]
+    pointer.unlink(missing_ok=True)
     assert run.go().resumed_from == 2
 
 

@@ -1,5 +1,6 @@
 """N steps, an end without a word, and the rest, on as many ranks or on fewer: as if nothing had been."""
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch.multiprocessing as mp
 from small_run import TRAINED, SmallRun
 from torch.distributed.device_mesh import init_device_mesh
 
-from sft_trainer.train import loop
+from sft_trainer.train import Trainer, loop
 from sft_trainer.train.world import World
 from sftjob.failure import JobFailure, Reason
 from tests.sft_trainer.datasets.chats import write_chats
@@ -88,6 +89,27 @@ def test_a_checkpoint_of_another_kind_of_device_goes_on_without_its_random_state
     assert "step 4 was saved on another kind of device: what is random begins anew" in caplog.text
 
 
+def test_auto_resume_goes_on_with_the_newest_run_whatever_else_lies_beside_it(tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    work_dir = tmp_path / "work"
+    arguments = SmallRun(tmp_path / "run").trainer_arguments() | {
+        "work_dir": work_dir, "total_step": 1, "report_to": (), "auto_resume": True,
+    }  # fmt: skip
+    kept = Trainer(**arguments).fit().parent.rename(work_dir / "good-run")
+    model = Trainer(**arguments).fit()
+    assert model.parent != kept
+    assert f"begins a run in {model.parent}" in caplog.text
+    (model.parent / "attempts" / ".ipynb_checkpoints").mkdir()
+    (model.parent / "attempts" / ".DS_Store").touch()
+    assert Trainer(**arguments).fit() == model
+    assert f"goes on with the run in {model.parent}, as attempt 2" in caplog.text
+    # Ended between two folders.
+    begun = work_dir / "99990101-000000-000000"
+    (begun / "attempts").mkdir(parents=True)
+    assert Trainer(**arguments).fit() == begun / "hf"
+    assert (begun / "attempts" / "1").is_dir()
+
+
 @pytest.mark.parametrize("manifest", [b"", b"{", b"\xff\xfe", b"\x00"])
 def test_a_manifest_that_cannot_be_read_costs_one_checkpoint(tmp_path: Path, manifest: bytes) -> None:
     run = SmallRun(tmp_path / "run", total_steps=4)
@@ -96,6 +118,26 @@ def test_a_manifest_that_cannot_be_read_costs_one_checkpoint(tmp_path: Path, man
     (run.storage / "latest").write_bytes(b"\xff")
     assert run.go().resumed_from == 3
     assert (run.storage / "step-4.corrupt-a2" / "manifest.json").read_bytes() == manifest
+
+
+def test_what_is_named_like_a_checkpoint_and_is_none_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=3)
+    run.go()
+    (run.storage / "step-9").write_text("a note")
+    (run.storage / "step-007").mkdir()
+    assert run.go().resumed_from == 3
+    assert (run.storage / "step-9.corrupt-a2").read_text() == "a note"
+    assert (run.storage / "step-007").is_dir()
+
+
+def test_a_checkpoint_that_may_not_be_read_is_told_by_its_folder(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=3)
+    run.go()
+    (run.storage / "step-9").symlink_to("step-9")
+    words = r"spec\.checkpoint\.storage: .*/step-9 can't be read or written \(Too many levels of symbolic links\); give"
+    with pytest.raises(JobFailure, match=words) as refused:
+        run.go()
+    assert refused.value.reason is Reason.STORAGE_UNAVAILABLE
 
 
 def _die(_: object) -> None:

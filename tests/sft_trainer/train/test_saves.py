@@ -1,6 +1,7 @@
 """Saves beside the steps: they hold what the step left, one at a time, and whoever waits for them waits to the end."""
 
 import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -220,6 +221,39 @@ def test_what_lost_attempts_were_writing_is_deleted_and_nothing_else(tmp_path: P
     run.attempts = 1
     run.go()
     assert {path.name for path in run.storage.iterdir()} == {*kept, "step-1", "attempts", "latest"}
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_training_goes_on(
+    tmp_path: Path, is_link: bool, after_step, monkeypatch, caplog
+) -> None:
+    run = SmallRun(tmp_path / "run", total_steps=4)
+    first, elsewhere = run.storage / "step-1", tmp_path / "elsewhere"
+
+    def move(_) -> None:
+        first.rename(elsewhere)
+        first.symlink_to(elsewhere)
+
+    remove = os.rmdir
+
+    def as_nfs_with_an_open_file(path, **options) -> None:
+        if str(path).rpartition("/")[2].startswith("step-1.tmp"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        remove(path, **options)
+
+    if is_link:
+        after_step(2, move)
+    else:
+        monkeypatch.setattr(os, "rmdir", as_nfs_with_an_open_file)
+    run.keep_last = 2
+    for left in ("step-1.tmp-a1", "step-1.tmp-a1.tmp-a2", "step-1.tmp-a1.tmp-a2"):
+        assert run.go().last_step == 4
+        assert run.checkpoints() == [3, 4]
+        assert [path.name for path in run.storage.glob("step-1*")] == ([] if is_link else [left])
+    if is_link:
+        assert (elsewhere / "manifest.json").exists()
+    else:
+        assert caplog.text.count("step-1 can't be deleted, and takes up room: [Errno 39] Directory not empty") == 1
 
 
 def test_torchs_own_reader_finds_the_weights_and_moments_of_two_ranks(tmp_path: Path) -> None:

@@ -62,9 +62,11 @@ def prepare_data(
     cache_dir: Path,
     seed: int,
     bad_rows_before: BadRows = NO_BAD_ROWS,
+    is_evaluation: bool = False,
     on_detail: Callable[[str], None] = lambda _: None,
 ) -> PreparedData:
-    """`bad_rows_before` are those of datasets that were prepared before, for one job has one budget.
+    """`bad_rows_before` are those of datasets that were prepared before, for one job has one budget; `is_evaluation`
+    where that is what the samples are for, which a refusal then says.
 
     Raises JobFailure, for bad rows beyond the budget with file, line and field.
     """
@@ -95,7 +97,7 @@ def prepare_data(
     def all_ids() -> np.ndarray:
         drawn = _all_drawn(config, caches, first_ids, seed=seed)
         if not len(drawn):
-            raise _nothing_left(config, caches)
+            raise _nothing_left(config, caches, is_evaluation=is_evaluation)
         return drawn
 
     def prepared(key: str, ids: Callable[[], np.ndarray]) -> PreparedData:
@@ -129,6 +131,7 @@ def prepare_data(
             cache_dir=cache_dir,
             seed=seed,
             bad_rows_before=bad_rows,
+            is_evaluation=True,
             on_detail=on_detail,
         )
     join = with_evaluated if fraction is None else with_held_out
@@ -202,13 +205,14 @@ def _drawn(samples: int, ratio: float, *, seed: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([np.tile(np.arange(samples), int(whole)), part])
 
 
-def _nothing_left(config: DataloaderConfig, caches: list[TokenCache]) -> JobFailure:
+def _nothing_left(config: DataloaderConfig, caches: list[TokenCache], *, is_evaluation: bool) -> JobFailure:
     counts = [
         f"{entry.dataset.anno_path}: of {cache.meta.rows} rows {cache.meta.bad_rows} can't be used, "
         f"{cache.meta.dropped} are dropped, longer than {cache.meta.key.max_length} tokens or without a trained token "
         f"within them, and sample_ratio is {entry.dataset.sample_ratio}"
         for entry, cache in zip(config.dataset_config_list, caches, strict=True)
     ]
-    return JobFailure(
-        Reason.INVALID_DATA, "\n".join(counts) + "; nothing is left to train, raise pack_max_length or sample_ratio"
-    )
+    remedy = "train, raise pack_max_length or sample_ratio"
+    if is_evaluation:
+        remedy = "evaluate, give evaluation other datasets, or raise pack_max_length or their sample_ratio"
+    return JobFailure(Reason.INVALID_DATA, "\n".join(counts) + f"; nothing is left to {remedy}")

@@ -1,6 +1,5 @@
 """The last stage of node 0: what the ranks exported becomes the job's output."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from sft_trainer.report import Report
 from sft_trainer.storage.checkpoints import exported_checkpoint, find_newest, last_checkpoint
 from sft_trainer.storage.exports import export_folder
 from sft_trainer.storage.fence import Fence
-from sft_trainer.storage.folders import hash_tree
+from sft_trainer.storage.folders import discard, hash_tree
 from sft_trainer.storage.outputs import output_at
 from sftjob import names
 from sftjob.failure import JobFailure, Reason
@@ -96,7 +95,7 @@ def _publish(
     published = place.manifest()
     is_of_this = published and published.checkpoint_digest == manifest.checkpoint_digest
     if is_of_this and place.holds(published):
-        shutil.rmtree(temporary)
+        discard(temporary)
         return _artifact(plan, uri, published)
     try:
         place.publish(temporary, manifest, check=fence.check, on_detail=on_detail)

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from sft_trainer.storage.best import best_first
 from sft_trainer.storage.fence import Fence
-from sft_trainer.storage.folders import first_difference, hash_files, publish, write_atomically
+from sft_trainer.storage.folders import discard, first_difference, hash_files, publish, write_atomically
+from sft_trainer.storage.records import folder_told
 from sftjob import names
 from sftjob.manifest import CheckpointManifest, FileEntry
 
@@ -32,7 +33,7 @@ def find_newest(storage: Path) -> Found:
     corrupt: dict[int, str] = {}
     for step in sorted(_steps(storage), reverse=True):
         manifest, fault = _read(storage, step)
-        if manifest and not (fault := first_difference(storage / names.checkpoint_folder(step), manifest.files)):
+        if manifest and not (fault := _difference(storage, manifest)):
             return Found(manifest, corrupt)
         corrupt[step] = fault
     return Found(None, corrupt)
@@ -43,7 +44,7 @@ def find_best(storage: Path) -> CheckpointManifest | None:
     manifests = _manifests(storage)
     for step in best_first(manifests):
         manifest = manifests[step]
-        if manifest and not first_difference(storage / names.checkpoint_folder(step), manifest.files):
+        if manifest and not _difference(storage, manifest):
             return manifest
     return None
 
@@ -79,7 +80,8 @@ def set_aside(fence: Fence, steps: list[int]) -> None:
         if fence.remote:
             fence.remote.set_aside(step, attempt=fence.attempt)
         folder = fence.storage / names.checkpoint_folder(step)
-        folder.rename(fence.storage / names.corrupt(folder.name, attempt=fence.attempt))
+        with folder_told(folder):
+            folder.rename(fence.storage / names.corrupt(folder.name, attempt=fence.attempt))
 
 
 def remove_leftovers(fence: Fence) -> None:
@@ -87,13 +89,14 @@ def remove_leftovers(fence: Fence) -> None:
     fence.check()
     if fence.remote:
         fence.remote.remove_unpublished()
-    for path in fence.storage.iterdir():
+    for path in _entries(fence.storage):
         attempt = names.temporary_attempt(path.name)
         if attempt is not None and attempt < fence.attempt:
             # A lost attempt that lives on and writes finds its folder gone, and none disappears under the deletion.
+            # Once: where it can't be deleted, its name would grow with each attempt.
+            was_renamed = names.temporary_attempt(path.stem) is not None
             doomed = path.with_name(names.temporary(path.name, attempt=fence.attempt))
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            discard(path, renamed=None if was_renamed else doomed)
 
 
 def store_files(fence: Fence, temporary: Path, paths: Sequence[str], *, step: int) -> list[FileEntry]:
@@ -127,11 +130,12 @@ def forget_copies(fence: Fence) -> None:
 def amend_manifest(fence: Fence, step: int, changes: dict[str, Any]) -> CheckpointManifest:
     """What became known of a step only after its checkpoint was published; the files stay as they are."""
     folder = fence.storage / names.checkpoint_folder(step)
-    manifest = CheckpointManifest.from_json((folder / names.MANIFEST).read_text()).model_copy(update=changes)
-    fence.check()
-    if fence.remote:
-        fence.remote.amend(manifest)
-    write_atomically(folder / names.MANIFEST, manifest.to_json(indent=2))
+    with folder_told(folder):
+        manifest = CheckpointManifest.from_json((folder / names.MANIFEST).read_text()).model_copy(update=changes)
+        fence.check()
+        if fence.remote:
+            fence.remote.amend(manifest)
+        write_atomically(folder / names.MANIFEST, manifest.to_json(indent=2))
     return manifest
 
 
@@ -148,9 +152,7 @@ def retain(fence: Fence, *, keep_last: int) -> None:
     for step in _superfluous(_manifests(fence.storage), keep_last=1 if fence.remote else keep_last):
         folder = fence.storage / names.checkpoint_folder(step)
         # Under its temporary name first: a folder called step-<K> is always whole.
-        doomed = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        discard(folder, renamed=folder.with_name(names.temporary(folder.name, attempt=fence.attempt)))
 
 
 def _superfluous(manifests: Mapping[int, CheckpointManifest | None], *, keep_last: int) -> list[int]:
@@ -165,15 +167,26 @@ def _manifests(storage: Path) -> dict[int, CheckpointManifest | None]:
 
 def _read(storage: Path, step: int) -> tuple[CheckpointManifest | None, str]:
     """The manifest of a published checkpoint, or what is wrong with it."""
-    try:
-        return CheckpointManifest.from_json((storage / names.checkpoint_folder(step) / names.MANIFEST).read_text()), ""
-    except FileNotFoundError:
-        return None, f"{names.MANIFEST} is missing"
-    except (ValidationError, UnicodeDecodeError):
-        return None, f"{names.MANIFEST} can't be read"
+    folder = storage / names.checkpoint_folder(step)
+    with folder_told(folder):
+        try:
+            return CheckpointManifest.from_json((folder / names.MANIFEST).read_text()), ""
+        except (FileNotFoundError, NotADirectoryError):
+            return None, f"{names.MANIFEST} is missing"
+        except (ValidationError, UnicodeDecodeError):
+            return None, f"{names.MANIFEST} can't be read"
+
+
+def _difference(storage: Path, manifest: CheckpointManifest) -> str | None:
+    folder = storage / names.checkpoint_folder(manifest.step)
+    with folder_told(folder):
+        return first_difference(folder, manifest.files)
 
 
 def _steps(storage: Path) -> list[int]:
-    if not storage.is_dir():
-        return []
-    return [step for path in storage.iterdir() if (step := names.checkpoint_step(path.name)) is not None]
+    return [step for path in _entries(storage) if (step := names.checkpoint_step(path.name)) is not None]
+
+
+def _entries(storage: Path) -> list[Path]:
+    with folder_told(storage):
+        return list(storage.iterdir()) if storage.is_dir() else []

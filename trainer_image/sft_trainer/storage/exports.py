@@ -3,10 +3,10 @@
 Called by the ranks, which write, and by the launcher of node 0, which publishes.
 """
 
-import shutil
 from pathlib import Path
 
 from sft_trainer.storage.fence import Fence
+from sft_trainer.storage.folders import discard
 from sftjob import names
 from sftjob.failure import JobFailure, Reason, storage_reason
 from sftjob.plan import LaunchPlan
@@ -47,4 +47,4 @@ def remove_unpublished(plan: LaunchPlan, fence: Fence) -> None:
         for attempt in range(1, plan.attempt):
             folder = export_folder(plan, output.uri, attempt=attempt)
             if folder.exists():
-                shutil.rmtree(folder)
+                discard(folder)

@@ -2,12 +2,16 @@
 
 import errno
 import hashlib
+import logging
 import os
+import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sftjob.manifest import FileEntry
+
+log = logging.getLogger(__name__)
 
 _HASH_THREADS = 4
 _BLOCK_BYTES = 8 * 1024 * 1024
@@ -50,6 +54,21 @@ def publish(temporary: Path, final: Path) -> None:
             raise
         raise FileExistsError(f"{final} exists") from None
     sync_path(final.parent)
+
+
+def discard(folder: Path, *, renamed: Path | None = None) -> None:
+    """Deletes a folder, under another name first where one is given; of a symbolic link the link alone.
+
+    One that can't be deleted (NFS keeps a file that is open elsewhere) is lost space and no more: that is told.
+    """
+    try:
+        doomed = folder.rename(renamed) if renamed else folder
+        if doomed.is_dir() and not doomed.is_symlink():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink()
+    except OSError as error:
+        log.warning("%s can't be deleted, and takes up room: %s", folder, error)
 
 
 def hash_tree(folder: Path, *, leave_out: str) -> list[FileEntry]:

@@ -5,7 +5,6 @@ manifest is no output. While files arrive, an object with the owner's name keeps
 """
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +12,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from sft_trainer.s3.bucket import Place
-from sft_trainer.storage.folders import first_difference, publish, write_atomically
+from sft_trainer.storage.folders import discard, first_difference, publish, write_atomically
 from sft_trainer.storage.records import bucket_told
 from sftjob import names
 from sftjob.manifest import ExportManifest, ExportOwner, FileEntry
@@ -164,7 +163,7 @@ class BucketOutput:
             if not place.create(names.EXPORT_MANIFEST, manifest.to_json(indent=2).encode()):
                 raise FileExistsError(f"{self.name}/{names.EXPORT_MANIFEST} appeared")
             place.delete([names.EXPORT_OWNER])
-        shutil.rmtree(temporary)
+        discard(temporary)
 
     def _told(self, entry: FileEntry, on_detail: Callable[[str], None]) -> Callable[[int], None]:
         return lambda sent: on_detail(f"{self.name}/{entry.path}: {bytes_moved(sent, entry.bytes)}")

@@ -52,7 +52,7 @@ class FolderRecords:
         return str(self._folder)
 
     def read(self, key: str) -> str | None:
-        with self._told():
+        with folder_told(self._folder):
             try:
                 return (self._folder / key).read_text(errors="replace")
             except FileNotFoundError:
@@ -60,7 +60,7 @@ class FolderRecords:
 
     def create(self, key: str, text: str) -> bool:
         path = self._folder / key
-        with self._told():
+        with folder_told(self._folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -79,30 +79,19 @@ class FolderRecords:
             self.replace(key, text)
 
     def replace(self, key: str, text: str) -> None:
-        with self._told():
+        with folder_told(self._folder):
             write_atomically(self._folder / key, text)
 
     def remove(self, key: str) -> None:
-        with self._told():
+        with folder_told(self._folder):
             (self._folder / key).unlink(missing_ok=True)
 
     def folders(self, key: str) -> list[str]:
-        with self._told():
+        with folder_told(self._folder):
             try:
                 return os.listdir(self._folder / key)  # noqa: PTH208 - names only, and one call
             except FileNotFoundError:
                 return []
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise JobFailure(
-                storage_reason(error),
-                f"{FIELD}: {self._folder} can't be written ({error.strerror}); "
-                "give the pod's user write access to it, or name another folder",
-            ) from None
 
 
 class BucketRecords:
@@ -145,6 +134,18 @@ class BucketRecords:
     def folders(self, key: str) -> list[str]:
         with bucket_told(FIELD, self._place):
             return self._place.folders(key)
+
+
+@contextmanager
+def folder_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = storage_reason(error)
+        remedy = "give the pod's user write access to it, check the volume, or name another folder"
+        if reason is Reason.STORAGE_FULL:
+            remedy = "free some room there, or enlarge the volume"
+        raise JobFailure(reason, f"{FIELD}: {folder} can't be read or written ({error.strerror}); {remedy}") from error
 
 
 @contextmanager

@@ -226,6 +226,10 @@ def _failure(fence: Fence, temporary: Path, error: Exception) -> JobFailure:
         )
     full = any(isinstance(cause, OSError) and storage_reason(cause) is Reason.STORAGE_FULL for cause, _ in causes)
     free = shutil.disk_usage(temporary.parent).free / 1e9
-    remedy = f"{free:.1f} GB are free there; free some, or lower checkpoint.keepLast" if full else "check the volume"
+    remedy = (
+        f"{free:.1f} GB are free there; free some, or lower checkpoint.keepLast where it is more than 2"
+        if full
+        else "check the volume"
+    )
     reason = Reason.STORAGE_FULL if full else Reason.STORAGE_UNAVAILABLE
     return JobFailure(reason, f"spec.checkpoint.storage: writing {temporary} failed ({causes[0][0]}); {remedy}")

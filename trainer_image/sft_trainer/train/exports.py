@@ -11,7 +11,7 @@ from sft_trainer.datasets.batch import BatchStream
 from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.datasets.special import special_tokens
 from sft_trainer.model.export import export_adapter, export_model
-from sft_trainer.run import Export, RunOptions
+from sft_trainer.run import Export, RunOptions, RunPlace
 from sft_trainer.storage.best import best_first
 from sft_trainer.storage.checkpoints import amend_manifest, find_best, read_manifest
 from sft_trainer.storage.fence import Fence
@@ -27,20 +27,26 @@ log = logging.getLogger(__name__)
 
 
 def choose_exported(
-    fence: Fence, *, last_step: int, exports_best: bool, world: World, teller: RunTeller
+    place: RunPlace, *, last_step: int, exports_best: bool, world: World, teller: RunTeller
 ) -> tuple[CheckpointManifest, CheckpointManifest]:
     """The run's last checkpoint, and the one that is exported; the manifest of the last names it where it's another.
 
     On every rank, when the last checkpoint is published.
     """
+    fence = place.fence
     last = world.from_first(lambda: read_manifest(fence.storage, last_step))
     assert last, "it was published just now, or is the one that was taken up"
-    if not exports_best:
+    if exports_best and last.exported_step is not None and not place.exports:
+        # Chosen and published by an earlier attempt.
         return last, last
-    best = _best(fence, last_step=last_step, world=world, teller=teller) or last
-    changes = {"exported_step": None if best.step == last_step else best.step}
-    last = world.from_first(lambda: amend_manifest(fence, last_step, changes))
-    log.info("step %d is exported: its evaluation loss is the lowest of all checkpoints", best.step)
+    best = last
+    if exports_best:
+        best = _best(fence, last_step=last_step, world=world, teller=teller) or last
+    exported_step = None if best.step == last_step else best.step
+    if exported_step != last.exported_step:
+        last = world.from_first(lambda: amend_manifest(fence, last_step, {"exported_step": exported_step}))
+    if exports_best and place.exports:
+        log.info("step %d is exported: its evaluation loss is the lowest of all checkpoints", best.step)
     return last, best if best.step != last_step else last
 
 

@@ -102,8 +102,7 @@ class _Run:
                 step = self.state.last_step + 1
                 self._train_step(step)
                 self._evaluate_if_due()
-                interval = self.place.checkpoint_interval
-                if step == self.total_steps or (interval and step % interval == 0):
+                if self._is_to_be_saved(step):
                     # Nothing is left to train beside the last save.
                     self._save(beside=self.place.save_mode == "async" and step < self.total_steps)
                 else:
@@ -287,6 +286,11 @@ class _Run:
             self._save(beside=False)
         raise Preempted(saved=state.last_step == (state.saved_step or 0))
 
+    def _is_to_be_saved(self, step: int) -> bool:
+        """Without a stop."""
+        interval = self.place.checkpoint_interval
+        return step == self.total_steps or bool(interval and step % interval == 0)
+
     def _save(self, *, beside: bool) -> None:
         """After the last step. `beside`: training goes on when the state is copied, not when it is published."""
         self._read_steps()
@@ -309,6 +313,7 @@ class _Run:
                 skipped_steps=self.state.skipped_steps,
                 non_finite_steps=self.state.non_finite_steps,
                 halvings=self.accumulation.halvings - self.place.shortages,
+                saved_by_stop=None if self._is_to_be_saved(step) else True,
                 files=[],
             ),
             random_state=self.random_state,
@@ -324,7 +329,7 @@ class _Run:
         # The best checkpoint is read as a whole before it is chosen.
         self.teller.progress(stage=Stage.EXPORTING, detail=None)
         last, chosen = choose_exported(
-            place.fence,
+            place,
             last_step=last_step,
             exports_best=self.evaluation is not None and self.evaluation.exports_best,
             world=world,

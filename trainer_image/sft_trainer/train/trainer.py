@@ -253,13 +253,18 @@ class Trainer:
 
     def _claim_folder(self) -> tuple[Path, int]:
         """On rank 0: the run's folder and the number of this attempt in it, both taken exclusively."""
-        runs = sorted(path.parent for path in self._work_dir.glob(f"*/{names.ATTEMPTS}"))
+        # Those named as below: any other name would sort among them by chance.
+        named = "-".join("[0-9]" * digits for digits in (8, 6, 6))
+        runs = sorted(path.parent for path in self._work_dir.glob(f"{named}/{names.ATTEMPTS}"))
         if self._auto_resume and runs:
-            attempt = 1 + max(int(path.name) for path in (runs[-1] / names.ATTEMPTS).iterdir())
+            numbers = [int(path.name) for path in (runs[-1] / names.ATTEMPTS).iterdir() if path.name.isdecimal()]
+            attempt = 1 + max(numbers, default=0)
             names.attempt_folder(runs[-1], attempt).mkdir()
+            log.info("goes on with the run in %s, as attempt %d", runs[-1], attempt)
             return runs[-1], attempt
         folder = self._work_dir / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         names.attempt_folder(folder, 1).mkdir(parents=True)
+        log.info("begins a run in %s", folder)
         return folder, 1
 
 
