@@ -94,7 +94,7 @@ def post(
     """As the callback does, with the token of the file unless another is given; returns the status."""
     url = endpoint.environment["KUBEFLOW_TRAINER_SERVER_URL"]
     token = token or Path(endpoint.environment["KUBEFLOW_TRAINER_SERVER_TOKEN"]).read_text()
-    connection = http.client.HTTPConnection(url.removeprefix("http://").removesuffix("/"), timeout=30)
+    connection = http.client.HTTPConnection(url.removeprefix("http://").removesuffix("/"), timeout=300)
     with contextlib.closing(connection):
         connection.request("POST", "/", body=body, headers={"Authorization": f"Bearer {token}", **(headers or {})})
         return connection.getresponse().status
@@ -273,7 +273,7 @@ def test_after_its_end_nothing_is_taken_any_more(scratch: Path) -> None:
         url = endpoint.environment["KUBEFLOW_TRAINER_SERVER_URL"]
     late = TrainerStatus.model_validate({"metrics": [{"name": "current_step", "value": "3"}]})
     assert not endpoint.take(late)
-    connection = http.client.HTTPConnection(url.removeprefix("http://").removesuffix("/"), timeout=30)
+    connection = http.client.HTTPConnection(url.removeprefix("http://").removesuffix("/"), timeout=300)
     with pytest.raises(ConnectionRefusedError):
         connection.request("POST", "/")
     assert read_progress(scratch) == STARTING
