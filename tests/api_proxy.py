@@ -150,7 +150,7 @@ class ApiProxy:
             raise ExceptionGroup("in what was to be done at a call", self._failures)
 
     def _await(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=300)
 
     async def _open(self) -> None:
         whole_answers = aiohttp.ClientTimeout(total=None)

@@ -80,7 +80,7 @@ def assert_well(operator: Operator) -> None:
 
 
 def _figures(operator: Operator) -> Iterator[tuple[str, float]]:
-    with urllib.request.urlopen(f"http://{operator.address}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://{operator.address}/metrics", timeout=300) as answer:
         for line in answer.read().decode().splitlines():
             if not line.startswith("#") and "{" not in line:
                 name, value = line.split()

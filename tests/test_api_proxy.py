@@ -24,6 +24,7 @@ from kubernetes.aio import client, config
 
 JOBS = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs"
 ANSWER_HEADERS = {"Content-Type": "application/json", "X-Answer": "server"}
+PATIENCE_SECONDS = 300
 
 
 class Server:
@@ -121,7 +122,7 @@ class Client:
         self.process.stdin.flush()
 
     def printed(self) -> str:
-        return self.process.communicate(timeout=30)[0]
+        return self.process.communicate(timeout=PATIENCE_SECONDS)[0]
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def poster(proxy: ApiProxy) -> Iterator[Client]:
 
 
 def call(proxy: ApiProxy, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=PATIENCE_SECONDS)
     try:
         text = None if body is None else json.dumps(body)
         connection.request(method, path, body=text, headers={"Content-Type": "application/json"} if text else {})
@@ -144,7 +145,7 @@ def call(proxy: ApiProxy, method: str, path: str, body: Any = None) -> tuple[int
 
 
 def soon(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -176,7 +177,7 @@ def test_headers_pass_both_ways(proxy: ApiProxy, server: Server) -> None:
         f"http://127.0.0.1:{proxy.port}{JOBS}",
         headers={"Authorization": "Bearer secret", "User-Agent": "operator/1", "Accept-Encoding": "gzip"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
         assert answer.headers["X-Answer"] == "server"
     sent = {name: server.headers[name] for name in ("Authorization", "User-Agent", "Accept-Encoding", "Host")}
     assert sent == {
@@ -190,7 +191,7 @@ def test_headers_pass_both_ways(proxy: ApiProxy, server: Server) -> None:
 
 def test_each_event_of_a_watch_arrives_as_soon_as_it_is_sent(proxy: ApiProxy, server: Server) -> None:
     url = f"http://127.0.0.1:{proxy.port}{JOBS}?watch=true"
-    with urllib.request.urlopen(url, timeout=30) as watch:  # returns with the headers, before any event
+    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as watch:  # returns with the headers, before any event
         assert proxy.calls[0].status == 200
         for number in range(3):
             line = b'{"type": "ADDED", "object": %d}\n' % number
@@ -201,7 +202,7 @@ def test_each_event_of_a_watch_arrives_as_soon_as_it_is_sent(proxy: ApiProxy, se
 
 
 def test_a_watch_ends_at_the_server_when_its_client_goes(proxy: ApiProxy, server: Server) -> None:
-    watch = urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}{JOBS}?watch=1", timeout=30)
+    watch = urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}{JOBS}?watch=1", timeout=PATIENCE_SECONDS)
     soon(lambda: server.watchers == 1)
     watch.close()
     soon(lambda: server.watchers == 0)
@@ -212,7 +213,7 @@ def test_a_call_of_a_client_killed_before_it_never_reaches_the_server(
 ) -> None:
     killed = proxy.at("POST", r"/pytorchjobs$", when="before", do=lambda: kill(poster.process))
     poster.post()
-    assert killed.over.wait(30)
+    assert killed.over.wait(PATIENCE_SECONDS)
     assert call(proxy, "GET", "/healthz")[0] == 200
     assert [method for method, _, _ in server.got] == ["GET"]
     assert killed.call == Call("POST", JOBS, {}, {}, forwarded=False, status=None)
@@ -224,7 +225,7 @@ def test_a_call_of_a_client_killed_after_it_has_reached_the_server(
 ) -> None:
     killed = proxy.at("POST", r"/pytorchjobs$", when="after", do=lambda: kill(poster.process))
     poster.post()
-    assert killed.over.wait(30)
+    assert killed.over.wait(PATIENCE_SECONDS)
     assert server.got == [("POST", JOBS, b"{}")]
     assert proxy.writes == [Call("POST", JOBS, {}, {}, forwarded=True, status=201)]
     assert poster.printed() == ""
@@ -234,13 +235,13 @@ def test_a_call_that_the_server_has_not_answered_yet_survives_its_client(
     proxy: ApiProxy, server: Server, poster: Client
 ) -> None:
     release = threading.Event()
-    held = proxy.at("POST", r"/pytorchjobs$", when="after", do=lambda: release.wait(30))
+    held = proxy.at("POST", r"/pytorchjobs$", when="after", do=lambda: release.wait(PATIENCE_SECONDS))
     poster.post()
-    assert held.reached.wait(30)
+    assert held.reached.wait(PATIENCE_SECONDS)
     kill(poster.process)
     assert not held.over.is_set()
     release.set()
-    assert held.over.wait(30)
+    assert held.over.wait(PATIENCE_SECONDS)
     assert proxy.writes[0].status == 201
     assert len(server.got) == 1
 
@@ -252,11 +253,11 @@ def test_a_stopped_client_s_call_is_held_and_forwarded_when_it_goes_on(
 
     def stop_and_hold() -> None:
         os.kill(poster.process.pid, signal.SIGSTOP)
-        assert release.wait(30)
+        assert release.wait(PATIENCE_SECONDS)
 
     held = proxy.at("POST", r"/pytorchjobs$", when="before", do=stop_and_hold)
     poster.post()
-    assert held.reached.wait(30)
+    assert held.reached.wait(PATIENCE_SECONDS)
     assert call(proxy, "GET", "/healthz")[0] == 200  # nobody else waits
     assert [method for method, _, _ in server.got] == ["GET"]
     release.set()
@@ -274,7 +275,7 @@ def test_only_the_nth_matching_call_is_interrupted(proxy: ApiProxy) -> None:
 
 
 def test_refusing_breaks_open_connections_and_new_ones_until_it_admits_again(proxy: ApiProxy, server: Server) -> None:
-    watch = urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}{JOBS}?watch=true", timeout=30)
+    watch = urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}{JOBS}?watch=true", timeout=PATIENCE_SECONDS)
     proxy.refuse()
     with pytest.raises(http.client.IncompleteRead):
         watch.read()

@@ -68,7 +68,7 @@ def helm() -> Path:
 
 
 def call(helm: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(helm), *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([str(helm), *arguments], capture_output=True, text=True, timeout=300)
 
 
 def render(helm: Path, *options: str) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def test_a_failed_build_says_what_the_compiler_said(cache: Path) -> None:
 def test_an_orphan_of_a_node_is_collected_by_its_first_process(cache: Path) -> None:
     list(build(cache, PAUSE))
     # The shell leaves an orphan and becomes pause, which nobody else would tell of the orphan's end.
-    script = f"(sleep 2 &) ; exec {binary(cache, PAUSE)}"
+    script = f"(sleep 15 &) ; exec {binary(cache, PAUSE)}"
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
     with subprocess.Popen(command) as unshare:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -84,8 +84,11 @@ def test_an_orphan_of_a_node_is_collected_by_its_first_process(cache: Path) -> N
 
 
 def _below(pid: int) -> list[int]:
-    """All descendants, zombies too."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """All descendants, zombies too; none of what is gone by now."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     return children + [below for child in children for below in _below(child)]
 
 

@@ -86,10 +86,14 @@ def truncate_shard(checkpoint: Path) -> None:
 def test_a_broken_newest_checkpoint_is_told_and_the_one_before_it_is_taken(
     run: LocalRun, undisturbed: LocalRun, break_: Callable[[Path], None], told: str
 ) -> None:
+    # Rank 0 stands still before step 8 is saved, so that step 6 stays the newest.
+    mark = run.folder / "stands-still"
+    fault = {"event": "open", "pattern": r"step-8\.tmp-a1/__0_0\.distcp", "after": 0, "mark": str(mark)}
+    run.environment = {"PYTHONPATH": FAULTS, "SFTJOB_TEST_FAULT": json.dumps(fault | {"signal": "SIGSTOP"})}
     run.start()
-    run.until_step(7)
+    run.until(mark.exists)
     break_(run.storage / "step-6")
-    kill(run.rank(1))
+    kill(run.rank(0))
     run.succeed()
 
     last, first = run.status()["attempts"]["history"]

@@ -1,12 +1,12 @@
 """The user of every test here, whose processes are ended with it."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sft_user import User
+
+from sft_operator.local.node import LocalNode
 
 
 @pytest.fixture
@@ -18,7 +18,4 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             process.kill()
             process.communicate()
     for pid in tmp_path.glob("**/node-*/pid"):
-        try:
-            os.kill(int(pid.read_text()), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+        LocalNode(pid.parent, rank=0).kill()

@@ -47,6 +47,8 @@ class User:
         self.work_folder = folder / "runs" / "tiny"
         self.faults: dict[str, str] = {}
         self.step_seconds = 0.01
+        self.held_after = -1
+        """The step after which an attempt trains no further until `let_go`: it can be met at work at any speed."""
         self.started: list[subprocess.Popen[str]] = []
 
     def sft(self, *arguments: str) -> "Said":
@@ -77,6 +79,7 @@ class User:
         return {
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).with_name("stub")), *_PYTHONPATH]),
             "STUB_FAULTS": json.dumps(self.faults),
+            "STUB_HELD_AFTER": str(self.held_after),
             "STUB_STEP_SECONDS": str(self.step_seconds),
         }
 
@@ -86,6 +89,9 @@ class User:
         while not metrics.exists() or metrics.read_text().count("\n") < step:
             assert time.monotonic() < deadline, "it never came so far"
             time.sleep(0.02)
+
+    def let_go(self) -> None:
+        (self.folder / "go on").touch()
 
     def launcher_pid(self, *, attempt: int = 1) -> int:
         return int((self.work_folder / "attempts" / str(attempt) / "node-0" / "pid").read_text())

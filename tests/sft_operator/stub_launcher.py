@@ -33,7 +33,7 @@ if behaviour == "ignores SIGTERM":
 elif behaviour == "saves":
     signal.signal(signal.SIGTERM, lambda *_: end(Reason.PREEMPTED))
 elif behaviour == "has a child":
-    child = subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen(["sleep", "600"])
     (scratch / "child").write_text(str(child.pid))
 elif behaviour == "succeeds":
     end(Reason.SUCCEEDED)
@@ -44,4 +44,4 @@ elif behaviour == "tells its placement":
     print({name: os.environ[name] for name in names}, flush=True)
     end(Reason.SUCCEEDED)
 (scratch / "is ready").touch()
-time.sleep(60)
+time.sleep(600)

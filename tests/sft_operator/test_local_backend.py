@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from jobs import a_job
@@ -22,6 +24,8 @@ from sftjob.job import SFTJob
 from sftjob.plan import LaunchPlan
 from sftjob.spec import OutputSpec
 from sftjob.status import AttemptsStatus, Phase, SFTJobStatus
+
+T = TypeVar("T")
 
 STUB = (sys.executable, str(Path(__file__).with_name("stub_launcher.py")))
 
@@ -61,9 +65,13 @@ class Attempt:
         return int((self.node(rank) / "pid").read_text())
 
     def master_port(self, rank: int) -> str:
-        """As its process was told."""
-        environment = Path(f"/proc/{self.pid(rank)}/environ").read_text().split("\0")
-        return next(entry for entry in environment if entry.startswith("SFTJOB_MASTER_PORT="))
+        """As its process was told, of which the kernel tells nothing while it becomes another program."""
+
+        def told() -> list[str]:
+            environment = Path(f"/proc/{self.pid(rank)}/environ").read_text().split("\0")
+            return [entry for entry in environment if entry.startswith("SFTJOB_MASTER_PORT=")]
+
+        return eventually(told)[0]
 
     def node(self, rank: int = 0) -> Path:
         return self.folder / "attempts" / "1" / f"node-{rank}"
@@ -72,11 +80,13 @@ class Attempt:
         eventually((self.node() / "is ready").exists)
 
 
-def eventually(holds: Callable[[], bool], *, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
+def eventually(holds: Callable[[], T]) -> T:
+    """The first true answer."""
+    deadline = time.monotonic() + 300
+    while not (answer := holds()):
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.02)
+    return answer
 
 
 def is_running(pid: int) -> bool:
@@ -84,7 +94,7 @@ def is_running(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -106,7 +116,8 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     for one in made:
         one.backend.kill(one.job)
         for child in one.folder.glob("attempts/*/*/child"):
-            os.kill(int(child.read_text()), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child.read_text()), signal.SIGKILL)
 
 
 def test_an_attempt_lives_from_its_creation_until_its_last_word(attempt: Callable[..., Attempt]) -> None:
@@ -186,7 +197,7 @@ from sftjob.job import SFTJob
 from sftjob.plan import LaunchPlan
 from sftjob.spec import OutputSpec
 Attempt(Path({str(tmp_path)!r}), SFTJob.from_json({one.job.to_json()!r})).create()
-time.sleep(60)
+time.sleep(600)
 """
     process = subprocess.Popen([sys.executable, "-c", starter])
     one.wait_until_ready()
@@ -211,18 +222,17 @@ def test_a_launcher_does_not_hear_the_terminal(attempt: Callable[..., Attempt]) 
 def test_what_ignores_the_signal_is_killed_after_its_grace_by_whoever_asks_then(
     attempt: Callable[..., Attempt], tmp_path: Path
 ) -> None:
-    one = attempt("ignores SIGTERM", grace_seconds=1)
+    one = attempt("ignores SIGTERM", grace_seconds=3600)
     one.create()
     one.wait_until_ready()
     one.delete()
-    asked = time.monotonic()
     one.delete()
     assert one.state() is AttemptState.ENDING
+    # As if it had been asked an hour ago.
+    (one.node() / "terminated").write_text(str(time.monotonic() - 3600))
     successor = Attempt(tmp_path, one.job)
-    while successor.state() is not AttemptState.ENDED:
-        successor.delete()
-        time.sleep(0.02)
-    assert 0.9 < time.monotonic() - asked < 30
+    successor.delete()
+    eventually(lambda: successor.state() is AttemptState.ENDED)
     assert one.reasons() == [None]
 
 
@@ -242,10 +252,10 @@ def test_deleting_never_waits(attempt: Callable[..., Attempt]) -> None:
     one = attempt("ignores SIGTERM")
     one.create()
     one.wait_until_ready()
-    began = time.monotonic()
     one.delete()
     one.delete()
-    assert time.monotonic() - began < 1
+    assert one.state() is AttemptState.ENDING
+    assert is_running(one.pid())
 
 
 def test_a_launchers_child_that_outlives_it_does_not_pass_for_it(attempt: Callable[..., Attempt]) -> None:
@@ -270,7 +280,7 @@ def test_a_pid_that_another_process_has_by_now_is_not_signalled(attempt: Callabl
     one = attempt("exits without a word")
     one.create()
     eventually(lambda: one.state() is AttemptState.ENDED)
-    bystander = subprocess.Popen(["sleep", "60"])
+    bystander = subprocess.Popen(["sleep", "600"])
     (one.node() / "pid").write_text(f"{bystander.pid}\n")
     one.delete()
     one.backend.kill(one.job)

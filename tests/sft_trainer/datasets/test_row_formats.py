@@ -405,7 +405,7 @@ FORMATS = {
 }
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000)
 @given(row_format=st.sampled_from(sorted(FORMATS)), data=st.data())
 def test_whatever_a_row_holds_it_is_a_sample_or_is_refused(row_format, data) -> None:
     row = {name: data.draw(TURNS | VALUES) for name in FORMATS[row_format]}

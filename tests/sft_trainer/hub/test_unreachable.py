@@ -28,7 +28,6 @@ def test_a_hub_that_can_t_be_reached_is_asked_again_and_then_left_to_another_att
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.9)
         source = HubSource(
             field="spec.model.loadFrom",
             uri="hf://tiny/llama",
@@ -40,8 +39,13 @@ def test_a_hub_that_can_t_be_reached_is_asked_again_and_then_left_to_another_att
             folder=tmp_path,
         )
         told: list[str] = []
+
+        def lose_patience(detail: str) -> None:
+            told.append(detail)
+            monkeypatch.setattr(patience, "PATIENCE_SECONDS", -1)
+
         with pytest.raises(JobFailure) as ended:
-            commit_of(source, on_detail=told.append)
+            commit_of(source, on_detail=lose_patience)
     assert told == ["the hub does not answer (ConnectError), asking again"]
     assert f"spec.model.loadFrom.uri: hf://tiny/llama: no useful answer from {url} (ConnectError" in ended.value.message
     assert "HF_ENDPOINT" in ended.value.message

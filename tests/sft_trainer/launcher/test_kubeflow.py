@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,9 +30,18 @@ from sftjob.progress import Progress, Stage
 
 SCRIPT = Path(__file__).with_name("unchanged_trainer.py")
 OFTENER = """
-import runpy, sys
+import http.client, os, runpy, sys
 from transformers.integrations.integration_utils import KubeflowCallback
 KubeflowCallback._MIN_UPDATE_INTERVAL = 0  # 5 s otherwise
+report = KubeflowCallback._update_status
+
+def report_and_look(*what, **more):
+    report(*what, **more)
+    connection = http.client.HTTPConnection("127.0.0.1", int(os.environ["PROGRESS_PORT"]), timeout=300)
+    connection.request("GET", "/progress")
+    print("SEEN", connection.getresponse().read().decode(), flush=True)
+
+KubeflowCallback._update_status = report_and_look
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -86,7 +94,7 @@ def post(
     """As the callback does, with the token of the file unless another is given; returns the status."""
     url = endpoint.environment["KUBEFLOW_TRAINER_SERVER_URL"]
     token = token or Path(endpoint.environment["KUBEFLOW_TRAINER_SERVER_TOKEN"]).read_text()
-    connection = http.client.HTTPConnection(url.removeprefix("http://").removesuffix("/"), timeout=30)
+    connection = http.client.HTTPConnection(url.removeprefix("http://").removesuffix("/"), timeout=300)
     with contextlib.closing(connection):
         connection.request("POST", "/", body=body, headers={"Authorization": f"Bearer {token}", **(headers or {})})
         return connection.getresponse().status
@@ -116,30 +124,16 @@ def test_an_unchanged_trainer_script_is_followed_step_by_step(
     job = JobReference(namespace="default", name="script", uid="uid-1")
     mounts = [{"uri": "pvc://models/tuned.checkpoints", "path": str(scratch / "storage")}]
     plan = LaunchPlan.model_validate({"job": job, "attempt": 1, "spec": A_PLAN, "mounts": mounts})
-    seen: list[dict[str, Any]] = []
-    over = threading.Event()
-
-    def follow() -> None:
-        while not over.is_set():
-            connection = http.client.HTTPConnection("127.0.0.1", int(server.server_address[1]), timeout=30)
-            with contextlib.closing(connection):
-                connection.request("GET", "/progress")
-                progress = json.loads(connection.getresponse().read())
-            if seen[-1:] != [progress]:
-                seen.append(progress)
-            time.sleep(0.01)
-
-    follower = threading.Thread(target=follow)
-    follower.start()
+    monkeypatch.setenv("PROGRESS_PORT", str(server.server_address[1]))
     try:
         cause = _train(plan, placement, children)
     finally:
-        over.set()
-        follower.join()
         server.shutdown()
         server.server_close()
     assert cause == Cause(Reason.SUCCEEDED, ""), children.printed
 
+    lines = [line for line in children.printed.splitlines() if line.startswith("SEEN ")]
+    seen = [json.loads(line.removeprefix("SEEN ")) for line in lines]
     training = [progress for progress in seen if progress["stage"] == "Training"]
     steps = [progress["step"] for progress in training]
     assert steps == sorted(steps)
@@ -279,7 +273,7 @@ def test_after_its_end_nothing_is_taken_any_more(scratch: Path) -> None:
         url = endpoint.environment["KUBEFLOW_TRAINER_SERVER_URL"]
     late = TrainerStatus.model_validate({"metrics": [{"name": "current_step", "value": "3"}]})
     assert not endpoint.take(late)
-    connection = http.client.HTTPConnection(url.removeprefix("http://").removesuffix("/"), timeout=30)
+    connection = http.client.HTTPConnection(url.removeprefix("http://").removesuffix("/"), timeout=300)
     with pytest.raises(ConnectionRefusedError):
         connection.request("POST", "/")
     assert read_progress(scratch) == STARTING

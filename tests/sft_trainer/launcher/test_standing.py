@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sft_trainer.marks import Mark, Marker, read_marks
 from sft_trainer.stacks import Frame, frames_by_thread, told, waits_for_others, working_thread
 from sftjob.progress import Stage
 from sftjob.standstill import Standstill
+from tests.sft_trainer.download_node import until
 
 STACKS = """\
 Thread 0x00007f0a6b7fe6c0 (most recent call first):
@@ -117,9 +117,11 @@ from sft_trainer.stacks import answer_with_stacks
 from sftjob.progress import Stage
 
 def sleeps():
+    open(there, "wb")
     time.sleep(1e6)
 
 def loops():
+    open(there, "wb")
     while True:
         pass
 
@@ -132,10 +134,16 @@ def joins():
     thread.join()
 
 scratch, rank = Path(sys.argv[1]), int(sys.argv[2])
+there = scratch / f"there-{rank}"
 answer_with_stacks(scratch, rank)
 Marker(scratch, rank).mark(Stage.TRAINING, step=4)
 globals()[sys.argv[3]]()
 """
+
+
+def state(pid: int) -> str | None:
+    """Of a child of this process."""
+    return process_state(pid, parent=os.getpid())
 
 
 @pytest.fixture
@@ -148,15 +156,12 @@ def ranks(tmp_path: Path) -> Iterator[list[Mark]]:
     command = [sys.executable, str(script), str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank), way]) for rank, way in enumerate(ways)]
     try:
-        while len(marks := read_marks(tmp_path)) < len(ways):
-            time.sleep(0.05)
-        time.sleep(0.5)
+        until(lambda: all((tmp_path / f"there-{rank}").exists() for rank in range(4)))
+        until(lambda: {state(processes[rank].pid) for rank in (0, 2, 3)} == {"S"})
         processes[3].send_signal(signal.SIGSTOP)
-        while process_state(processes[3].pid, parent=os.getpid()) != "T":
-            time.sleep(0.05)
-        while "sleep" not in Path(f"/proc/{processes[4].pid}/comm").read_text():
-            time.sleep(0.05)
-        yield marks
+        until(lambda: state(processes[3].pid) == "T")
+        until(lambda: "sleep" in Path(f"/proc/{processes[4].pid}/comm").read_text())
+        yield read_marks(tmp_path)
     finally:
         for process in processes:
             process.kill()
@@ -175,13 +180,15 @@ def test_every_rank_gives_its_stack_asleep_in_a_loop_or_stopped(tmp_path: Path, 
     text = page(found, seconds=300)
     assert [f"\nrank {rank}: Training after step 4, mark 1" in text for rank in range(4)] == [True] * 4
     # It was woken to answer, and nobody was harmed.
-    assert [process_state(mark.pid, parent=os.getpid()) is not None for mark in ranks[:4]] == [True] * 4
+    assert all(state(mark.pid) for mark in ranks[:4])
 
 
 def test_a_rank_that_became_another_program_is_let_live(tmp_path: Path, ranks: list[Mark]) -> None:
     [found] = gather(tmp_path, ranks[4:], parent=os.getpid(), wait_seconds=1)
     assert found.text == ""
-    assert process_state(ranks[4].pid, parent=os.getpid()) == "S"
+    # That it sleeps, or is no more.
+    until(lambda: state(ranks[4].pid) in ("S", None))
+    assert state(ranks[4].pid) == "S"
 
 
 def test_a_thread_of_ours_that_the_main_one_waits_for_is_what_stands() -> None:
@@ -196,10 +203,9 @@ def test_a_process_of_somebody_else_is_no_rank() -> None:
     assert process_state(os.getpid(), parent=os.getppid()) is not None
     assert process_state(os.getpid(), parent=1 if os.getppid() != 1 else 2) is None
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    while process_state(ended.pid, parent=os.getpid()) is not None:
-        time.sleep(0.05)
+    until(lambda: state(ended.pid) is None)
     ended.wait()
-    assert (process_state(ended.pid, parent=os.getpid()), moved_bytes(ended.pid)) == (None, 0)
+    assert (state(ended.pid), moved_bytes(ended.pid)) == (None, 0)
 
 
 def test_bytes_count_that_a_process_reads_and_writes(tmp_path: Path) -> None:

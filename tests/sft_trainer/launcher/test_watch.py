@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from sftjob.plan import JobReference, LaunchPlan, Mount
 from sftjob.progress import Stage
 from sftjob.spec import SFTJobSpec
 from tests.s3_server import S3Server
+from tests.sft_trainer.download_node import until
 
 TORCHRUN = """
 import os, signal, subprocess, sys
@@ -217,8 +217,7 @@ def test_in_a_bucket_too_it_is_taken_back_and_where_that_fails_it_is_tried_again
             said.append(s3.listed("job"))
             before = node.marks()
             (node.scratch / "go").touch()
-            while node.marks() == before:
-                time.sleep(0.01)
+            until(lambda: node.marks() != before)
             s3.busy = [403]
         elif watched.standstill:
             said.append(s3.listed("job"))

@@ -260,12 +260,16 @@ def test_a_store_that_can_t_be_reached_is_asked_again_and_then_left_to_another_a
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "user")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "password")
-        monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.9)
         source = BucketSource("spec.model.loadFrom", "s3://bucket/llama", "model", True, tmp_path)
         told: list[str] = []
+
+        def lose_patience(detail: str) -> None:
+            told.append(detail)
+            monkeypatch.setattr(patience, "PATIENCE_SECONDS", -1)
+
         with pytest.raises(JobFailure) as ended:
-            pin(source, on_detail=told.append)
-    assert told[0] == "the object store does not answer (BucketFailure), asking again"
+            pin(source, on_detail=lose_patience)
+    assert told == ["the object store does not answer (BucketFailure), asking again"]
     assert f"spec.model.loadFrom.uri: s3://bucket/llama: no useful answer from {url}" in ended.value.message
     assert "AWS_ENDPOINT_URL" in ended.value.message
     assert ended.value.reason not in NEVER_RETRIED

@@ -1,11 +1,13 @@
 """A run of the training loop in this process: a Qwen3 of two narrow layers from scratch, chats of a few letters."""
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -32,6 +34,19 @@ VOCAB_SIZE = 264
 
 TRAINED = [pair("ab" * (n % 5 + 1), chr(97 + n % 7) * (n % 9 + 1)) for n in range(24)]
 EVALUATED = [pair("q" * (n % 3 + 1), chr(104 + n) * (2 * n + 1)) for n in range(7)]
+
+
+def meeting_place() -> dist.TCPStore:
+    """As torchrun has one open for its ranks, on a port that nobody else can take."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def become_rank(rank: int, *, port: int) -> None:
+    """Of two, that meet at this port."""
+    address = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in address.items()}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    torch.set_num_threads(1)
 
 
 def save_tokenizer(folder: Path) -> Path:

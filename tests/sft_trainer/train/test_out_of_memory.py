@@ -6,7 +6,6 @@ The memory is torch's own to refuse: a hook asks for more than the address space
 import itertools
 import json
 import logging
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from small_run import SmallRun
+from small_run import SmallRun, become_rank, meeting_place
 from torch.distributed import DistBackendError
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -28,7 +27,6 @@ from sftjob import names
 from sftjob.failure import JobFailure, Reason
 from sftjob.memory import MemoryEstimate
 from sftjob.options import LoRAConfig
-from tests.s3_server import free_port
 
 Shrink = Callable[..., None]
 
@@ -333,7 +331,8 @@ def test_any_other_error_of_a_load_is_raised_as_it_is(tmp_path: Path, monkeypatc
 def test_two_ranks_whose_run_does_not_resume_by_itself_say_how_it_goes_on_with_smaller_micro_batches(
     tmp_path: Path,
 ) -> None:
-    mp.spawn(_one_of_two_without_memory, args=(free_port(), _arguments(tmp_path), tmp_path), nprocs=2)
+    store = meeting_place()
+    mp.spawn(_one_of_two_without_memory, args=(store.port, _arguments(tmp_path), tmp_path), nprocs=2)
     for rank in (0, 1):
         said = (tmp_path / f"rank {rank}").read_text()
         assert re.fullmatch(
@@ -346,8 +345,7 @@ def test_two_ranks_whose_run_does_not_resume_by_itself_say_how_it_goes_on_with_s
 
 
 def _one_of_two_without_memory(rank: int, port: int, arguments: dict[str, Any], folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    become_rank(rank, port=port)
     register_module_forward_pre_hook(
         lambda module, _: (
             torch.empty(1 << 50) if isinstance(module, torch.nn.Embedding) and torch.is_grad_enabled() else None

@@ -1,6 +1,5 @@
 """Real ranks over gloo, in a world that is opened as the launcher's ranks and a script's own open theirs."""
 
-import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_run import SmallRun
+from small_run import SmallRun, become_rank, meeting_place
 
 from sft_trainer.train import checkpoint
 from sft_trainer.train import world as world_module
 from sft_trainer.train.world import open_world
 from sftjob.failure import JobFailure
-from tests.s3_server import free_port
 
 
 def test_ranks_that_a_launcher_watches_wait_for_one_that_is_slow_to_save(tmp_path: Path) -> None:
@@ -42,13 +39,13 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others_to_leave(monkeypat
 
 @pytest.mark.parametrize("has_own_group", [False, True])
 def test_ranks_open_one_world_after_the_other(has_own_group: bool, tmp_path: Path) -> None:
-    mp.spawn(_in_four_worlds, args=(has_own_group, tmp_path, free_port()), nprocs=2)
+    store = meeting_place()
+    mp.spawn(_in_four_worlds, args=(has_own_group, tmp_path, store.port), nprocs=2)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["4 x 1.0, open: " + str(has_own_group)] * 2
 
 
 def _in_four_worlds(rank: int, has_own_group: bool, folder: Path, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    become_rank(rank, port=port)
     if has_own_group:
         dist.init_process_group("gloo")
     sums = []
@@ -68,13 +65,14 @@ def test_ranks_that_nobody_watches_wait_as_long_as_torch_has_them_wait(tmp_path:
 def _ends(folder: Path, *, is_watched: bool) -> list[str]:
     run = SmallRun(folder / "run", save_mode="async", total_steps=2)
     run.options()
-    mp.spawn(_one_of_two, args=(run, folder, is_watched, free_port()), nprocs=2)
+    store = meeting_place()
+    mp.spawn(_one_of_two, args=(run, folder, is_watched, store.port), nprocs=2)
     return [(folder / f"{rank}.txt").read_text() for rank in range(2)]
 
 
 def _one_of_two(rank: int, run: SmallRun, folder: Path, is_watched: bool, port: int) -> None:
     """torch's own timeout is 2 s, and rank 0 takes longer to write a checkpoint."""
-    torch.set_num_threads(1)
+    become_rank(rank, port=port)
 
     def late(work: Callable[..., Any]) -> Callable[..., Any]:
         def wait_and_work(*arguments: Any, **named: Any) -> Any:
@@ -85,8 +83,6 @@ def _one_of_two(rank: int, run: SmallRun, folder: Path, is_watched: bool, port: 
 
         return wait_and_work
 
-    address = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in address.items()})
     dist.distributed_c10d.default_pg_timeout = timedelta(seconds=2)
     # The first has rank 1's thread wait for rank 0's, the second its loop.
     checkpoint.store_files = late(checkpoint.store_files)

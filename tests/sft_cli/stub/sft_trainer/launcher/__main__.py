@@ -1,6 +1,7 @@
 """Stands in for the launcher in tests of `sft run`: trains nothing, but speaks and obeys as the real one does.
 
-Twenty steps of 0.05 s, a checkpoint every five, told by STUB_FAULTS ({attempt: fault}) how each attempt goes wrong.
+Twenty steps, a checkpoint every five, told by STUB_FAULTS ({attempt: fault}) how each attempt goes wrong. After step
+STUB_HELD_AFTER it goes on only when there is a file `go on` where its user works.
 """
 
 import json
@@ -25,6 +26,7 @@ metrics = storage / "attempts" / str(plan.attempt) / "metrics.jsonl"
 metrics.parent.mkdir(parents=True, exist_ok=True)
 saved_file = storage / "saved"
 fault = json.loads(os.environ.get("STUB_FAULTS", "{}")).get(str(plan.attempt), "")
+held_after = int(os.environ["STUB_HELD_AFTER"])
 started_at = datetime.now(UTC)
 resumed_from = int(saved_file.read_text()) if saved_file.exists() else None
 saved_step = resumed_from
@@ -80,11 +82,13 @@ if plan.attempt == 1:
     (scratch / "samples.json").write_text(ShownSamples(receipt=receipt, samples=[pieces]).to_json())
 step = resumed_from or 0
 while step < 20:
+    while step == held_after and not stopping and not Path("go on").exists():
+        time.sleep(0.02)
     if stopping:
         saved_step = step
         saved_file.write_text(str(step))
         end(Reason.PREEMPTED, last_step=step, saved=True)
-    time.sleep(float(os.environ.get("STUB_STEP_SECONDS", "0.05")))
+    time.sleep(float(os.environ["STUB_STEP_SECONDS"]))
     step += 1
     loss = 4 * 0.9**step
     with metrics.open("a") as file:
