@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic.alias_generators import to_camel
 
 from sftjob.base import Declared
 from sftjob.forms import (
@@ -32,7 +33,7 @@ from sftjob.options import (
     PackLevel,
     RowFormat,
 )
-from sftjob.presets import PRESETS
+from sftjob.presets import PRESETS, counts_that_do_not_fit
 from sftjob.rules import (
     ARGUMENTS_HAVE_A_FORM,
     CONFIG_OF_A_WHOLE_DATASET,
@@ -160,9 +161,13 @@ class ModelSpec(Declared):
         if self.preset is not None and self.preset not in PRESETS:
             problems.append(PRESET_IS_KNOWN.told(preset=self.preset))
         elif self.preset is not None:
-            unknown = self.overrides.model_dump(exclude_none=True).keys() - PRESETS[self.preset].model_fields.keys()
+            own, replaced = PRESETS[self.preset]().model_dump(), self.overrides.model_dump(exclude_none=True)
+            unknown = replaced.keys() - own.keys()
             broken = [rule for names, rule in _OVERRIDES_FIT_THE_PRESET if unknown.intersection(names)]
             problems += [rule.told(preset=self.preset) for rule in broken]
+            # The API server would have to know every preset's numbers.
+            counts = own | {name: value for name, value in replaced.items() if name in own}
+            problems += [f"overrides.{told}" for told in counts_that_do_not_fit(counts, spelled=to_camel)]
         if self.load_from is None and self.preset is None:
             problems.append(MODEL_OR_PRESET.told())
         if self.load_from is None and self.tokenizer is None:

@@ -70,3 +70,24 @@ def test_a_script_may_have_an_output_that_takes_the_adapter_of_its_own_lora() ->
     output = [{"uri": "pvc://results/adapter", "format": "adapter"}]
     spec = parse_manifest(SCRIPT | {"spec": SCRIPT["spec"] | {"output": output}}).spec
     assert [one.format for one in spec.outputs] == ["adapter"]
+
+
+def test_counts_of_heads_and_experts_that_do_not_fit_are_refused_with_both_fields() -> None:
+    """Of the preset too, where an override leaves one of the two; the API server knows no preset's numbers."""
+
+    def told(preset: str, **overrides: int) -> list[str]:
+        model = LEAST["spec"]["model"] | {"preset": preset, "overrides": overrides}
+        with pytest.raises(SpecError) as refused:
+            parse_manifest(LEAST | {"spec": LEAST["spec"] | {"model": model}})
+        return [str(problem) for problem in refused.value.problems]
+
+    assert told("Qwen3Dense0P6B", numAttentionHeads=5, numKeyValueHeads=2) == [
+        "spec.model.overrides.numKeyValueHeads: 2 does not divide the 5 of numAttentionHeads; change one of them"
+    ]
+    assert told("Llama3Dense8B", numAttentionHeads=4, headDim=8) == [
+        "spec.model.overrides: 'Llama3Dense8B' has no headDim; remove it",
+        "spec.model.overrides.numKeyValueHeads: 8 does not divide the 4 of numAttentionHeads; change one of them",
+    ]
+    assert told("Qwen3MoE30BA3", numExperts=2) == [
+        "spec.model.overrides.numExpertsPerTok: 8 is more than the 2 of numExperts; change one of them"
+    ]
