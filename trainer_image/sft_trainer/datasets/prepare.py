@@ -43,6 +43,12 @@ class PreparedData:
     def packs(self) -> Packs:
         return self.stored.packs
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document that is trained on or evaluated."""
+        sets = [self, *([self.evaluation] if self.evaluation else [])]
+        return max(int(one.packs.lengths.max()) for one in sets)
+
     def sample(self, sample_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [T] uint32 and which are trained [T] bool."""
         return sample_of(self.caches, self.first_ids, sample_id)

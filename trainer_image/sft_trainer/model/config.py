@@ -89,7 +89,7 @@ def trained_config(model_cfg: ModelConfig | FolderConfig, *, load_from: str | No
         )
     if isinstance(model_cfg, FolderConfig):
         return wanted
-    said_by = f"{load_from}/config.json"
+    said_by = origin(load_from)
     in_folder = transformers_config(folder.fields, said_by=said_by)
     differing = [
         f"{name} is {getattr(model_cfg, name)} in the preset and {theirs} in {said_by}"
@@ -110,6 +110,11 @@ def trained_config(model_cfg: ModelConfig | FolderConfig, *, load_from: str | No
             f"{in_folder.num_hidden_layers} layers; use as many or fewer",
         )
     return _overridden(folder.fields, model_cfg, layers_in_folder=in_folder.num_hidden_layers)
+
+
+def origin(load_from: str | None) -> str:
+    """Of a `trained_config`, for errors."""
+    return f"{load_from}/config.json" if load_from else "model"
 
 
 def transformers_config(fields: dict[str, Any], *, said_by: str) -> PreTrainedConfig:

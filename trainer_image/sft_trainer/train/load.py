@@ -14,7 +14,7 @@ from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model.build import build_model, model_on_meta
 from sft_trainer.model.position_table import refuse_documents_beyond_position_table
 from sft_trainer.model.probe import probe
-from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit
+from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit, warn_of_documents_beyond_rotary_length
 from sft_trainer.run import RunOptions, RunPlace
 from sft_trainer.train.accumulate import shortage_reason
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint
@@ -83,6 +83,7 @@ def load(
 def _proven_model(
     options: RunOptions, data: PreparedData, *, world: World, precision: Literal["fp32", "bf16"]
 ) -> torch.nn.Module:
+    world.from_first(lambda: refuse_unknown_tokens(data, options))
     model = build_model(
         options.model_cfg,
         load_from=options.load_from,
@@ -96,13 +97,12 @@ def _proven_model(
     )
     # What a model draws while it trains (dropout) is its rank's own, the same in every run, and saved.
     torch.manual_seed(options.seed + world.rank)
-    rows = model.get_input_embeddings().weight.shape[0]
-    world.from_first(lambda: refuse_unknown_tokens(data, rows=rows, tokenizer_path=options.tokenizer_path))
     world.from_first(lambda: refuse_documents_beyond_position_table(model, data))
+    world.from_first(lambda: warn_of_documents_beyond_rotary_length(model, data))
     packed = options.dataloader_cfg
     refuse_packs_beyond_rotary_limit(model, pack_tokens=packed.pack_max_length, level=packed.pack_level)
     with _fault_of_the_forward_told(options.model_cfg.hf_config()["model_type"]):
-        probe(model, vocab_size=rows)
+        probe(model, vocab_size=model.get_input_embeddings().weight.shape[0])
     return model
 
 
