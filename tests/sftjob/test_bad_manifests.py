@@ -6,7 +6,7 @@ import pytest
 
 from sftjob.job import parse_manifest
 from sftjob.problems import SpecError
-from sftjob.spec import TrainingSpec
+from sftjob.spec import SFTJobSpec, TrainingSpec
 from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, NEARLY_BAD, ON_ONE_MACHINE, SCRIPT, Bad, script
 
 
@@ -70,6 +70,19 @@ def test_a_script_may_have_an_output_that_takes_the_adapter_of_its_own_lora() ->
     output = [{"uri": "pvc://results/adapter", "format": "adapter"}]
     spec = parse_manifest(SCRIPT | {"spec": SCRIPT["spec"] | {"output": output}}).spec
     assert [one.format for one in spec.outputs] == ["adapter"]
+
+
+def test_a_new_job_does_not_evaluate_what_it_trains_on_and_a_stored_one_goes_on() -> None:
+    one, other = ({"name": name, "uri": f"pvc://data/{name}"} for name in ("one", "other"))
+    data = {"datasets": [other, one], "evaluation": {"datasets": [one | {"name": "held", "uri": f"{one['uri']}/"}]}}
+    document = LEAST | {"spec": LEAST["spec"] | {"data": data}}
+    with pytest.raises(SpecError) as refused:
+        parse_manifest(document)
+    assert [str(problem) for problem in refused.value.problems] == [
+        "spec.data.evaluation.datasets[0].uri: pvc://data/one/ is datasets[1] too, which is trained on; name another "
+        "file, or use evaluation.fraction"
+    ]
+    SFTJobSpec.model_validate(document["spec"])
 
 
 def test_counts_of_heads_and_experts_that_do_not_fit_are_refused_with_both_fields() -> None:

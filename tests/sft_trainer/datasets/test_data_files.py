@@ -279,7 +279,9 @@ def test_a_cache_made_under_a_larger_budget_is_refused_under_a_smaller_one(token
 
 def test_the_budget_is_one_for_all_datasets_those_of_the_evaluation_too(tokenizer, tmp_path) -> None:
     names = ("first", "second", "third")
-    paths = [write_chats(tmp_path / f"{name}.jsonl", [*ROWS[:3], BAD]) for name in names]
+    # What is evaluated is not trained on.
+    rows = [ROWS[:3], ROWS[:3], ROWS[3:6]]
+    paths = [write_chats(tmp_path / f"{name}.jsonl", [*own, BAD]) for name, own in zip(names, rows, strict=True)]
 
     def run(budget: int) -> PreparedData:
         first, second, third = (

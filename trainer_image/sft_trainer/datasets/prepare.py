@@ -15,7 +15,7 @@ import numpy as np
 from sft_trainer.datasets.bad_rows import NO_BAD_ROWS, BadRows
 from sft_trainer.datasets.cache import TokenCache
 from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
-from sft_trainer.datasets.evaluation import hold_out
+from sft_trainer.datasets.evaluation import hold_out, refuse_trained_files, refuse_trained_rows
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
 from sft_trainer.datasets.open_tokens import bad_rows_of_cache, open_tokens
 from sft_trainer.datasets.order import permutation
@@ -74,6 +74,8 @@ def prepare_data(
 
     Raises JobFailure, for bad rows beyond the budget with file, line and field.
     """
+    evaluated = (config.evaluation and config.evaluation.dataset_config_list) or []
+    refuse_trained_files(evaluated, trained=config.dataset_config_list)
     tokenizer = tokenizer_fingerprint(tokenizer_path)
     caches, bad_rows = [], NO_BAD_ROWS
     for entry in config.dataset_config_list:
@@ -126,9 +128,7 @@ def prepare_data(
         held = prepared(digest(whole | {"part": "held"}), lambda: hold_out(all_ids(), fraction=fraction, seed=seed)[1])
     else:
         trained = prepared(data_digest, all_ids)
-        own = config.model_copy(
-            update={"dataset_config_list": config.evaluation.dataset_config_list, "evaluation": None}
-        )
+        own = config.model_copy(update={"dataset_config_list": evaluated, "evaluation": None})
         held = prepare_data(
             own,
             tokenizer_path=tokenizer_path,
@@ -137,6 +137,7 @@ def prepare_data(
             bad_rows_before=bad_rows,
             on_detail=on_detail,
         )
+        refuse_trained_rows(evaluated, held.caches, trained=config.dataset_config_list, caches=caches)
     join = with_evaluated if fraction is None else with_held_out
     return replace(
         trained,
