@@ -152,8 +152,9 @@ Every causal language model of transformers {version}, {types} types, each as a 
 `make architectures`. The Trainer consults no such list: at the start of a run it asks the model itself, by changing one
 document of a pack and comparing another, and by comparing its loss with that of the model's own logits.
 
-Softcapped scores (Gemma 2) and sinks (gpt-oss) have no fused kernel here: exact, but with every score of a document in
-memory at once. Attention dropout is refused in training; set it to 0 in config.json.
+Softcapped scores (Gemma 2) and sinks (gpt-oss) are exact everywhere. On a GPU FlexAttention computes them; on a CPU no
+fused kernel does, and every score of a document is in memory at once. Attention dropout is refused in training; set it
+to 0 in config.json, where it is `attention_dropout`, `attn_pdrop` (GPT-2) or `attention_probs_dropout_prob` (BERT).
 """
 
 

@@ -4,9 +4,10 @@ Field names are those of the model's `config.json`. Figures are from the publish
 size differ, from the instruction-tuned one.
 """
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sftjob.base import Declared
 
@@ -31,6 +32,12 @@ class ModelConfig(Declared):
     rope_theta: Positive
     tie_word_embeddings: bool = False
 
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        if problems := counts_that_do_not_fit(self.model_dump()):
+            raise ValueError("\n".join(problems))
+        return self
+
     def hf_config(self) -> dict[str, Any]:
         """As in the `config.json` of a model folder, `model_type` and `architectures` included."""
         fields = self.model_dump()
@@ -41,6 +48,23 @@ class ModelConfig(Declared):
             "architectures": [self.architecture],
             "rope_parameters": scaling | {"rope_theta": theta},
         }
+
+
+def counts_that_do_not_fit(fields: Mapping[str, Any], *, spelled: Callable[[str], str] = str) -> list[str]:
+    """What no layer could compute: a line for each, `<field>: <what>; <remedy>`, with names as `spelled` has them."""
+    heads, key_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
+    problems = []
+    if heads % key_heads:
+        problems.append(
+            f"{spelled('num_key_value_heads')}: {key_heads} does not divide the {heads} of "
+            f"{spelled('num_attention_heads')}; change one of them"
+        )
+    if "num_experts" in fields and fields["num_experts_per_tok"] > fields["num_experts"]:
+        problems.append(
+            f"{spelled('num_experts_per_tok')}: {fields['num_experts_per_tok']} is more than the "
+            f"{fields['num_experts']} of {spelled('num_experts')}; change one of them"
+        )
+    return problems
 
 
 class Qwen2DenseConfig(ModelConfig):

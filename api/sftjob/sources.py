@@ -6,9 +6,10 @@
 import re
 from typing import Annotated, Self, TypeVar
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic.alias_generators import to_camel
 
-from sftjob.base import Declared
+from sftjob.base import NEW, Declared
 from sftjob.forms import (
     ARGUMENT_FORMS,
     ARGUMENT_PLACE,
@@ -32,7 +33,7 @@ from sftjob.options import (
     PackLevel,
     RowFormat,
 )
-from sftjob.presets import PRESETS
+from sftjob.presets import PRESETS, counts_that_do_not_fit
 from sftjob.rules import (
     ARGUMENTS_HAVE_A_FORM,
     CONFIG_OF_A_WHOLE_DATASET,
@@ -160,9 +161,13 @@ class ModelSpec(Declared):
         if self.preset is not None and self.preset not in PRESETS:
             problems.append(PRESET_IS_KNOWN.told(preset=self.preset))
         elif self.preset is not None:
-            unknown = self.overrides.model_dump(exclude_none=True).keys() - PRESETS[self.preset].model_fields.keys()
+            own, replaced = PRESETS[self.preset]().model_dump(), self.overrides.model_dump(exclude_none=True)
+            unknown = replaced.keys() - own.keys()
             broken = [rule for names, rule in _OVERRIDES_FIT_THE_PRESET if unknown.intersection(names)]
             problems += [rule.told(preset=self.preset) for rule in broken]
+            # The API server would have to know every preset's numbers.
+            counts = own | {name: value for name, value in replaced.items() if name in own}
+            problems += [f"overrides.{told}" for told in counts_that_do_not_fit(counts, spelled=to_camel)]
         if self.load_from is None and self.preset is None:
             problems.append(MODEL_OR_PRESET.told())
         if self.load_from is None and self.tokenizer is None:
@@ -202,6 +207,11 @@ class DatasetSpec(Declared):
 
     _check = model_validator(mode="after")(_revision_is_of_a_hub)
 
+    @property
+    def place(self) -> tuple[str | None, ...]:
+        """All that says which rows are read."""
+        return self.uri.rstrip("/"), self.revision, self.config, self.split
+
     @model_validator(mode="after")
     def _parts(self) -> Self:
         if re.fullmatch(WHOLE_DATASET, self.uri):
@@ -218,7 +228,9 @@ class EvaluationSpec(EvaluationOptions):
     model_config = rules(EVALUATION_DATA_FROM_SOMEWHERE, NOT_FRACTION_AND_DATASETS)
 
     datasets: list[DatasetSpec] = Field(
-        default=[], max_length=32, description="Files of chats to evaluate on, instead of `fraction`."
+        default=[],
+        max_length=32,
+        description="Files of chats to evaluate on, instead of `fraction`: none that is trained on.",
     )
 
     @model_validator(mode="after")
@@ -269,6 +281,21 @@ class DataSpec(Declared):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(DATASET_NAMES_DIFFER.told(name=name))
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates_what_is_not_trained(self, info: ValidationInfo) -> Self:
+        """By URI. Of what is the same under another one, and on a cluster of any, the prepare stage tells."""
+        # Jobs from before this rule go on.
+        if info.context != NEW or self.evaluation is None:
+            return self
+        for index, held in enumerate(self.evaluation.datasets):
+            for number, trained in enumerate(self.datasets):
+                if trained.place == held.place:
+                    raise ValueError(
+                        f"evaluation.datasets[{index}].uri: {held.uri} is datasets[{number}] too, which is trained on; "
+                        "name another file, or use evaluation.fraction"
+                    )
         return self
 
     @property

@@ -61,6 +61,16 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
     assert not (user.folder / "runs").exists()
 
 
+def test_a_dry_run_refuses_heads_that_do_not_fit(user: User) -> None:
+    heads = ("--num-attention-heads", "5", "--num-key-value-heads", "2")
+    scratch = ("--preset", "Qwen3Dense0P6B", "--tokenizer", "models/base", *heads)
+    dry = user.sft("train", *FLAGS[:2], *FLAGS[4:], *scratch, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (
+        64,
+        "spec.model.overrides.numKeyValueHeads: 2 does not divide the 5 of numAttentionHeads; change one of them\n",
+    )
+
+
 def test_configuration_split_and_revision_are_of_all_that_data_names(user: User) -> None:
     flags = ("--data-config", "main", "--data-split", "test", "--data-revision", "v1")
     hub = ("--data", "hf://datasets/openai/gsm8k")

@@ -128,3 +128,8 @@ def test_a_pre_flight_refuses_packs_in_which_a_long_document_would_change_the_po
     model = tiny.save_random_model(tmp_path / "llama", "llama", rope_parameters=rope, max_position_embeddings=32)
     report = prepared(tmp_path, prepare_only=True, model={"loadFrom": {"uri": f"file://{model}"}})
     assert report.message.startswith("spec.data.packing.maxLength: 64 is more than the max_position_embeddings of 32 ")
+
+
+def test_the_stage_refuses_tokens_for_which_the_model_has_no_row(tmp_path: Path) -> None:
+    model = {"preset": "Qwen3Dense0P6B", "overrides": {"vocabSize": 64}}
+    assert "but the model's embedding has 64 rows; " in prepared(tmp_path, model=model).message

@@ -6,7 +6,7 @@ import pytest
 
 from sftjob.job import parse_manifest
 from sftjob.problems import SpecError
-from sftjob.spec import TrainingSpec
+from sftjob.spec import SFTJobSpec, TrainingSpec
 from tests.sftjob.bad_manifests import BAD, GOOD, LEAST, NEARLY_BAD, ON_ONE_MACHINE, SCRIPT, Bad, script
 
 
@@ -70,3 +70,37 @@ def test_a_script_may_have_an_output_that_takes_the_adapter_of_its_own_lora() ->
     output = [{"uri": "pvc://results/adapter", "format": "adapter"}]
     spec = parse_manifest(SCRIPT | {"spec": SCRIPT["spec"] | {"output": output}}).spec
     assert [one.format for one in spec.outputs] == ["adapter"]
+
+
+def test_a_new_job_does_not_evaluate_what_it_trains_on_and_a_stored_one_goes_on() -> None:
+    one, other = ({"name": name, "uri": f"pvc://data/{name}"} for name in ("one", "other"))
+    data = {"datasets": [other, one], "evaluation": {"datasets": [one | {"name": "held", "uri": f"{one['uri']}/"}]}}
+    document = LEAST | {"spec": LEAST["spec"] | {"data": data}}
+    with pytest.raises(SpecError) as refused:
+        parse_manifest(document)
+    assert [str(problem) for problem in refused.value.problems] == [
+        "spec.data.evaluation.datasets[0].uri: pvc://data/one/ is datasets[1] too, which is trained on; name another "
+        "file, or use evaluation.fraction"
+    ]
+    SFTJobSpec.model_validate(document["spec"])
+
+
+def test_counts_of_heads_and_experts_that_do_not_fit_are_refused_with_both_fields() -> None:
+    """Of the preset too, where an override leaves one of the two; the API server knows no preset's numbers."""
+
+    def told(preset: str, **overrides: int) -> list[str]:
+        model = LEAST["spec"]["model"] | {"preset": preset, "overrides": overrides}
+        with pytest.raises(SpecError) as refused:
+            parse_manifest(LEAST | {"spec": LEAST["spec"] | {"model": model}})
+        return [str(problem) for problem in refused.value.problems]
+
+    assert told("Qwen3Dense0P6B", numAttentionHeads=5, numKeyValueHeads=2) == [
+        "spec.model.overrides.numKeyValueHeads: 2 does not divide the 5 of numAttentionHeads; change one of them"
+    ]
+    assert told("Llama3Dense8B", numAttentionHeads=4, headDim=8) == [
+        "spec.model.overrides: 'Llama3Dense8B' has no headDim; remove it",
+        "spec.model.overrides.numKeyValueHeads: 8 does not divide the 4 of numAttentionHeads; change one of them",
+    ]
+    assert told("Qwen3MoE30BA3", numExperts=2) == [
+        "spec.model.overrides.numExpertsPerTok: 8 is more than the 2 of numExperts; change one of them"
+    ]

@@ -23,6 +23,7 @@ from sft_trainer.run import RunOptions
 from sft_trainer.task import RankTask
 from sft_trainer.tracking.usable import refuse_unusable_trackers
 from sft_trainer.train.memory import memory_line
+from sft_trainer.train.vocabulary import refuse_unknown_tokens
 from sftjob import names
 from sftjob.devices import most_device_bytes
 from sftjob.failure import JobFailure, Reason, exit_code
@@ -59,6 +60,7 @@ def _prepare(plan: LaunchPlan, reporter: ProgressReporter, *, scratch: Path) -> 
     log_receipt(data)
     if plan.attempt == 1:
         log_samples(data, tokenizer_path=options.tokenizer_path, scratch=scratch)
+    refuse_unknown_tokens(data, options)
     if receipt.packs < world:
         raise JobFailure(
             Reason.INVALID_CONFIGURATION,

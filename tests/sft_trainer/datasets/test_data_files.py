@@ -279,7 +279,9 @@ def test_a_cache_made_under_a_larger_budget_is_refused_under_a_smaller_one(token
 
 def test_the_budget_is_one_for_all_datasets_those_of_the_evaluation_too(tokenizer, tmp_path) -> None:
     names = ("first", "second", "third")
-    paths = [write_chats(tmp_path / f"{name}.jsonl", [*ROWS[:3], BAD]) for name in names]
+    # What is evaluated is not trained on.
+    rows = [ROWS[:3], ROWS[:3], ROWS[3:6]]
+    paths = [write_chats(tmp_path / f"{name}.jsonl", [*own, BAD]) for name, own in zip(names, rows, strict=True)]
 
     def run(budget: int) -> PreparedData:
         first, second, third = (
@@ -336,3 +338,12 @@ def test_far_too_many_bad_rows_end_the_reading_early(tokenizer, tmp_path, monkey
     path = write_chats(tmp_path / "d.jsonl", [ROWS[0], *[BAD] * 1000])
     with pytest.raises(JobFailure, match=r"more than 127 bad rows, where .* lets 5 be skipped; .*The first 20:"):
         prepared(path, tokenizer, budget=5)
+
+
+def test_a_column_of_tools_that_says_null_as_text_has_none(tokenizer: str, tmp_path: Path) -> None:
+    """As `json.dumps(None)` fills it where a row has no tools."""
+    rows = [{"messages": pair("Hi", "Hello there")} for _ in range(3)]
+    plain = prepared(write(tmp_path / "plain.parquet", rows), tokenizer)
+    written = prepared(write(tmp_path / "null.parquet", [row | {"tools": json.dumps(None)} for row in rows]), tokenizer)
+    assert written.receipt.bad_lines == 0
+    assert tokens(written) == tokens(plain)

@@ -341,3 +341,33 @@ def test_a_worker_leaves_when_its_standard_input_ends_as_it_does_with_its_parent
     assert worker.stdin is not None
     worker.stdin.close()
     assert worker.wait(60) == 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated"),
+    [("chats", "chats/a.jsonl"), ("chats", "link.jsonl"), ("chats/a.jsonl", "copy.jsonl"), ("chats", "other.jsonl")],
+)
+def test_what_is_trained_on_is_not_evaluated_as_if_it_were_held_out(
+    trained: str, evaluated: str, prepared, tmp_path
+) -> None:
+    """Neither a file of the trained folder, nor a link to it, nor a copy."""
+    (tmp_path / "chats").mkdir()
+    file = write_chats(tmp_path / "chats/a.jsonl", LETTERS)
+    (tmp_path / "link.jsonl").symlink_to(file)
+    shutil.copy(file, tmp_path / "copy.jsonl")
+    write_chats(tmp_path / "other.jsonl", LETTERS[:2])
+    held = config(tmp_path / evaluated).dataset_config_list
+    configuration = config(tmp_path / trained, evaluation={"dataset_config_list": held})
+    if evaluated == "other.jsonl":
+        assert prepared(configuration).receipt.held_out == 2
+        return
+    with pytest.raises(JobFailure) as caught:
+        prepared(configuration)
+    assert caught.value.reason is Reason.INVALID_CONFIGURATION
+    why = "the content is the same" if evaluated == "copy.jsonl" else f"both read {file}"
+    assert caught.value.message == (
+        f"{tmp_path}/{evaluated}: is to be evaluated, but is trained on as {tmp_path}/{trained} ({why}); name another "
+        "file, or hold out a part of the training data, with spec.data.evaluation.fraction"
+    )
+    # A file that both name is told before hours of tokenising.
+    assert (tmp_path / "cache").exists() == (evaluated == "copy.jsonl")

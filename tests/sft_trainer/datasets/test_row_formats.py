@@ -63,6 +63,12 @@ ROWS = [
         "messages",
         Chat([{"role": "system", "content": "s"}, *pair("a", "b")], [False, False, True]),
     ),
+    ({"messages": pair("a", "b"), "tools": "null"}, "messages", Chat(pair("a", "b"), [False, True])),
+    (
+        {"messages": [pair("a", "")[0], {"role": "assistant", "content": "b", "tool_calls": "null"}]},
+        "messages",
+        Chat(pair("a", "b"), [False, True]),
+    ),
     ({"prompt": "a", "completion": "b", "system": "", "tools": None}, "prompt-completion", Passage("a", "b")),
     (
         {"system": "s", "tools": [TOOL], "prompt": pair("a", "")[:1], "completion": pair("", "b")[1:]},

@@ -277,6 +277,19 @@ def test_a_folder_with_a_file_missing_or_broken_is_named_with_a_remedy(
     assert "; " in message
 
 
+@pytest.mark.parametrize(
+    ("adapter", "of"),
+    [({"base_model_name_or_path": "Qwen/Qwen3-8B"}, "Qwen/Qwen3-8B"), ({}, "a model that it does not name")],
+)
+def test_an_adapter_is_told_as_one_with_its_base_and_what_to_train_on(adapter: dict, of: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | adapter))
+    message = _refusal(Reason.MODEL_UNREADABLE, str(tmp_path))
+    assert message == (
+        f"{tmp_path}: is an adapter of {of}, and no model; train on from an output with format: hf, or merge it first "
+        "with peft's merge_and_unload"
+    )
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(JobFailure, match=r"absent: no such folder; name") as caught:
         get_model_config_from_hf(tmp_path / "absent")

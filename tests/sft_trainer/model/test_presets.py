@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft_trainer import model as model_package
@@ -72,9 +73,18 @@ def test_no_preset_has_a_window_or_leaves_its_experts_unlike_the_published_ones(
 def test_every_preset_is_a_class_of_the_package_and_overridable_field_by_field() -> None:
     for name in PRESETS:
         assert getattr(model_package, f"{name}Config") is PRESETS[name]
-    mixture = model_package.Qwen3MoE30BA3Config(num_hidden_layers=2, num_experts=4, norm_topk_prob=False)
+    mixture = model_package.Qwen3MoE30BA3Config(
+        num_hidden_layers=2, num_experts=4, num_experts_per_tok=2, norm_topk_prob=False
+    )
     fields = mixture.hf_config()
     assert (fields["num_hidden_layers"], fields["num_experts"], fields["norm_topk_prob"]) == (2, 4, False)
     assert fields["hidden_size"] == 2048
     plain = model_package.Llama3P1Dense8BConfig(rope_scaling=None, rope_theta=1e4).hf_config()
     assert plain["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e4}
+
+
+def test_counts_that_do_not_fit_are_refused_where_the_class_is_called() -> None:
+    with pytest.raises(ValidationError, match="num_key_value_heads: 2 does not divide the 5 of num_attention_heads;"):
+        model_package.Qwen3Dense8BConfig(num_attention_heads=5, num_key_value_heads=2)
+    with pytest.raises(ValidationError, match="num_experts_per_tok: 8 is more than the 2 of num_experts; change one"):
+        model_package.Qwen3MoE30BA3Config(num_experts=2)

@@ -50,9 +50,13 @@ def test_arithmetic_that_packs_do_not_have_is_refused_by_name(model_type: str, e
     assert expected in _refusal(model_type, num_local_experts=2)
 
 
-def test_attention_dropout_is_refused_in_training_with_the_field_to_set(tmp_path: Path) -> None:
-    folder = tiny.save_random_model(tmp_path, "llama", attention_dropout=0.1)
-    with pytest.raises(JobFailure, match=r"needs dropout in its attention.*set attention_dropout to 0"):
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("llama", "attention_dropout"), ("gpt2", "attn_pdrop"), ("biogpt", "attention_probs_dropout_prob")],
+)
+def test_attention_dropout_is_refused_in_training_with_the_field_to_set(name: str, field: str, tmp_path: Path) -> None:
+    folder = tiny.save_random_model(tmp_path, "gpt2", model_type=name, **{"attn_pdrop": 0.0, field: 0.1})
+    with pytest.raises(JobFailure, match=rf"needs dropout in its attention.*set {field} to 0 in config\.json"):
         tiny.built(folder)(tiny.pack(tiny.documents([9])))
 
 

@@ -113,3 +113,38 @@ def test_a_run_with_such_packs_ends_before_anything_is_trained(tmp_path: Path) -
     with pytest.raises(JobFailure, match="96 is more than the original_max_position_embeddings of 16 of this llama"):
         run.go()
     assert run.checkpoints() == []
+
+
+class PlainRun(SmallRun):
+    positions = 16
+    rope = PLAIN
+
+    def options(self) -> RunOptions:
+        rotary = {"max_position_embeddings": self.positions, "rope_parameters": self.rope}
+        fields = tiny.config_fields("llama", vocab_size=VOCAB_SIZE, **rotary)
+        return replace(super().options(), model_cfg=FolderConfig("", fields))
+
+
+@pytest.mark.parametrize(
+    ("positions", "rope", "warns"),
+    [
+        (16, PLAIN, True),
+        (96, PLAIN, False),
+        (16, PLAIN | {"rope_type": "yarn", "factor": 6.0, "original_max_position_embeddings": 16}, False),
+        (16, PLAIN | {"rope_type": "yarn", "factor": 1.5, "original_max_position_embeddings": 16}, True),
+    ],
+)
+def test_a_sample_beyond_the_positions_that_a_model_has_learnt_is_trained_with_a_word_of_it(
+    positions: int, rope: dict[str, Any], warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = PlainRun(tmp_path / "run", total_steps=1)
+    run.positions, run.rope = positions, rope
+    run.go()
+    assert run.checkpoints() == [1]
+    limit = 24 if rope.get("factor") == 1.5 else 16
+    told = (
+        f"spec.data.packing.maxLength: the longest sample has 41 tokens, more than the {limit} that this llama model "
+        "is made for (max_position_embeddings): the positions behind are new to it"
+    )
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line for line in said if "longest sample" in line] == ([told] if warns else [])

@@ -15,7 +15,7 @@ import numpy as np
 from sft_trainer.datasets.bad_rows import NO_BAD_ROWS, BadRows
 from sft_trainer.datasets.cache import TokenCache
 from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry
-from sft_trainer.datasets.evaluation import hold_out
+from sft_trainer.datasets.evaluation import hold_out, refuse_trained_files, refuse_trained_rows
 from sft_trainer.datasets.fingerprint import tokenizer_fingerprint
 from sft_trainer.datasets.open_tokens import bad_rows_of_cache, open_tokens
 from sft_trainer.datasets.order import permutation
@@ -42,6 +42,12 @@ class PreparedData:
     @property
     def packs(self) -> Packs:
         return self.stored.packs
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document that is trained on or evaluated."""
+        sets = [self, *([self.evaluation] if self.evaluation else [])]
+        return max(int(one.packs.lengths.max()) for one in sets)
 
     def sample(self, sample_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [T] uint32 and which are trained [T] bool."""
@@ -70,6 +76,8 @@ def prepare_data(
 
     Raises JobFailure, for bad rows beyond the budget with file, line and field.
     """
+    evaluated = (config.evaluation and config.evaluation.dataset_config_list) or []
+    refuse_trained_files(evaluated, trained=config.dataset_config_list)
     tokenizer = tokenizer_fingerprint(tokenizer_path)
     caches, bad_rows = [], NO_BAD_ROWS
     for entry in config.dataset_config_list:
@@ -122,9 +130,7 @@ def prepare_data(
         held = prepared(digest(whole | {"part": "held"}), lambda: hold_out(all_ids(), fraction=fraction, seed=seed)[1])
     else:
         trained = prepared(data_digest, all_ids)
-        own = config.model_copy(
-            update={"dataset_config_list": config.evaluation.dataset_config_list, "evaluation": None}
-        )
+        own = config.model_copy(update={"dataset_config_list": evaluated, "evaluation": None})
         held = prepare_data(
             own,
             tokenizer_path=tokenizer_path,
@@ -134,6 +140,7 @@ def prepare_data(
             is_evaluation=True,
             on_detail=on_detail,
         )
+        refuse_trained_rows(evaluated, held.caches, trained=config.dataset_config_list, caches=caches)
     join = with_evaluated if fraction is None else with_held_out
     return replace(
         trained,

@@ -40,8 +40,13 @@ def object_of(field: str, value: Any) -> dict[str, Any]:
 
 
 def objects_of(field: str, value: Any) -> list[dict[str, Any]]:
-    """A list of objects, also where it is written as a string that holds its JSON: columns of tables often are."""
+    """A list of objects, also where it is written as a string that holds its JSON: columns of tables often are.
+
+    The text `null` says that there are none, as pandas and json.dumps write it.
+    """
     found = _from_json(field, value)
+    if found is None and value is not None:
+        return []
     if not isinstance(found, list):
         raise Refused(f"{field}: is {kind_of(found)}; write a list of objects")
     return [object_of(f"{field}[{index}]", item) for index, item in enumerate(found)]

@@ -36,6 +36,9 @@ _WITHOUT_EFFECT = frozenset(
     {"cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "position_ids", "position_embeddings", "use_cache"}
 )
 
+_DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+"""Of the attention's, in config.json: as most models call it, GPT-2 and its like, BERT and its like."""
+
 
 def register() -> None:
     AttentionInterface.register(NAME, packed_attention)
@@ -91,7 +94,7 @@ def packed_attention(
     if key_1KTD.shape[2] != query_1HTD.shape[2]:
         refused.append("other keys than one a token")
     if refused:
-        remedy = "set attention_dropout to 0 in config.json" if refused == ["dropout"] else "use another model"
+        remedy = f"set {_dropout_field(module)} to 0 in config.json" if refused == ["dropout"] else "use another model"
         raise JobFailure(
             Reason.INVALID_CONFIGURATION,
             f"model: {type(module).__name__} needs {', '.join(refused)} in its attention, which packed training does "
@@ -121,6 +124,11 @@ def packed_attention(
             query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window, softcap, s_aux
         )
     return attended_THD.unsqueeze(0), None
+
+
+def _dropout_field(module: torch.nn.Module) -> str:
+    config = getattr(module, "config", None)
+    return next((name for name in _DROPOUT_FIELDS if getattr(config, name, 0)), _DROPOUT_FIELDS[0])
 
 
 def _has_flex_kernel(query_1HTD: torch.Tensor, value_1KTD: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sft_trainer.model import attention, experts, nf4, scratch, transformers_private, weights
 from sft_trainer.model.bf16_weights import Bf16Weights
-from sft_trainer.model.config import FolderConfig, trained_config, transformers_config
+from sft_trainer.model.config import FolderConfig, origin, trained_config, transformers_config
 from sft_trainer.model.forward import PackForward
 from sft_trainer.model.recompute import recompute_in_backward, recomputed_layers
 from sftjob.failure import JobFailure, Reason
@@ -108,7 +108,7 @@ def model_on_meta(
 ) -> PreTrainedModel:
     """Its modules, shapes and what of it is trained, in no memory. Raises as `build_model` does."""
     fields = trained_config(model_cfg, load_from=load_from)
-    model = _of_transformers(fields, said_by=f"{load_from}/config.json" if load_from else "model")
+    model = _of_transformers(fields, said_by=origin(load_from))
     if lora_cfg is not None:
         from sft_trainer.model import lora
 

@@ -46,7 +46,9 @@ def get_model_config_from_hf(path: str | Path) -> FolderConfig:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _unreadable(f"{file}: missing; name a Hugging Face model folder, which has one") from None
+        raise _unreadable(
+            _adapter(folder) or f"{file}: missing; name a Hugging Face model folder, which has one"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _unreadable(f"{file}: not JSON ({error}); copy the model again") from None
     if not isinstance(fields, dict) or "model_type" not in fields:
@@ -54,6 +56,19 @@ def get_model_config_from_hf(path: str | Path) -> FolderConfig:
     if "quantization_config" in fields:
         raise _unreadable(f"{file}: the weights are quantized; name the folder of the unquantized model")
     return FolderConfig(folder=str(folder), fields=fields)
+
+
+def _adapter(folder: Path) -> str | None:
+    """What is told of a folder that holds peft's adapter alone; None of any other."""
+    try:
+        fields = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    base = fields.get("base_model_name_or_path") if isinstance(fields, dict) else None
+    return (
+        f"{folder}: is an adapter of {base or 'a model that it does not name'}, and no model; train on from an output "
+        "with format: hf, or merge it first with peft's merge_and_unload"
+    )
 
 
 def trained_config(model_cfg: ModelConfig | FolderConfig, *, load_from: str | None) -> dict[str, Any]:
@@ -74,7 +89,7 @@ def trained_config(model_cfg: ModelConfig | FolderConfig, *, load_from: str | No
         )
     if isinstance(model_cfg, FolderConfig):
         return wanted
-    said_by = f"{load_from}/config.json"
+    said_by = origin(load_from)
     in_folder = transformers_config(folder.fields, said_by=said_by)
     differing = [
         f"{name} is {getattr(model_cfg, name)} in the preset and {theirs} in {said_by}"
@@ -95,6 +110,11 @@ def trained_config(model_cfg: ModelConfig | FolderConfig, *, load_from: str | No
             f"{in_folder.num_hidden_layers} layers; use as many or fewer",
         )
     return _overridden(folder.fields, model_cfg, layers_in_folder=in_folder.num_hidden_layers)
+
+
+def origin(load_from: str | None) -> str:
+    """Of a `trained_config`, for errors."""
+    return f"{load_from}/config.json" if load_from else "model"
 
 
 def transformers_config(fields: dict[str, Any], *, said_by: str) -> PreTrainedConfig:

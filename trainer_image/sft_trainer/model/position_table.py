@@ -16,13 +16,11 @@ _ROWS_BEFORE_THE_FIRST = (0, 2)
 def refuse_documents_beyond_position_table(model: PreTrainedModel, data: PreparedData) -> None:
     """Raises JobFailure(INVALID_CONFIGURATION) where a document of `data` is longer than the table."""
     limit = _positions(model)
-    sets = [data, *([data.evaluation] if data.evaluation else [])]
-    longest = max(int(one.packs.lengths.max()) for one in sets)
-    if limit is not None and longest > limit:
+    if limit is not None and data.longest > limit:
         raise JobFailure(
             Reason.INVALID_CONFIGURATION,
-            f"spec.data.packing.maxLength: the longest sample has {longest} tokens, and the model's table of positions "
-            f"{limit}; use at most {limit}, and spec.data.overlong says what becomes of longer samples",
+            f"spec.data.packing.maxLength: the longest sample has {data.longest} tokens, and the model's table of "
+            f"positions {limit}; use at most {limit}, and spec.data.overlong says what becomes of longer samples",
         )
 
 

@@ -2,14 +2,20 @@
 
 The library's types `longrope` and `dynamic` take other frequencies for a whole batch once a position in it lies beyond
 a length that config.json names. Up to there they are as any, and the probe, whose documents are short, sees no more.
-Called when a model is loaded, and when its memory is estimated, which needs no weights.
+Called when a model is loaded, and when its memory is estimated, which needs no weights. Other rotary positions have no
+end, but a model has learnt them up to a length only: of that a line warns.
 """
+
+import logging
 
 from transformers import PreTrainedModel
 
+from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model import transformers_private
 from sftjob.failure import JobFailure, Reason
 from sftjob.options import PackLevel
+
+log = logging.getLogger(__name__)
 
 
 def refuse_packs_beyond_rotary_limit(model: PreTrainedModel, *, pack_tokens: int, level: PackLevel) -> None:
@@ -32,3 +38,24 @@ def refuse_packs_beyond_rotary_limit(model: PreTrainedModel, *, pack_tokens: int
                 f"{config.model_type} model, beyond which its rotary positions ({rope['rope_type']}) depend on the "
                 f"longest document of a pack; use at most {limit}{alone}",
             )
+
+
+def warn_of_documents_beyond_rotary_length(model: PreTrainedModel, data: PreparedData) -> None:
+    config = model.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", None)
+    ropes = transformers_private.rotary_parameters(config)
+    if positions is None or not ropes:
+        return
+    # What stretches positions (YaRN) may be counted in them, or not.
+    stretched = [
+        (rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or positions) for rope in ropes
+    ]
+    limit = int(max(positions, *stretched))
+    if data.longest > limit:
+        log.warning(
+            "spec.data.packing.maxLength: the longest sample has %d tokens, more than the %d that this %s model is "
+            "made for (max_position_embeddings): the positions behind are new to it",
+            data.longest,
+            limit,
+            config.model_type,
+        )

@@ -14,10 +14,11 @@ from sft_trainer.datasets.prepare import PreparedData
 from sft_trainer.model.build import build_model, model_on_meta
 from sft_trainer.model.position_table import refuse_documents_beyond_position_table
 from sft_trainer.model.probe import probe
-from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit
+from sft_trainer.model.rotary import refuse_packs_beyond_rotary_limit, warn_of_documents_beyond_rotary_length
 from sft_trainer.run import RunOptions, RunPlace
 from sft_trainer.train.accumulate import shortage_reason
 from sft_trainer.train.checkpoint import create_optimizer_state, load_checkpoint
+from sft_trainer.train.last_words import is_peer_loss
 from sft_trainer.train.memory import memory_line, run_memory
 from sft_trainer.train.optimizer import build_optimizer
 from sft_trainer.train.resume import choose_checkpoint, refuse_different_copies
@@ -31,6 +32,9 @@ from sftjob.manifest import CheckpointManifest
 from sftjob.memory import MemoryEstimate
 from sftjob.options import LoRAConfig
 from sftjob.progress import Stage
+
+_DEVICE_SIGNS = ("CUDA", "CUBLAS", "cuDNN", "NCCL")
+"""In plain RuntimeErrors; most of theirs have a class of their own."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def load(
 def _proven_model(
     options: RunOptions, data: PreparedData, *, world: World, precision: Literal["fp32", "bf16"]
 ) -> torch.nn.Module:
+    world.from_first(lambda: refuse_unknown_tokens(data, options))
     model = build_model(
         options.model_cfg,
         load_from=options.load_from,
@@ -92,13 +97,30 @@ def _proven_model(
     )
     # What a model draws while it trains (dropout) is its rank's own, the same in every run, and saved.
     torch.manual_seed(options.seed + world.rank)
-    rows = model.get_input_embeddings().weight.shape[0]
-    world.from_first(lambda: refuse_unknown_tokens(data, rows=rows, tokenizer_path=options.tokenizer_path))
     world.from_first(lambda: refuse_documents_beyond_position_table(model, data))
+    world.from_first(lambda: warn_of_documents_beyond_rotary_length(model, data))
     packed = options.dataloader_cfg
     refuse_packs_beyond_rotary_limit(model, pack_tokens=packed.pack_max_length, level=packed.pack_level)
-    probe(model, vocab_size=rows)
+    with _fault_of_the_forward_told(options.model_cfg.hf_config()["model_type"]):
+        probe(model, vocab_size=model.get_input_embeddings().weight.shape[0])
     return model
+
+
+@contextlib.contextmanager
+def _fault_of_the_forward_told(model_type: str) -> Iterator[None]:
+    """Shapes that don't fit are the same in every attempt; what a device or another rank has done may not be."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        is_of_a_device = type(error) is not RuntimeError or any(sign in told for sign in _DEVICE_SIGNS)
+        if is_of_a_device or is_peer_loss(error) or shortage_reason(error) is not None:
+            raise
+        raise JobFailure(
+            Reason.INVALID_CONFIGURATION,
+            f"model: {model_type} can't be trained as it is configured: its forward fails ({told}); "
+            "correct its config.json, or the preset's fields",
+        ) from error
 
 
 @contextlib.contextmanager
