@@ -94,9 +94,9 @@ def test_a_good_manifest_comes_back_with_pydantic_s_defaults(api: Cluster, docum
 
 def test_the_examples_are_accepted_as_they_are(api: Cluster) -> None:
     for path in sorted((ROOT / "examples").glob("**/*.yaml")):
-        document = yaml.safe_load(path.read_text())
-        if document["kind"] == "SFTJob":
-            assert accepted(api, document)["spec"] == parse_manifest(document).spec.to_json_dict(), path
+        for document in yaml.safe_load_all(path.read_text()):
+            if document["kind"] == "SFTJob":
+                assert accepted(api, document)["spec"] == parse_manifest(document).spec.to_json_dict(), path
 
 
 CHANGES: list[tuple[str, Any]] = [
