@@ -286,7 +286,7 @@ class DataSpec(Declared):
     @model_validator(mode="after")
     def _evaluates_what_is_not_trained(self, info: ValidationInfo) -> Self:
         """By URI. Of what is the same under another one, and on a cluster of any, the prepare stage tells."""
-        # Jobs from before this rule go on.
+        # Jobs from before this rule are still read.
         if info.context != NEW or self.evaluation is None:
             return self
         for index, held in enumerate(self.evaluation.datasets):

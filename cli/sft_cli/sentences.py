@@ -41,7 +41,7 @@ def _gpu_needed(spec: SFTJobSpec) -> str | None:
 
 def _gpus_left_idle(spec: SFTJobSpec) -> str | None:
     gpus, processes = spec.compute.resources.gpus, spec.compute.processes_per_node
-    if gpus <= processes:
+    if spec.script or gpus <= processes:
         return None
     return (
         f"compute.resources.limits: {counted(gpus, 'GPU')} for {counted(processes, 'process', 'processes')} of each "

@@ -18,6 +18,7 @@ from jobs import (
     summary,
 )
 
+from sft_operator.lifecycle.conditions import refused
 from sft_operator.lifecycle.decide import CreateAttempt, Decision, DeleteAttempt, decide
 from sft_operator.lifecycle.observation import AttemptObservation, NodeObservation, NodeState, Trouble
 from sft_operator.lifecycle.plan import launch_plan
@@ -547,6 +548,20 @@ def test_who_waits_for_the_end_of_a_job_gets_it_also_once_its_run_policy_was_edi
     assert {c.observed_generation for c in decision.status.conditions} == {2}
     again = edited.model_copy(update={"status": decision.status})
     assert decide(again, observing(), now=at(120)).status == decision.status
+
+
+@pytest.mark.parametrize(("outcome", "end"), [(a_success(), "Complete"), (an_outcome(Reason.INVALID_DATA), "Failed")])
+def test_a_finished_job_that_another_version_had_refused_is_as_it_was(outcome: Outcome, end: str) -> None:
+    finished = decide(a_job(status=in_attempt(1)), observing(seen(1, outcome)), now=NOW).status
+    marked = refused(finished, message="spec.x: unknown", generation=1, now=at(30))
+    assert {c.type: c.status for c in marked.conditions}["Accepted"] == "False"
+    healed = decide(a_job(status=marked), observing(), now=at(60)).status
+
+    def told(status: SFTJobStatus) -> dict[str, tuple[str, str, str]]:
+        return {c.type: (c.status, c.reason, c.message) for c in status.conditions if c.status == "True"}
+
+    assert told(healed) == told(finished)
+    assert {c.type: c.last_transition_time for c in healed.conditions}[end] == NOW
 
 
 @pytest.mark.parametrize(

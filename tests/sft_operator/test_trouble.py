@@ -254,7 +254,8 @@ def test_an_image_that_the_operator_had_before_is_told_as_such(saved_step: int |
 def test_an_event_says_what_to_change(event: str, message: str, reason: str, begin: str) -> None:
     old = {"metadata": {"creationTimestamp": "2026-01-01T11:00:00Z"}, "reason": "Scheduled", "message": "fine"}
     new = an_event(event, message)
-    trouble = of_events(a_job(), [old, new], pods=[], lacks_pods=True, now=datetime(2026, 1, 1, 12, 1, tzinfo=UTC))
+    now = datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
+    trouble = of_events(a_job(), [old, new], pods=[], lacks_pods=True, now=now)
     assert trouble is not None
     assert trouble.reason == reason
     assert trouble.message.startswith(begin), trouble.message
@@ -270,7 +271,6 @@ def test_an_event_says_what_to_change(event: str, message: str, reason: str, beg
         ("FailedCreatePod", 1, False, None),
         ("FailedMount", 4, True, "VolumeNotMounted"),
         ("FailedMount", 6, True, None),
-        ("NetworkNotReady", 6, True, None),
     ],
 )
 def test_an_event_counts_until_it_would_have_been_told_again(
@@ -281,8 +281,20 @@ def test_an_event_counts_until_it_would_have_been_told_again(
     assert (trouble and trouble.reason) == reason
 
 
+def test_what_a_node_could_not_do_is_over_once_it_has_not_been_told_for_a_minute() -> None:
+    """Its image is pulled meanwhile, and older kubelets tell no address before that is done."""
+    for event in ("FailedCreatePodSandBox", "NetworkNotReady"):
+        told = [
+            of_events(a_job(), [an_event(event, "no")], pods=[pod(1, phase="Pending")], lacks_pods=False, now=now)
+            for now in (datetime(2026, 1, 1, 12, 0, second, tzinfo=UTC) for second in (20, 59))
+        ]
+        assert [trouble and trouble.reason for trouble in told] == [Obstacle.CONTAINER_REFUSED] * 2
+        later = datetime(2026, 1, 1, 12, 1, 1, tzinfo=UTC)
+        assert of_events(a_job(), [an_event(event, "no")], pods=[], lacks_pods=False, now=later) is None
+
+
 def test_what_a_node_could_not_do_is_over_once_the_pod_has_an_address() -> None:
-    events, now = [an_event("FailedCreatePodSandBox", "no")], datetime(2026, 1, 1, 12, 1, tzinfo=UTC)
+    events, now = [an_event("FailedCreatePodSandBox", "no")], datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
     pulling = pod(1, phase="Pending", podIP="10.0.0.7", waiting={"reason": "ContainerCreating"})
     assert of_events(a_job(), events, pods=[pulling], lacks_pods=False, now=now) is None
     another = pod(1, 1, phase="Pending", podIP="10.0.0.8", waiting={"reason": "ContainerCreating"})

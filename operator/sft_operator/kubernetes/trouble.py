@@ -18,6 +18,8 @@ from sftjob.job import SFTJob
 
 RECENT = timedelta(minutes=5)
 """Events stay an hour; what goes on wrong is told again within minutes."""
+NODE_RECENT = timedelta(seconds=60)
+"""But for what a node can't set up: it tries every 15 s, and a new node fails until its network is up."""
 POD_TRIED_AGAIN = timedelta(minutes=20)
 """But for a pod that is refused: training-operator's pauses between two tries double up to 1,000 s."""
 
@@ -60,7 +62,7 @@ def of_events(
                 return Trouble(Obstacle.POD_REFUSED, f"{_refusal_remedy(job, message, what='services')}: {message}")
             case "FailedMount" | "FailedAttachVolume" if age < RECENT:
                 return _of_volume(job, message)
-            case "FailedCreatePodSandBox" | "NetworkNotReady" if age < RECENT:
+            case "FailedCreatePodSandBox" | "NetworkNotReady" if age < NODE_RECENT:
                 if event["involvedObject"]["uid"] not in with_address:
                     return _of_node(event, message)
     return None

@@ -31,7 +31,7 @@ from sftjob import names
 from sftjob.base import digest
 from sftjob.failure import Reason
 from sftjob.job import SFTJob
-from sftjob.status import AttemptRecord, Phase, SFTJobStatus
+from sftjob.status import AttemptRecord, Condition, Phase, SFTJobStatus
 
 DELETE_AGAIN_SECONDS = 1.0
 SHORTEST_WAIT_SECONDS = 1.0
@@ -125,9 +125,17 @@ def _short(value: str) -> str:
     return value if len(value) <= HANDLED_LIMIT else digest(value)[:HANDLED_LIMIT]
 
 
+def _failure_told(facts: list[Condition]) -> Failure | None:
+    failed = next((one for one in facts if one.type == "Failed" and one.status == "True"), None)
+    return Failure(failed.reason, failed.message) if failed else None
+
+
 def _of_finished(job: SFTJob, status: SFTJobStatus, observation: Observation, now: datetime) -> Decision:
-    generation = job.metadata.generation
-    facts = of_generation(status.conditions, generation)
+    generation, facts = job.metadata.generation, status.conditions
+    if any(condition.type == "Accepted" and condition.status == "False" for condition in facts):
+        # Another version of the operator had refused its spec.
+        facts = conditions(status, failure=_failure_told(facts), trouble=None, generation=generation, now=now)
+    facts = of_generation(facts, generation)
     status = status.model_copy(update={"observed_generation": generation, "conditions": facts})
     leftover = next((attempt for attempt in observation.attempts if attempt.is_live or attempt.lingers), None)
     if leftover is not None:

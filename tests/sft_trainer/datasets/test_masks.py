@@ -257,6 +257,18 @@ def test_generation_tags_decide_and_loss_false_still_counts(make_tokenizer, toke
     assert tokenize(tokenizer, chat).trained_pieces() == ["Two.<|eot_id|>"]
 
 
+def test_thoughts_that_a_template_with_generation_tags_leaves_out_are_counted_too(make_tokenizer, tokenize) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content.split('</think>')[-1] }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>"
+        "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = make_tokenizer(template, tokens=CHATML_TOKENS, eos_token="<|im_end|>")
+    result = tokenize(tokenizer, [*pair("Two?", "<think>Easy.</think>Four."), *pair("Three?", "Six.")])
+    assert result.trained_pieces() == ["Four.<|im_end|>", "Six.<|im_end|>"]
+    assert result.thoughtless == 1
+
+
 CHATS = [
     pair("What is two plus two?", "Four."),
     [SYSTEM, *pair("Hello", "  Hello there, how are you?  ")],

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -256,3 +257,13 @@ def test_checkpoints_that_nobody_evaluates_are_refused(interval: int | None, tmp
     with pytest.raises(JobFailure, match=f"checkpoint_interval: {interval} is not a multiple of") as refused:
         SmallRun(tmp_path / "run", BEST, interval=interval).go()
     assert refused.value.reason is Reason.INVALID_CONFIGURATION
+
+
+def test_a_run_whose_checkpoints_were_lost_comes_to_the_model_that_is_there(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path / "run")
+    arguments = run.trainer_arguments() | {
+        "work_dir": tmp_path / "work", "total_step": 2, "report_to": (), "auto_resume": True,
+    }  # fmt: skip
+    model = Trainer(**arguments).fit()
+    shutil.rmtree(model.parent / "step-2")
+    assert Trainer(**arguments).fit() == model

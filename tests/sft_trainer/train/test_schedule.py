@@ -95,7 +95,7 @@ def test_a_lowest_rate_above_the_peak_is_refused_by_the_trainer(tmp_path: Path) 
         ({"global_batch_size": "8"}, "global_batch_size: is of type str; use int"),
         ({"total_step": 2.5}, "total_step: is of type float; use int"),
         ({"auto_resume": "no"}, "auto_resume: is of type str; use bool"),
-        ({"tokenizer_path": None}, "tokenizer_path: is of type NoneType; use str or Path"),
+        ({"tokenizer_path": None}, "tokenizer_path: is of type NoneType; use str or PathLike"),
         ({"report_to": ["tensorbord"]}, "report_to: ['tensorbord']; use a list of tensorboard, wandb, trackio"),
     ],
 )

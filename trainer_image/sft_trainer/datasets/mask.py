@@ -9,6 +9,7 @@ after the other. A template with generation tags tells its turns itself (transfo
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,17 +38,21 @@ class Unmaskable(Exception):
     """This message's tokens can't be told from the template's."""
 
 
-def count_thoughtless(messages: Messages, trained: list[bool], *, text: str) -> int:
-    """Of the trained messages with thoughts, those whose thoughts are not in the text.
+def count_thoughtless(messages: Messages, trained: list[bool], *, render: Callable[[], str]) -> int:
+    """Of the trained messages with thoughts, those whose thoughts are not in the text that `render` gives.
 
     Qwen3's template and its like write thoughts behind the last question alone, DeepSeek R1's none at all.
     """
-    return sum(is_trained and _lacks_thoughts(one, text) for one, is_trained in zip(messages, trained, strict=True))
+    thoughts = [_thoughts(message) for message, is_trained in zip(messages, trained, strict=True) if is_trained]
+    if not any(thoughts):
+        return 0
+    text = render()
+    return sum(any(thought not in text for thought in of_one) for of_one in thoughts)
 
 
-def _lacks_thoughts(message: dict[str, Any], text: str) -> bool:
-    thoughts = [message.get(REASONING, ""), *_THOUGHTS.findall(message["content"])]
-    return any(thought.strip() not in text for thought in thoughts)
+def _thoughts(message: dict[str, Any]) -> list[str]:
+    found = [message.get(REASONING, ""), *_THOUGHTS.findall(message["content"])]
+    return [thought.strip() for thought in found if thought.strip()]
 
 
 def find_turns(renderer: Renderer, messages: Messages, trained: list[bool], *, full: str) -> list[Turn]:

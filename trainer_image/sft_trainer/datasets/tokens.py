@@ -90,15 +90,17 @@ class SampleTokenizer:
             return _checked(sample, *self._of_passage(content))
         try:
             renderer, messages = self._renderer.fitted(content.messages, content.tools)
+            lost = count_thoughtless(content.messages, content.trained, render=lambda: renderer.text(messages))
             if renderer.has_generation_tags:
                 ids, tagged = renderer.assistant_mask(messages)
                 roles = [message["role"] for message in messages]
-                return _checked(sample, ids, trained_by_tags(tagged, trained=content.trained, roles=roles))
+                trained = trained_by_tags(tagged, trained=content.trained, roles=roles)
+                return _checked(sample, ids, trained, thoughtless=lost)
             text = renderer.text(messages)
             turns = find_turns(renderer, messages, content.trained, full=text)
             if content.trained[-1] and not renderer.ends_turns:
                 text += renderer.header_behind(messages[-1])
-            return _Rendered(text, turns, count_thoughtless(content.messages, content.trained, text=text))
+            return _Rendered(text, turns, lost)
         except TemplateRefused as error:
             problem = f"messages: the chat template refuses them: {error}; change them, or use another chatTemplate"
             return _fault(sample, problem)

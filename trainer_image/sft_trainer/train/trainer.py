@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args
@@ -107,9 +108,9 @@ class Trainer:
                 "loss_cfg": (loss_cfg, CELossConfig | None),
                 "fsdp_cfg": (fsdp_cfg, FSDPConfig | None),
                 "lora_cfg": (lora_cfg, LoRAConfig | None),
-                "tokenizer_path": (tokenizer_path, str | Path),
-                "load_from": (load_from, str | Path | None),
-                "work_dir": (work_dir, str | Path),
+                "tokenizer_path": (tokenizer_path, str | PathLike),
+                "load_from": (load_from, str | PathLike | None),
+                "work_dir": (work_dir, str | PathLike),
                 "global_batch_size": (global_batch_size, int | None),
                 "total_epoch": (total_epoch, int | None),
                 "total_step": (total_step, int | None),
