@@ -1,6 +1,7 @@
 """The memory table of `sft train --dry-run`, with the trainer that it starts, against tensors that are really there."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_a_model_that_a_job_would_refuse_is_told_and_the_job_is_printed_all_the_
     assert dry_run(tmp_path)[-1] == (
         f"# memory: not told, for this job would fail: {tmp_path}/model/config.json: missing; "
         "name a Hugging Face model folder, which has one"
+    )
+
+
+def test_a_hub_that_does_not_answer_is_told_in_one_line_and_soon(tmp_path: Path) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        hub = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
+        home = {"HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        told = dry_run(tmp_path, model="hf://tiny/llama", HF_ENDPOINT=hub, **home)[-1]
+    assert told.startswith(
+        f"# memory: not told, for this job would fail: model.uri: hf://tiny/llama: no useful answer from {hub} ("
     )
 
 

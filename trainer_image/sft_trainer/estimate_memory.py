@@ -5,11 +5,13 @@ is downloaded; or on stderr why the model can't be trained, with the exit code t
 `sft train --dry-run`. Reads the model's configuration, no weights.
 """
 
+import logging
 import sys
 from functools import partial
 
 import torch
 
+from sft_trainer.downloads import patience
 from sft_trainer.from_plan import model_config
 from sft_trainer.hub.cached import cached
 from sft_trainer.model import nf4
@@ -54,6 +56,10 @@ def estimate(task: MemoryTask) -> MemoryEstimate:
 
 
 if __name__ == "__main__":
+    # What is asked again is told as a detail.
+    logging.getLogger("sft_trainer").setLevel(logging.ERROR)
+    # Somebody waits for a table that a job can do without.
+    patience.PATIENCE_SECONDS = 10.0
     try:
         print(estimate(MemoryTask.from_json(sys.argv[1])).to_json())
     except JobFailure as failure:

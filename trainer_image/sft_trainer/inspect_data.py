@@ -5,6 +5,7 @@ is being done; or on stderr what is wrong with the data, with the exit code that
 `sft data inspect`.
 """
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -51,6 +52,8 @@ def _tell(detail: str | None) -> None:
 
 
 if __name__ == "__main__":
+    # What is asked again is told as a detail.
+    logging.getLogger("sft_trainer").setLevel(logging.ERROR)
     try:
         print(inspect(InspectionTask.from_json(sys.argv[1])).to_json())
     except JobFailure as failure:
