@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # `pytest` alone, unlike `python -m pytest`, leaves the root out, where `examples` and `benchmarks` lie.
 sys.path.insert(0, str(ROOT))
+# A shell has it ignored for what it runs in the background, and so would whatever a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Its own limits of time depend on what else the machine does; and what it finds is to be the newest change's fault.
 hypothesis.settings.register_profile(
     "any-machine", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,10 +63,12 @@ class User:
         captured = self._capsys.readouterr()
         return Said(int(ended.value.code or 0), captured.out, captured.err)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """As a process: to be signalled, or to run beside another one."""
+    def start(self, *arguments: str, ignores_hang_up: bool = False) -> subprocess.Popen[str]:
+        """As a process: to be signalled, or to run beside another one. The tests themselves may run under `nohup`."""
+        hang_up = signal.SIG_IGN if ignores_hang_up else signal.SIG_DFL
+        program = f"import signal; signal.signal(signal.SIGHUP, {int(hang_up)}); from sft_cli.main import app; app()"
         process = subprocess.Popen(
-            [sys.executable, "-c", "from sft_cli.main import app; app()", *arguments],
+            [sys.executable, "-c", program, *arguments],
             cwd=self.folder,
             env=os.environ | self._environment(),
             stdout=subprocess.PIPE,

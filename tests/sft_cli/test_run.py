@@ -112,11 +112,7 @@ def test_a_stop_signal_saves_and_a_second_run_goes_on(user: User, number: signal
 def test_a_run_whose_hang_up_is_ignored_goes_on(user: User) -> None:
     """As `nohup` starts it."""
     user.step_seconds = 0.1
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        run = user.start("run", "job.yaml")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    run = user.start("run", "job.yaml", ignores_hang_up=True)
     user.wait_for_step(3)
     run.send_signal(signal.SIGHUP)
     output, _ = run.communicate(timeout=300)
