@@ -87,12 +87,12 @@ def test_a_gpu_from_before_ampere_takes_document_by_document(
 def test_heads_of_any_size_fit_the_kernel_of_a_gpu(
     size: int, value_size: int, scaling: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kernel(query, key, value, starts, _starts, _longest, _most, **options: Any) -> torch.Tensor:
+    def kernel(query, key, value, starts, _starts, _longest, _most, **options: Any) -> tuple[torch.Tensor]:
         assert query.shape[-1] == key.shape[-1] == value.shape[-1]
         assert query.shape[-1] % 8 == 0
-        return attention._by_document(query, key, value, starts, options["scale"], None, None, None)
+        return (attention._by_document(query, key, value, starts, options["scale"], None, None, None),)
 
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_flash_attention", kernel)
     results = []
     for path in (lambda *given: attention._on_gpu(*given), lambda *given: attention._by_document(*given, None, None)):
         inputs = [_heads(4, size=size), _heads(2, size=size), _heads(2, size=value_size)]

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from sft_trainer.model.flex import SMALLEST_HEAD, block_mask, flex
@@ -23,10 +22,11 @@ from sftjob.failure import JobFailure, Reason
 
 NAME = "sftjob"
 
-_VARLEN_DTYPES = (torch.bfloat16, torch.float16)
-_VARLEN_MAX_HEAD_SIZE = 256
-_VARLEN_HEAD_STEP = 8
-_VARLEN_CAPABILITY = 8
+_flash_attention = torch.ops.aten._flash_attention_forward
+_FLASH_DTYPES = (torch.bfloat16, torch.float16)
+_FLASH_MAX_HEAD_SIZE = 256
+_FLASH_HEAD_STEP = 8
+_FLASH_CAPABILITY = 8
 """Ampere's."""
 # FlexAttention trains nowhere else.
 _FLEX_DEVICES = ("cuda",)
@@ -117,7 +117,7 @@ def packed_attention(
         return attended_1HTD.transpose(1, 2), None
     # [T, heads, D]: the layout in which documents are slices of rows.
     query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1KTD, value_1KTD))
-    if plain and _has_varlen_kernel(query_THD, value_TKD):
+    if plain and _has_flash_kernel(query_THD, value_TKD):
         attended_THD = _on_gpu(query_THD, key_TKD, value_TKD, cu_seq_lens_q, scaling, sliding_window)
     else:
         attended_THD = _by_document(
@@ -135,12 +135,12 @@ def _has_flex_kernel(query_1HTD: torch.Tensor, value_1KTD: torch.Tensor) -> bool
     return min(query_1HTD.shape[-1], value_1KTD.shape[-1]) >= SMALLEST_HEAD
 
 
-def _has_varlen_kernel(query_THD: torch.Tensor, value_TKD: torch.Tensor) -> bool:
+def _has_flash_kernel(query_THD: torch.Tensor, value_TKD: torch.Tensor) -> bool:
     return (
         query_THD.device.type == "cuda"
-        and query_THD.dtype in _VARLEN_DTYPES
-        and max(query_THD.shape[-1], value_TKD.shape[-1]) <= _VARLEN_MAX_HEAD_SIZE
-        and _capability(query_THD.device) >= _VARLEN_CAPABILITY
+        and query_THD.dtype in _FLASH_DTYPES
+        and max(query_THD.shape[-1], value_TKD.shape[-1]) <= _FLASH_MAX_HEAD_SIZE
+        and _capability(query_THD.device) >= _FLASH_CAPABILITY
     )
 
 
@@ -169,20 +169,24 @@ def _on_gpu(
     # T bounds every document. Their true maximum is an integer of its own in each pack: it would recompile the layer.
     longest = query_THD.shape[0]
     size, value_size = query_THD.shape[-1], value_TKD.shape[-1]
-    width = math.ceil(max(size, value_size) / _VARLEN_HEAD_STEP) * _VARLEN_HEAD_STEP
-    # PyTorch's own variable-length kernel. Zeros add nothing to scores; what they make of values is cut off.
-    attended_THD = varlen_attn(
+    width = math.ceil(max(size, value_size) / _FLASH_HEAD_STEP) * _FLASH_HEAD_STEP
+    # What is under torch's `varlen_attn`, which itself has a list among its arguments: inductor's C++ can't call that.
+    # Zeros add nothing to scores; what they make of values is cut off.
+    attended_THD = _flash_attention(
         *(_padded(x, width=width) for x in (query_THD, key_TKD, value_TKD)),
         starts,
         starts,
         longest,
         longest,
+        dropout_p=0.0,
+        is_causal=window is None,
+        return_debug_mask=False,
         # Left to itself it would be that of the width.
         scale=size**-0.5 if scaling is None else scaling,
         # The kernel counts the keys before a query, a config's window counts the query itself too.
-        window_size=(-1, 0) if window is None else (window - 1, 0),
-        enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
-    )
+        window_size_left=-1 if window is None else window - 1,
+        window_size_right=0,
+    )[0]
     return attended_THD[..., :value_size]
 
 

@@ -1,6 +1,6 @@
 """Attention with softcapped scores and sinks in one kernel on a GPU, by torch's FlexAttention. Called by `attention`.
 
-T tokens of a pack, H query heads, K key heads, D head size; blocks of 128 tokens. `varlen_attn` has neither softcaps
+T tokens of a pack, H query heads, K key heads, D head size; blocks of 128 tokens. FlashAttention has neither softcaps
 nor sinks, and no gradient flows through its log-sum-exp; FlexAttention has the one, and by its log-sum-exp the other.
 """
 

@@ -26,12 +26,12 @@ is written out, whose scores are what recomputation is for.
 """
 ATTENTION = frozenset(
     {
+        "aten::_flash_attention_forward",
         "aten::_scaled_dot_product_cudnn_attention",
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_flash_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "flex_attention",
-        "torch_attn::_varlen_attn",
     }
 )
 _NARROW = 128
