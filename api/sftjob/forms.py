@@ -43,6 +43,20 @@ LABEL_VALUE = f"^({_WORD})?$"
 DATA_KEY = f"^{_KEY}$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 IMAGE = rf"^[^{_SPACE}]+$"
+ROW_FIELDS = (
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "text",
+    "system",
+    "tools",
+)
+"""What the formats of rows read."""
+ROW_FIELD = f"^({'|'.join(ROW_FIELDS)})$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 
 _WORD_REMEDY = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
@@ -61,6 +75,7 @@ REMEDIES = {
     DATA_KEY: "use letters, digits, dashes, dots and underscores",
     VARIABLE: "use letters, digits and underscores, not beginning with a digit",
     IMAGE: "use an image's name without spaces",
+    ROW_FIELD: f"use one of {', '.join(ROW_FIELDS)}",
     QUANTITY: "use a number, with a unit where one is meant, as 500m, 4, 16Gi",
 }
 """By pattern."""
@@ -76,6 +91,8 @@ ScriptUri = Annotated[str, StringConstraints(max_length=512, pattern=SCRIPT_PLAC
 Revision = Annotated[str, StringConstraints(max_length=255, pattern=REVISION)]
 Configuration = Annotated[str, StringConstraints(max_length=255, pattern=CONFIGURATION)]
 Split = Annotated[str, StringConstraints(max_length=255, pattern=SPLIT)]
+RowField = Annotated[str, StringConstraints(max_length=63, pattern=ROW_FIELD)]
+Column = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=LABEL)]
 
 # As Kubernetes has them: names of objects and labels, amounts.

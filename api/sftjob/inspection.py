@@ -1,6 +1,7 @@
 """What `sft data inspect` asks the trainer, as a process of its own, and what that answers; and samples of a run."""
 
 from sftjob.base import Record
+from sftjob.forms import Column, RowField
 from sftjob.names import HUB
 from sftjob.options import BadLineBudget, Overlong, RowFormat
 from sftjob.receipt import DataReceipt
@@ -17,6 +18,7 @@ class InspectionTask(Record):
     model: str
     """A folder with a tokenizer, or a hub's repository."""
     format: RowFormat = "auto"
+    columns: dict[RowField, Column] = {}
     bad_line_budget: BadLineBudget = 0
     chat_template: str | None = None
     max_length: int

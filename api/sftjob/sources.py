@@ -15,13 +15,16 @@ from sftjob.forms import (
     ARGUMENT_PLACE,
     DATA_URI_FORMS,
     MODEL_URI_FORMS,
+    ROW_FIELDS,
     SCRIPT_URI_FORMS,
     WHOLE_DATASET,
+    Column,
     Configuration,
     DataUri,
     Label,
     ModelUri,
     Revision,
+    RowField,
     ScriptUri,
     Split,
 )
@@ -200,6 +203,12 @@ class DatasetSpec(Declared):
         default="auto",
         description="Of the rows: messages (OpenAI), sharegpt, prompt-completion, alpaca, or text. "
         "auto: what the first row has.",
+    )
+    columns: dict[RowField, Column] | None = Field(
+        default=None,
+        max_length=len(ROW_FIELDS),
+        description="Fields of such a format that the rows have under other names, with these: {instruction: question, "
+        "output: answer}.",
     )
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."

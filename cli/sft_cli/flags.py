@@ -40,6 +40,8 @@ _LISTS = {"data.datasets": "--data", "data.evaluation.datasets": "--eval-data", 
 """Lists of what has a `uri`, by the flag that gives these, once for each. The other fields' flags begin with it."""
 
 
+_MAPS = ("data.datasets.columns", "data.evaluation.datasets.columns")
+"""Maps that have a flag nevertheless."""
 _EITHER = {"training.totalEpoch": "training.totalStep", "training.totalStep": "training.totalEpoch"}
 """Flags that take another field of the file away: the job can't have both."""
 
@@ -156,6 +158,21 @@ def _items_of(value: str, *, flag: Flag) -> list[str]:
     return items
 
 
+def map_of(value: str, *, flag: str) -> dict[str, str]:
+    """Of `a=b,c=d`, or of `{"a": "b,c"}`, for what holds a comma itself."""
+    if value.startswith("{"):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None
+    else:
+        pairs = [pair.partition("=") for pair in value.split(",") if pair]
+        found = {name: other for name, _, other in pairs} if all(sign for _, sign, _ in pairs) else None
+    if not isinstance(found, dict) or not all(isinstance(other, str) for other in found.values()):
+        raise Refusal(f'{flag}: {value} is no map; write instruction=question,output=answer, or {{"output": "a,b"}}')
+    return found
+
+
 def _items(fields: Mapping[str, list[str]], *, flag: str) -> list[dict[str, Any]]:
     """What `flag` and those that begin with it say of each thing that it lists."""
     uris = fields.get("uri", [])
@@ -171,9 +188,14 @@ def _items(fields: Mapping[str, list[str]], *, flag: str) -> list[dict[str, Any]
                 "of them, or once for each"
             )
     return [
-        {field: values[n % len(values)] for field, values in fields.items()} | {"uri": place(uri)}
+        {field: _value(values[n % len(values)], field, flag) for field, values in fields.items()} | {"uri": place(uri)}
         for n, uri in enumerate(uris)
     ]
+
+
+def _value(text: str, field: str, flag: str) -> str | dict[str, str]:
+    is_map = any(_last_word(path) == field for path in _MAPS)
+    return map_of(text, flag=_of_item(flag, field)) if is_map else text
 
 
 def _with_names(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -233,7 +255,7 @@ def _flags(model: type[BaseModel], prefix: str) -> Iterator[Flag]:
             yield from _flags_of_items(nested, path)
         elif nested and not is_list:
             yield from _flags(nested, f"{path}.")
-        elif not nested and not shown.startswith("map of"):
+        elif not nested and (path in _MAPS or not shown.startswith("map of")):
             meaning = " ".join([*(field.description or "").split(), *(["Several: a,b, or again."] if is_list else [])])
             yield Flag(path, shown, meaning, _default(field), is_list=is_list)
 

@@ -42,6 +42,16 @@ def test_counts_and_samples_are_shown_with_what_is_trained(tmp_path: Path) -> No
     assert "⟦answer 2<|eot_id|>⟧" not in said.stdout
 
 
+def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
+    rows = [json.dumps({"question": "ask", "answer": "answer 0"})]
+    said = inspect(tmp_path, rows, "--columns", "instruction=question,output=answer")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.startswith("alpaca: 1 sample")
+    assert "⟦answer 0<|eot_id|>⟧" in said.stdout
+    refused = inspect(tmp_path, rows, "--columns", "question")
+    assert (refused.returncode, refused.stderr.partition(" is no map")[0]) == (64, "--columns: question")
+
+
 def test_on_a_terminal_colour_tells_what_is_trained(monkeypatch) -> None:
     receipt = DataReceipt(samples=1, tokens=2, trained_tokens=1, packs=1)
     pieces = [Piece(text="asked ", is_trained=False), Piece(text="answered", is_trained=True)]

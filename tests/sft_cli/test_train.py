@@ -129,6 +129,29 @@ def test_what_data_and_outputs_are_like_is_told_once_for_all_or_once_for_each(us
         assert (refused.returncode, refused.stderr) == (64, said)
 
 
+def test_columns_are_told_of_all_data_or_of_each(user: User) -> None:
+    dry = user.sft(
+        "train", *FLAGS, "--data", "more.jsonl", "--data-columns", "instruction=question,output=answer",
+        "--data-columns", '{"text": "a,b"}', "--eval-data", "held.jsonl", "--eval-data-columns", "text=body",
+        "--dry-run",
+    )  # fmt: skip
+    assert (dry.returncode, dry.stderr) == (0, "")
+    data = parse_manifest(yaml.safe_load(dry.stdout)).spec.data
+    assert [dataset.columns for dataset in data.datasets] == [
+        {"instruction": "question", "output": "answer"},
+        {"text": "a,b"},
+    ]
+    assert data.evaluation.datasets[0].columns == {"text": "body"}
+    for columns, said in (
+        ("question", "--data-columns: question is no map; write instruction=question,output=answer, or "),
+        ("question=instruction", "spec.data.datasets[0].columns: the name 'question' has the wrong form; use one of messages, "),
+        ("output=", "spec.data.datasets[0].columns.output: "),
+    ):
+        refused = user.sft("train", *FLAGS, "--data-columns", columns, "--dry-run")
+        assert refused.returncode == 64
+        assert refused.stderr.startswith(said), refused.stderr
+
+
 def test_the_job_that_is_printed_goes_into_any_namespace_unless_its_file_names_one(user: User) -> None:
     assert "namespace" not in yaml.safe_load(user.sft("train", *FLAGS, "--dry-run").stdout)["metadata"]
     user.file.write_text(user.file.read_text().replace("name: tiny", "name: tiny, namespace: team"))

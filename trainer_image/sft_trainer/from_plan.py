@@ -37,6 +37,7 @@ def run_options(plan: LaunchPlan) -> RunOptions:
                     name=dataset.name,
                     anno_path=local_path(plan, dataset),
                     format=dataset.format,
+                    columns=dataset.columns or {},
                     sample_ratio=dataset.sample_ratio,
                 ),
                 "tokenize_fn": tokenize,

@@ -26,7 +26,7 @@ def inspect(task: InspectionTask) -> Inspection:
     file = cached("dataset", of_hub, on_detail=_tell) if of_hub else task.file
     model = cached("model", model_of_hub, on_detail=_tell) if model_of_hub else task.model
     entry = {
-        "dataset": DatasetConfig(name="inspected", anno_path=file, format=task.format),
+        "dataset": DatasetConfig(name="inspected", anno_path=file, format=task.format, columns=task.columns),
         "tokenize_fn": OpenaiTokenizeFunctionConfig(chat_template=task.chat_template),
     }
     config = DataloaderConfig(

@@ -108,7 +108,7 @@ def tokenize(tmp_path: Path) -> Callable[..., Tokenized]:
         path = write_chats(tmp_path / "chats.jsonl", list(chats))
         part = tokenize_range(
             scan(path, workers=1).shares[0],
-            tokens_of=by_format(SampleTokenizer(tokenizer, chat_template=chat_template), row_format),
+            tokens_of=by_format(SampleTokenizer(tokenizer, chat_template=chat_template), row_format, {}),
             reading=Reading(row_format=row_format, max_length=max_length, overlong=overlong),
             folder=tmp_path,
             part=0,

@@ -3,10 +3,12 @@
 import contextlib
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_trainer.datasets import known_files
 from sft_trainer.datasets.config import DataloaderConfig
 from sft_trainer.datasets.formats import Chat, Passage, known_format, sample_of
 from sft_trainer.datasets.prepare import prepare_data
@@ -409,6 +411,55 @@ FORMATS = {
     "alpaca": ["instruction", "output"],
     "text": ["text"],
 }
+
+
+def test_columns_of_other_names_are_read_as_the_format_has_them(tmp_path, make_tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(known_files, "_QUIET_SECONDS", -60)  # the second time the files are known
+    chatml = make_tokenizer(trl_template("qwen2_5.jinja"), tokens=CHATML_TOKENS, eos_token="<|im_end|>")
+    asked = [{"question": f"q{n}", "answer": f"a{n}", "output": "not this", "prompt": "p"} for n in range(3)]
+    named = [{"instruction": row["question"], "output": row["answer"]} for row in asked]
+    expected = prepared(write_chats(tmp_path / "named.jsonl", named), chatml, tmp_path)
+    path = write_chats(tmp_path / "asked.jsonl", asked)
+    for columns in (
+        {"instruction": "question", "output": "answer"},
+        {"prompt": "question", "completion": "answer"},
+        {"instruction": "question", "output": "answer"},
+    ):
+        found = prepared(path, chatml, tmp_path, columns=columns)
+        is_chat = "instruction" in columns
+        assert found.receipt.datasets[0].format == ("alpaca" if is_chat else "prompt-completion")
+        same = all(
+            np.array_equal(ours, theirs)
+            for index in range(3)
+            for ours, theirs in zip(found.sample(index), expected.sample(index), strict=True)
+        )
+        assert same is is_chat
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "said"),
+    [
+        ({"question": "q", "answer": 7}, {}, "answer: is a number; write a string"),
+        ({"question": "q", "answer": "a" * 99}, {}, "answer: 165 tokens, at most 99 fit; shorten it, "),
+        ({"question": "q"}, {}, "answer: missing, which `columns` names for output; the row has 'question'"),
+        ({"question": "q", "answer": "a"}, {"input": "details"}, None),
+        ({"question": "q", "answer": "a", "details": 7}, {"input": "details"}, "details: is a number; write a string"),
+    ],
+)
+def test_of_a_renamed_field_the_row_s_own_name_is_told(row, columns, said, tmp_path, make_tokenizer) -> None:
+    chatml = make_tokenizer(trl_template("qwen2_5.jinja"), tokens=CHATML_TOKENS)
+    rows = [{"question": "q", "answer": "a"}, row]
+    columns = {"instruction": "question", "output": "answer"} | columns
+    chatml.save_pretrained(tmp_path / "tokenizer")
+    entry = {
+        "dataset": {"name": "d", "anno_path": write_chats(tmp_path / "rows.jsonl", rows), "columns": columns},
+        "tokenize_fn": {"max_length": 99},
+    }
+    config = DataloaderConfig(dataset_config_list=[entry], overlong="error")
+    with pytest.raises(JobFailure) if said else contextlib.nullcontext() as caught:
+        prepare_data(config, tokenizer_path=str(tmp_path / "tokenizer"), cache_dir=tmp_path / "cache", seed=1)
+    if said:
+        assert caught.value.message.startswith(f"{tmp_path / 'rows.jsonl'}:2: {said}")
 
 
 @settings(max_examples=1000)

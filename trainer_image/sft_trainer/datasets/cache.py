@@ -45,6 +45,8 @@ class CacheKey(Record):
     """The text of a template that replaces the tokenizer's own."""
     row_format: str
     """The one that was found, or named."""
+    columns: dict[str, str] | None = None
+    """Where the rows have other names for its fields."""
     max_length: int
     overlong: str
     ends: TextEnds | None = None
@@ -54,7 +56,7 @@ class CacheKey(Record):
 
     def digest(self) -> str:
         """Without what is newer than some caches, and than checkpoints that know them, where it changes nothing."""
-        newer = {name for name in ("ends", "function") if getattr(self, name) is None}
+        newer = {name for name in ("columns", "ends", "function") if getattr(self, name) is None}
         return digest(self.model_dump(mode="json", exclude=newer))
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol, Self, runtime_checkable
 from pydantic import Field, InstanceOf, model_validator
 
 from sftjob.base import Declared
+from sftjob.forms import ROW_FIELDS, Column, RowField
 from sftjob.options import BadLineBudget, EvaluationOptions, Overlong, PackLevel, RowFormat
 
 
@@ -21,6 +22,11 @@ class DatasetConfig(Declared):
         "all files in it and in its folders with such an ending, by their paths."
     )
     format: RowFormat = Field(default="auto", description="Of its rows; auto: what the first one has.")
+    columns: dict[RowField, Column] = Field(
+        default={},
+        max_length=len(ROW_FIELDS),
+        description="Fields of such a format that its rows have under other names, with these.",
+    )
     cache_dir: Path | None = Field(default=None, description="Folder of its tokenised form. Absent: the run's own.")
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
@@ -69,6 +75,8 @@ class DatasetEntry(Declared):
             raise ValueError(f"dataset.format: {given!r}, where tokenize_fn is of texts; remove it")
         if self.has_own_function and given != "auto":
             raise ValueError(f"dataset.format: {given!r}, but a tokenize_fn of one's own reads rows itself; remove it")
+        if self.has_own_function and self.dataset.columns:
+            raise ValueError("dataset.columns: given, but a tokenize_fn of one's own reads rows itself; remove it")
         return self
 
     @property

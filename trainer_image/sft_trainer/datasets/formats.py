@@ -1,6 +1,7 @@
 """The formats that rows are written in, each turned into what is tokenised: a `Chat` or a `Passage`.
 
-In: a row as JSON has it. Called by `tokenize` for each row, and by `prepare` to find a file's format.
+In: a row as JSON has it, after `renamed` where a dataset has `columns`: fields that its rows have under other names.
+Called by `tokenize` for each row, and by `open_tokens` to find a file's format.
 
     messages           {"messages": [...]}, or the bare list: OpenAI's
     sharegpt           {"conversations": [{"from": "human", "value": ...}, ...]}
@@ -13,7 +14,7 @@ writes and are not read here are refused; all others are the owner's notes.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,8 @@ _UNREAD = {
     "chat_template_kwargs": "can't be used; remove it, or use a model or chatTemplate that needs none",
 }
 _OF_CHATS = ("system", "tools", *_UNREAD)
+_NOT_IN_EACH_ROW = ("input", "system", "tools")
+_NAME = re.compile(r"\w+")
 _PLACE = re.compile(r"messages(\[(?P<index>\d+)\])?(?=[.:])")
 
 
@@ -78,6 +81,23 @@ class Passage:
     completion: str
 
 
+def renamed(row: Any, columns: Mapping[str, str]) -> Any:
+    """With the formats' names for what has other ones. Raises Refused for a row that has not such a column."""
+    if not columns or not isinstance(row, dict):
+        return row
+    for name, column in columns.items():
+        if column not in row and name not in _NOT_IN_EACH_ROW:
+            raise Refused(f"{column}: missing, which `columns` names for {name}; the row has {_shown_fields(row)}")
+    kept = {name: value for name, value in row.items() if name not in columns.values()}
+    return kept | {name: row[column] for name, column in columns.items() if column in row}
+
+
+def in_the_rows_words(problem: str, columns: Mapping[str, str]) -> str:
+    """Of a problem that is told of a renamed row."""
+    name = _NAME.match(problem)
+    return columns[name[0]] + problem[name.end() :] if name and name[0] in columns else problem
+
+
 def known_format(row: Any) -> str:
     """Raises Refused for a row of no known format."""
     if isinstance(row, list):
@@ -88,8 +108,12 @@ def known_format(row: Any) -> str:
         if all(field in row for field in fields):
             return name
     known = "; or ".join(f"{' and '.join(fields)} ({name})" for name, fields in _MARKS.items())
-    found = f"the fields {', '.join(map(repr, list(row)[:8]))}" if row else "no fields"
+    found = f"the fields {_shown_fields(row)}" if row else "no fields"
     raise Refused(f"(line): has {found}, of no known format; write {known}")
+
+
+def _shown_fields(row: dict[str, Any]) -> str:
+    return ", ".join(map(repr, list(row)[:8]))
 
 
 def sample_of(row: Any, row_format: str) -> Chat | Passage:

@@ -4,7 +4,7 @@ In: the dataset's configuration and the tokenizer's fingerprint. Out: a `TokenCa
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sft_trainer.datasets.bad_rows import BadRows, bad_rows_of
@@ -12,7 +12,7 @@ from sft_trainer.datasets.build import build_parts
 from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
 from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry, PretrainTokenizeFunctionConfig
 from sft_trainer.datasets.files import data_files
-from sft_trainer.datasets.formats import OWN, known_format
+from sft_trainer.datasets.formats import OWN, known_format, renamed
 from sft_trainer.datasets.known_files import Known, KnownFiles
 from sft_trainer.datasets.own import identity, tokens_by
 from sft_trainer.datasets.read import first_rows, scan
@@ -45,7 +45,7 @@ def open_tokens(
 
     Raises JobFailure, for more bad rows than the budget has with file, line and field.
     """
-    path, template = entry.dataset.anno_path, entry.chat_template
+    path, template, columns = entry.dataset.anno_path, entry.chat_template, entry.dataset.columns
     function = entry.tokenize_fn.build(load_tokenizer(tokenizer_path)) if entry.has_own_function else None
     folder = entry.dataset.cache_dir or cache_dir
     files = data_files(path)
@@ -56,9 +56,10 @@ def open_tokens(
     row_format, ends = _named_format(entry), _ends(entry)
     is_found = row_format == "auto"
     if is_found:
-        row_format = (known.row_format if known else None) or _row_format(path)
+        row_format = (known.row_format if known and not columns else None) or _row_format(path, columns)
     reading = Reading(
         row_format=row_format,
+        columns=columns,
         ends=ends,
         max_length=config.max_length(entry),
         overlong=config.overlong,
@@ -69,6 +70,7 @@ def open_tokens(
         tokenizer=tokenizer,
         chat_template=chat_template_named(template) if template else None,
         row_format=reading.row_format,
+        columns=columns or None,
         max_length=reading.max_length,
         overlong=reading.overlong,
         ends=ends,
@@ -95,7 +97,7 @@ def open_tokens(
     cache = open_or_build(
         folder, key, build=build, on_wait=lambda: tell(f"{prefix}another process tokenises {path.name}")
     )
-    if is_found:
+    if is_found and not columns:
         known_files.remember(Known(sha256=key.content, row_format=row_format))
     elif known is None:
         known_files.remember(Known(sha256=key.content))
@@ -122,7 +124,7 @@ def _ends(entry: DatasetEntry) -> TextEnds | None:
     return TextEnds(begin=tokenize_fn.add_bos_token, end=tokenize_fn.add_eos_token)
 
 
-def _row_format(path: Path) -> str:
+def _row_format(path: Path, columns: Mapping[str, str]) -> str:
     """Of the first row that has a known one: those before it are bad rows, told when all are read."""
     problem = None
     for tried, (span, row) in enumerate(first_rows(path)):
@@ -131,7 +133,7 @@ def _row_format(path: Path) -> str:
         try:
             if isinstance(row, Fault):
                 raise Refused(row.problem)
-            return known_format(row.value)
+            return known_format(renamed(row.value, columns))
         except Refused as refused:
             problem = problem or f"{span.path}{span.place(row.line)}: {refused}"
     raise JobFailure(Reason.INVALID_DATA, problem or f"{path}: no row in it; give it some")

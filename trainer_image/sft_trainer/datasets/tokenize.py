@@ -6,12 +6,12 @@ process, or through `worker` in several.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from sft_trainer.datasets.formats import field_of, sample_of
+from sft_trainer.datasets.formats import field_of, in_the_rows_words, renamed, sample_of
 from sft_trainer.datasets.read import read_rows
 from sft_trainer.datasets.rows import BadRow, Fault, Row, Span, Tokens
 from sft_trainer.datasets.tokens import Sample, SampleTokenizer, TextEnds
@@ -32,6 +32,7 @@ class Reading(Record):
     """Of one dataset."""
 
     row_format: str
+    columns: dict[str, str] = {}
     ends: TextEnds | None = None
     """Of passages."""
     max_length: int
@@ -84,7 +85,8 @@ def tokenize_range(
                     bad_rows += 1
                     if len(told) < MOST_TOLD:
                         place = span.place(sample.line)
-                        told.append(BadRow(file=str(span.path), place=place, problem=sample.problem))
+                        problem = in_the_rows_words(sample.problem, reading.columns)
+                        told.append(BadRow(file=str(span.path), place=place, problem=problem))
                 elif sample is not None:
                     thoughtless += row.thoughtless
                     ids, trained, cut = sample
@@ -114,8 +116,8 @@ def tokenize_range(
     )
 
 
-def by_format(tokenizer: SampleTokenizer, row_format: str) -> TokensOf:
-    return lambda rows: tokenizer.tokens([_sample(row, row_format) for row in rows])
+def by_format(tokenizer: SampleTokenizer, row_format: str, columns: Mapping[str, str]) -> TokensOf:
+    return lambda rows: tokenizer.tokens([_sample(row, row_format, columns) for row in rows])
 
 
 def _in_batches(spans: list[Span]) -> Iterator[tuple[Span, list[Row | Fault]]]:
@@ -125,11 +127,11 @@ def _in_batches(spans: list[Span]) -> Iterator[tuple[Span, list[Row | Fault]]]:
             yield span, batch
 
 
-def _sample(row: Row | Fault, row_format: str) -> Sample | Fault:
+def _sample(row: Row | Fault, row_format: str, columns: Mapping[str, str]) -> Sample | Fault:
     if isinstance(row, Fault):
         return row
     try:
-        return Sample(row.line, sample_of(row.value, row_format))
+        return Sample(row.line, sample_of(renamed(row.value, columns), row_format))
     except Refused as refused:
         return Fault(row.line, str(refused))
 

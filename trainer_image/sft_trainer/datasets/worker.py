@@ -38,7 +38,7 @@ def tokens_of(task: Task) -> TokensOf:
     """Loads the tokenizer. Raises JobFailure."""
     tokenizer = load_tokenizer(task.tokenizer_path)
     sample_tokenizer = SampleTokenizer(tokenizer, chat_template=task.chat_template, ends=task.reading.ends)
-    return by_format(sample_tokenizer, task.reading.row_format)
+    return by_format(sample_tokenizer, task.reading.row_format, task.reading.columns)
 
 
 def run_task(task: Task, *, tokens_of: TokensOf, on_rows: Callable[[int], None]) -> Part:
