@@ -144,7 +144,10 @@ def test_columns_are_told_of_all_data_or_of_each(user: User) -> None:
     assert data.evaluation.datasets[0].columns == {"text": "body"}
     for columns, said in (
         ("question", "--data-columns: question is no map; write instruction=question,output=answer, or "),
-        ("question=instruction", "spec.data.datasets[0].columns: the name 'question' has the wrong form; use one of messages, "),
+        (
+            "question=instruction",
+            "spec.data.datasets[0].columns: the name 'question' has the wrong form; use one of messages, ",
+        ),
         ("output=", "spec.data.datasets[0].columns.output: "),
     ):
         refused = user.sft("train", *FLAGS, "--data-columns", columns, "--dry-run")
