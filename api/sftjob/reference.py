@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from sftjob.names import API_VERSION
-from sftjob.shapes import shape
+from sftjob.shapes import bounds, shape
 from sftjob.spec import SFTJobSpec
 from sftjob.status import SFTJobStatus
 
@@ -33,7 +33,10 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, 
         if nested and is_list:
             path += "[]"
         text = " ".join((field.description or (nested and nested.__doc__) or "").split()).replace("|", "\\|")
-        yield f"`{path}`", shown.replace("|", "\\|"), _default(field), text
+        # What the status has is found, and kept as it is.
+        limits = bounds(field) if prefix.startswith("spec") else ""
+        kind = ", ".join(part for part in (shown, limits) if part).replace("|", "\\|")
+        yield f"`{path}`", kind, _default(field), text
         if nested:
             yield from _rows(nested, path)
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 
 def shape(annotation: Any) -> tuple[str, type[BaseModel] | None, bool]:
@@ -29,3 +30,19 @@ def shape(annotation: Any) -> tuple[str, type[BaseModel] | None, bool]:
         return " | ".join(annotation), None, False
     names = {str: "string", int: "integer", float: "number", bool: "boolean"}
     return names.get(annotation, "string"), None, False
+
+
+def bounds(field: FieldInfo) -> str:
+    """Of its numbers, in words; empty where it has none."""
+    named = typing.get_args(field.annotation)[1:] if typing.get_origin(field.annotation) is Annotated else ()
+    known = {
+        name: getattr(bound, name)
+        for part in (*named, field)
+        for bound in part.metadata
+        for name in ("gt", "ge", "lt", "le")
+        if hasattr(bound, name)
+    }
+    if known.keys() == {"ge", "le"}:
+        return f"{known['ge']} to {known['le']}"
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    return ", ".join(f"{words[name]} {bound}" for name, bound in known.items())
