@@ -49,8 +49,9 @@ def test_a_job_made_again_under_its_name_inherits_nothing() -> None:
     cache.put_job(job(version=6, uid="uid-2"))
     assert cache.job(KEY) == job(version=6, uid="uid-2")
     assert cache.pytorch_jobs(UID) == []
-    # The late word of the old one's end is not about the new one.
+    # The late word of the old one's end is not about the new one, nor is the late answer to who asked for it.
     cache.drop_job(job(version=7))
+    cache.put_job(job(version=5), when_asked=5)
     assert cache.job(KEY) == job(version=6, uid="uid-2")
 
 

@@ -69,9 +69,10 @@ class Cache:
         key = key_of(found)
         before = self._jobs.get(key)
         is_other = before is not None and before.uid != found["metadata"]["uid"]
-        if before is not None and is_other:
-            self._children.pop(before.uid, None)
-        if is_other or _is_newer(found, before, when_asked):
+        # A watch tells of objects in their order. The answer to a question may be of one that was deleted meanwhile.
+        if (is_other and when_asked is None) or _is_newer(found, before, when_asked):
+            if before is not None and is_other:
+                self._children.pop(before.uid, None)
             self._jobs[key] = Packed.of(found, packed.job)
         return key
 
