@@ -43,19 +43,15 @@ LABEL_VALUE = f"^({_WORD})?$"
 DATA_KEY = f"^{_KEY}$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 IMAGE = rf"^[^{_SPACE}]+$"
-ROW_FIELDS = (
-    "messages",
-    "conversations",
-    "prompt",
-    "completion",
-    "instruction",
-    "input",
-    "output",
-    "text",
-    "system",
-    "tools",
-)
-"""What the formats of rows read."""
+FIELDS_OF_FORMATS = {
+    "messages": ("messages", "system", "tools"),
+    "sharegpt": ("conversations", "system", "tools"),
+    "prompt-completion": ("prompt", "completion", "system", "tools"),
+    "alpaca": ("instruction", "input", "output", "system", "tools"),
+    "text": ("text",),
+}
+"""What each format of rows reads."""
+ROW_FIELDS = tuple(dict.fromkeys(field for fields in FIELDS_OF_FORMATS.values() for field in fields))
 ROW_FIELD = f"^({'|'.join(ROW_FIELDS)})$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 

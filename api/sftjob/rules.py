@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from sftjob.forms import ARGUMENT_FORMS, ARGUMENT_PLACE, WHOLE_DATASET
+from sftjob.forms import ARGUMENT_FORMS, ARGUMENT_PLACE, FIELDS_OF_FORMATS, WHOLE_DATASET
 from sftjob.names import HUB, S3
 from sftjob.presets import PRESETS
 
@@ -92,6 +92,17 @@ def _is_of_a_whole_dataset(field: str) -> Rule:
 
 CONFIG_OF_A_WHOLE_DATASET = _is_of_a_whole_dataset("config")
 SPLIT_OF_A_WHOLE_DATASET = _is_of_a_whole_dataset("split")
+COLUMNS_ARE_OF_A_FORMAT = Rule(
+    "columns",
+    "!has(self.columns) || "
+    + " || ".join(
+        f"(self.format in {['auto', name]} && self.columns.all(field, field in {list(fields)}))"
+        for name, fields in FIELDS_OF_FORMATS.items()
+    ),
+    "not all are fields of one format that {format} allows; use those of one: "
+    + ", or ".join(f"{', '.join(fields)} ({name})" for name, fields in FIELDS_OF_FORMATS.items()),
+    {"format": "self.format"},
+)
 PRESET_IS_KNOWN = Rule(
     "preset",
     f"!has(self.preset) || self.preset in {list(PRESETS)}",

@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
@@ -14,6 +15,7 @@ from sftjob.forms import (
     ARGUMENT_FORMS,
     ARGUMENT_PLACE,
     DATA_URI_FORMS,
+    FIELDS_OF_FORMATS,
     MODEL_URI_FORMS,
     ROW_FIELDS,
     SCRIPT_URI_FORMS,
@@ -39,6 +41,7 @@ from sftjob.options import (
 from sftjob.presets import PRESETS, counts_that_do_not_fit
 from sftjob.rules import (
     ARGUMENTS_HAVE_A_FORM,
+    COLUMNS_ARE_OF_A_FORMAT,
     CONFIG_OF_A_WHOLE_DATASET,
     DATASET_NAMES_DIFFER,
     EVALUATION_DATA_FROM_SOMEWHERE,
@@ -182,10 +185,20 @@ class ModelSpec(Declared):
         return self
 
 
+def refuse_columns_of_no_format(columns: Mapping[str, str], *, row_format: str) -> None:
+    """Raises ValueError."""
+    if not any(
+        row_format in ("auto", name) and columns.keys() <= set(fields) for name, fields in FIELDS_OF_FORMATS.items()
+    ):
+        raise ValueError(COLUMNS_ARE_OF_A_FORMAT.told(format=row_format))
+
+
 class DatasetSpec(Declared):
     """Rows: chats or texts."""
 
-    model_config = rules(REVISION_OF_A_HUB, CONFIG_OF_A_WHOLE_DATASET, SPLIT_OF_A_WHOLE_DATASET)
+    model_config = rules(
+        REVISION_OF_A_HUB, CONFIG_OF_A_WHOLE_DATASET, SPLIT_OF_A_WHOLE_DATASET, COLUMNS_ARE_OF_A_FORMAT
+    )
 
     name: Label = Field(description="For messages and counts.")
     uri: DataUri = Field(
@@ -207,8 +220,8 @@ class DatasetSpec(Declared):
     columns: dict[RowField, Column] | None = Field(
         default=None,
         max_length=len(ROW_FIELDS),
-        description="Fields of such a format that the rows have under other names, with these: {instruction: question, "
-        "output: answer}.",
+        description="For fields of one such format the names that the rows have in their place: as `instruction: question` "
+        "and `output: answer`. auto is then among the formats that have these fields.",
     )
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
@@ -220,6 +233,11 @@ class DatasetSpec(Declared):
     def place(self) -> tuple[str | None, ...]:
         """All that says which rows are read."""
         return self.uri.rstrip("/"), self.revision, self.config, self.split
+
+    @model_validator(mode="after")
+    def _columns_are_of_its_format(self) -> Self:
+        refuse_columns_of_no_format(self.columns or {}, row_format=self.format)
+        return self
 
     @model_validator(mode="after")
     def _parts(self) -> Self:

@@ -38,10 +38,10 @@ _PLACES = {
 """Folders, with a name that is easier to remember."""
 _LISTS = {"data.datasets": "--data", "data.evaluation.datasets": "--eval-data", "output": "--output"}
 """Lists of what has a `uri`, by the flag that gives these, once for each. The other fields' flags begin with it."""
-
-
 _MAPS = ("data.datasets.columns", "data.evaluation.datasets.columns")
 """Maps that have a flag nevertheless."""
+MAP_SHOWN = "FIELD=NAME,..."
+
 _EITHER = {"training.totalEpoch": "training.totalStep", "training.totalStep": "training.totalEpoch"}
 """Flags that take another field of the file away: the job can't have both."""
 
@@ -168,6 +168,8 @@ def map_of(value: str, *, flag: str) -> dict[str, str]:
     else:
         pairs = [pair.partition("=") for pair in value.split(",") if pair]
         found = {name: other for name, _, other in pairs} if all(sign for _, sign, _ in pairs) else None
+        if found and len(found) < len(pairs):
+            raise Refusal(f"{flag}: {value} names a field twice; name each once")
     if not isinstance(found, dict) or not all(isinstance(other, str) for other in found.values()):
         raise Refusal(f'{flag}: {value} is no map; write instruction=question,output=answer, or {{"output": "a,b"}}')
     return found
@@ -257,7 +259,7 @@ def _flags(model: type[BaseModel], prefix: str) -> Iterator[Flag]:
             yield from _flags(nested, f"{path}.")
         elif not nested and (path in _MAPS or not shown.startswith("map of")):
             meaning = " ".join([*(field.description or "").split(), *(["Several: a,b, or again."] if is_list else [])])
-            yield Flag(path, shown, meaning, _default(field), is_list=is_list)
+            yield Flag(path, MAP_SHOWN if path in _MAPS else shown, meaning, _default(field), is_list=is_list)
 
 
 def _flags_of_items(model: type[BaseModel], path: str) -> Iterator[Flag]:

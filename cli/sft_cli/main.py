@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sft_cli.display import Output
-from sft_cli.flags import flags, label, map_of, place, spec_of, with_flags
+from sft_cli.flags import MAP_SHOWN, flags, label, map_of, place, spec_of, with_flags
 from sft_cli.inspect_data import inspect_data
 from sft_cli.ledger import read_ledger
 from sft_cli.manifest_file import read_document, read_manifest
@@ -164,7 +164,7 @@ def inspect_file(
     ] = "auto",
     columns: Annotated[
         str | None,
-        typer.Option(metavar="FIELD=NAME,...", help="Its rows' names for a format's fields: see spec.data.datasets."),
+        typer.Option(metavar=MAP_SHOWN, help="Its rows' names for a format's fields: see spec.data.datasets."),
     ] = None,
     chat_template: Annotated[str | None, typer.Option(help="In place of the tokenizer's: see spec.data.")] = None,
     max_length: Annotated[int, typer.Option(min=8, help="Tokens that a sample may have.")] = 4096,

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sft_trainer.datasets import known_files
-from sft_trainer.datasets.config import DataloaderConfig
+from sft_trainer.datasets.config import DataloaderConfig, PretrainTokenizeFunctionConfig
 from sft_trainer.datasets.formats import Chat, Passage, known_format, sample_of
 from sft_trainer.datasets.prepare import prepare_data
 from sft_trainer.datasets.values import Refused
@@ -414,52 +415,95 @@ FORMATS = {
 
 
 def test_columns_of_other_names_are_read_as_the_format_has_them(tmp_path, make_tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(known_files, "_QUIET_SECONDS", -60)  # the second time the files are known
+    """All of one file, whose rows have formats of their own besides, and which is known from the second time on."""
+    monkeypatch.setattr(known_files, "_QUIET_SECONDS", -60)
     chatml = make_tokenizer(trl_template("qwen2_5.jinja"), tokens=CHATML_TOKENS, eos_token="<|im_end|>")
-    asked = [{"question": f"q{n}", "answer": f"a{n}", "output": "not this", "prompt": "p"} for n in range(3)]
-    named = [{"instruction": row["question"], "output": row["answer"]} for row in asked]
-    expected = prepared(write_chats(tmp_path / "named.jsonl", named), chatml, tmp_path)
-    path = write_chats(tmp_path / "asked.jsonl", asked)
-    for columns in (
-        {"instruction": "question", "output": "answer"},
-        {"prompt": "question", "completion": "answer"},
-        {"instruction": "question", "output": "answer"},
+    rows = [{"question": f"q{n}", "answer": f"a{n}", "text": f"t{n}", "output": "not this"} for n in range(3)]
+    path = write_chats(tmp_path / "rows.jsonl", rows)
+    for number, (columns, row_format, named) in enumerate(
+        [
+            ({}, "text", [{"text": row["text"]} for row in rows]),
+            ({"instruction": "question", "output": "answer"}, "alpaca", _named(rows, "question", "answer")),
+            ({"instruction": "answer", "output": "question"}, "alpaca", _named(rows, "answer", "question")),
+            ({"instruction": "text", "output": "text"}, "alpaca", _named(rows, "text", "text")),
+            ({"text": "answer"}, "text", [{"text": row["answer"]} for row in rows]),
+            ({}, "text", [{"text": row["text"]} for row in rows]),
+        ]
     ):
         found = prepared(path, chatml, tmp_path, columns=columns)
-        is_chat = "instruction" in columns
-        assert found.receipt.datasets[0].format == ("alpaca" if is_chat else "prompt-completion")
-        same = all(
-            np.array_equal(ours, theirs)
-            for index in range(3)
-            for ours, theirs in zip(found.sample(index), expected.sample(index), strict=True)
-        )
-        assert same is is_chat
+        expected = prepared(write_chats(tmp_path / f"named-{number}.jsonl", named), chatml, tmp_path)
+        assert found.receipt.datasets[0].format == row_format
+        for index in range(3):
+            for ours, theirs in zip(found.sample(index), expected.sample(index), strict=True):
+                assert np.array_equal(ours, theirs), columns
+    with pytest.raises(JobFailure, match="of no known format; write messages "):
+        prepared(path, chatml, tmp_path, columns={"system": "question"})
+
+
+def _named(rows: list[dict], instruction: str, output: str) -> list[dict]:
+    return [{"instruction": row[instruction], "output": row[output]} for row in rows]
+
+
+QUESTIONS = {"instruction": "question", "output": "answer"}
 
 
 @pytest.mark.parametrize(
     ("row", "columns", "said"),
     [
-        ({"question": "q", "answer": 7}, {}, "answer: is a number; write a string"),
-        ({"question": "q", "answer": "a" * 99}, {}, "answer: 165 tokens, at most 99 fit; shorten it, "),
-        ({"question": "q"}, {}, "answer: missing, which `columns` names for output; the row has 'question'"),
-        ({"question": "q", "answer": "a"}, {"input": "details"}, None),
-        ({"question": "q", "answer": "a", "details": 7}, {"input": "details"}, "details: is a number; write a string"),
+        ({"question": "q", "answer": 7}, {}, ":2: answer: is a number; write a string"),
+        ({"question": "q", "answer": "a" * 99}, {}, ":2: answer: 165 tokens, at most 99 fit; shorten it, "),
+        (
+            {"question": "q", "instruction": "i"},
+            {},
+            ":2: (line): has the fields 'question', 'instruction', but no 'answer', which `columns` names for output; ",
+        ),
+        ([{"role": "user", "content": "q"}], {}, ":2: (line): is a list; write an object with `question` and `answer`"),
+        ({"question": "q", "answer": "a", "details": "d"}, {"input": "details"}, None),
+        ({"question": "q", "answer": "a", "details": 7}, {"input": "details"}, ":2: details: is a number; write "),
+        ({"question": "q", "answer": "a"}, {"input": "detials"}, ": no row has 'detials', which `columns` names for "),
     ],
 )
 def test_of_a_renamed_field_the_row_s_own_name_is_told(row, columns, said, tmp_path, make_tokenizer) -> None:
     chatml = make_tokenizer(trl_template("qwen2_5.jinja"), tokens=CHATML_TOKENS)
-    rows = [{"question": "q", "answer": "a"}, row]
-    columns = {"instruction": "question", "output": "answer"} | columns
     chatml.save_pretrained(tmp_path / "tokenizer")
+    path = write_chats(tmp_path / "rows.jsonl", [{"question": "q", "answer": "a"}, row])
     entry = {
-        "dataset": {"name": "d", "anno_path": write_chats(tmp_path / "rows.jsonl", rows), "columns": columns},
+        "dataset": {"name": "d", "anno_path": path, "columns": QUESTIONS | columns},
         "tokenize_fn": {"max_length": 99},
     }
     config = DataloaderConfig(dataset_config_list=[entry], overlong="error")
     with pytest.raises(JobFailure) if said else contextlib.nullcontext() as caught:
         prepare_data(config, tokenizer_path=str(tmp_path / "tokenizer"), cache_dir=tmp_path / "cache", seed=1)
     if said:
-        assert caught.value.message.startswith(f"{tmp_path / 'rows.jsonl'}:2: {said}")
+        assert caught.value.message.startswith(f"{path}{said}")
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "said"),
+    [
+        ({"question": "q", "x": 1}, {"instruction": "question"}, "question and output (alpaca), or name"),
+        ({"x": 1, "s": "s"}, {"system": "s"}, "messages (messages); or conversations (sharegpt); or prompt and "),
+    ],
+)
+def test_a_row_of_no_known_format_is_told_in_its_own_words(row, columns, said) -> None:
+    with pytest.raises(Refused) as caught:
+        known_format(row, columns)
+    fields = ", ".join(map(repr, row))
+    assert str(caught.value).startswith(f"(line): has the fields {fields}, of no known format; write {said}")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "tokenize_fn", "said"),
+    [
+        ({"format": "text", "columns": QUESTIONS}, {}, "not all are fields of one format that text allows"),
+        ({"columns": {"messages": "a", "text": "b"}}, {}, "not all are fields of one format that auto allows"),
+        ({"columns": QUESTIONS}, PretrainTokenizeFunctionConfig(), "names more than `text`"),
+    ],
+)
+def test_columns_that_nothing_would_read_are_refused(dataset, tokenize_fn, said, tmp_path) -> None:
+    entry = {"dataset": {"name": "d", "anno_path": tmp_path / "d.jsonl"} | dataset, "tokenize_fn": tokenize_fn}
+    with pytest.raises(ValidationError, match=said):
+        DataloaderConfig(dataset_config_list=[entry])
 
 
 @settings(max_examples=1000)
@@ -494,7 +538,8 @@ def test_a_first_row_of_no_known_format_is_refused_with_the_known_ones(base, tmp
         prepared(path, base, tmp_path)
     assert failure.value.message == (
         f"{path}:1: (line): has the fields 'question', of no known format; write messages (messages); or conversations "
-        "(sharegpt); or prompt and completion (prompt-completion); or instruction and output (alpaca); or text (text)"
+        "(sharegpt); or prompt and completion (prompt-completion); or instruction and output (alpaca); or text (text), "
+        "or name the rows' `columns`"
     )
 
 

@@ -132,9 +132,10 @@ def test_layers_that_are_recomputed_selectively_give_the_same_numbers(
         results.append((loss.item(), tiny.gradients(model)))
     (loss, gradients), (recomputed_loss, recomputed) = results
     assert recomputed_loss == pytest.approx(loss, rel=1e-3)
+    # A compiler rounds to bf16 elsewhere in a graph that is another: gpt-oss's router was 5 % off.
+    tolerance = 0.1 if torch_compile else 3e-2
     for name, gradient in gradients.items():
-        # A compiler rounds to bf16 elsewhere in a graph that is another.
-        assert (recomputed[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-5, name
+        assert (recomputed[name] - gradient).norm() < tolerance * gradient.norm() + 1e-5, name
 
 
 @pytest.mark.parametrize("moments", ["fp32", "bf16"])

@@ -59,6 +59,14 @@ def build_parts(
     bad.check(reading.budget, is_all=not any(part.is_given_up for part in parts))
     if not any(part.rows for part in parts):
         raise JobFailure(Reason.INVALID_DATA, f"{path}: no row in it; give it some")
+    if missing := set.intersection(*(set(part.missing_columns) for part in parts if part.rows)):
+        # Of a field that a row may do without, or each row would have been told.
+        column = min(missing)
+        name = next(name for name, given in reading.columns.items() if given == column)
+        raise JobFailure(
+            Reason.INVALID_DATA,
+            f"{path}: no row has {column!r}, which `columns` names for {name}; correct or remove it",
+        )
     return parts
 
 

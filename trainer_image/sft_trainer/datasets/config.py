@@ -11,6 +11,7 @@ from pydantic import Field, InstanceOf, model_validator
 from sftjob.base import Declared
 from sftjob.forms import ROW_FIELDS, Column, RowField
 from sftjob.options import BadLineBudget, EvaluationOptions, Overlong, PackLevel, RowFormat
+from sftjob.sources import refuse_columns_of_no_format
 
 
 class DatasetConfig(Declared):
@@ -25,12 +26,17 @@ class DatasetConfig(Declared):
     columns: dict[RowField, Column] = Field(
         default={},
         max_length=len(ROW_FIELDS),
-        description="Fields of such a format that its rows have under other names, with these.",
+        description="For fields of one such format the names that its rows have in their place.",
     )
     cache_dir: Path | None = Field(default=None, description="Folder of its tokenised form. Absent: the run's own.")
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
     )
+
+    @model_validator(mode="after")
+    def _columns_are_of_its_format(self) -> Self:
+        refuse_columns_of_no_format(self.columns, row_format=self.format)
+        return self
 
 
 class OpenaiTokenizeFunctionConfig(Declared):
@@ -77,6 +83,10 @@ class DatasetEntry(Declared):
             raise ValueError(f"dataset.format: {given!r}, but a tokenize_fn of one's own reads rows itself; remove it")
         if self.has_own_function and self.dataset.columns:
             raise ValueError("dataset.columns: given, but a tokenize_fn of one's own reads rows itself; remove it")
+        if isinstance(tokenize_fn, PretrainTokenizeFunctionConfig) and self.dataset.columns.keys() - {"text"}:
+            raise ValueError(
+                "dataset.columns: names more than `text`, where tokenize_fn is of texts; remove the others"
+            )
         return self
 
     @property

@@ -1,7 +1,7 @@
 """The formats that rows are written in, each turned into what is tokenised: a `Chat` or a `Passage`.
 
-In: a row as JSON has it, after `renamed` where a dataset has `columns`: fields that its rows have under other names.
-Called by `tokenize` for each row, and by `open_tokens` to find a file's format.
+In: a row as JSON has it, and `columns`: for fields that its dataset's rows have under other names, these. Called by
+`tokenize` for each row, and by `open_tokens` to find a file's format.
 
     messages           {"messages": [...]}, or the bare list: OpenAI's
     sharegpt           {"conversations": [{"from": "human", "value": ...}, ...]}
@@ -14,12 +14,13 @@ writes and are not read here are refused; all others are the owner's notes.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sft_trainer.datasets.messages import Messages, message_list, tools_of
 from sft_trainer.datasets.values import Refused, kind_of, object_of, objects_of, string_of
+from sftjob.forms import FIELDS_OF_FORMATS
 
 OWN = "own"
 """In place of a format, where a user's own function reads the rows."""
@@ -47,6 +48,7 @@ _UNREAD = {
 }
 _OF_CHATS = ("system", "tools", *_UNREAD)
 _NOT_IN_EACH_ROW = ("input", "system", "tools")
+_AS_THEY_ARE: Mapping[str, str] = {}
 _NAME = re.compile(r"\w+")
 _PLACE = re.compile(r"messages(\[(?P<index>\d+)\])?(?=[.:])")
 
@@ -81,51 +83,47 @@ class Passage:
     completion: str
 
 
-def renamed(row: Any, columns: Mapping[str, str]) -> Any:
-    """With the formats' names for what has other ones. Raises Refused for a row that has not such a column."""
-    if not columns or not isinstance(row, dict):
-        return row
-    for name, column in columns.items():
-        if column not in row and name not in _NOT_IN_EACH_ROW:
-            raise Refused(f"{column}: missing, which `columns` names for {name}; the row has {_shown_fields(row)}")
-    kept = {name: value for name, value in row.items() if name not in columns.values()}
-    return kept | {name: row[column] for name, column in columns.items() if column in row}
+def formats_with(columns: Mapping[str, str]) -> list[str]:
+    """Those that read all these fields."""
+    return [name for name in _MARKS if columns.keys() <= set(FIELDS_OF_FORMATS[name])]
 
 
-def in_the_rows_words(problem: str, columns: Mapping[str, str]) -> str:
-    """Of a problem that is told of a renamed row."""
-    name = _NAME.match(problem)
-    return columns[name[0]] + problem[name.end() :] if name and name[0] in columns else problem
-
-
-def known_format(row: Any) -> str:
-    """Raises Refused for a row of no known format."""
-    if isinstance(row, list):
+def known_format(row: Any, columns: Mapping[str, str] = _AS_THEY_ARE) -> str:
+    """Raises Refused for a row of no known format, or one that lacks a column."""
+    if isinstance(row, list) and not columns:
         return "messages"
     if not isinstance(row, dict):
         raise Refused(f"(line): is {kind_of(row)}; write an object with `messages`, or a list of messages")
-    for name, fields in _MARKS.items():
-        if all(field in row for field in fields):
+    candidates, named = formats_with(columns), _renamed(row, columns)
+    for name in candidates:
+        if all(field in named for field in _MARKS[name]):
             return name
-    known = "; or ".join(f"{' and '.join(fields)} ({name})" for name, fields in _MARKS.items())
-    found = f"the fields {_shown_fields(row)}" if row else "no fields"
-    raise Refused(f"(line): has {found}, of no known format; write {known}")
+    known = "; or ".join(f"{' and '.join(_in_row(_MARKS[name], columns))} ({name})" for name in candidates)
+    raise Refused(f"(line): has {_shown_fields(row)}, of no known format; write {known}, or name the rows' `columns`")
 
 
-def _shown_fields(row: dict[str, Any]) -> str:
-    return ", ".join(map(repr, list(row)[:8]))
-
-
-def sample_of(row: Any, row_format: str) -> Chat | Passage:
-    """Raises Refused."""
-    if isinstance(row, list) and row_format == "messages":
+def sample_of(row: Any, row_format: str, columns: Mapping[str, str] = _AS_THEY_ARE) -> Chat | Passage:
+    """Raises Refused, in the row's own names."""
+    if isinstance(row, list) and row_format == "messages" and not columns:
         row = {"messages": row}
     if not isinstance(row, dict):
-        raise Refused(f"(line): is {kind_of(row)}; write an object with {_fields(row_format)}")
+        raise Refused(f"(line): is {kind_of(row)}; write an object with {_fields(row_format, columns)}")
+    named = _renamed(row, columns)
+    try:
+        sample = _sample_of(named, row_format, columns)
+    except Refused as refused:
+        raise Refused(_in_row([str(refused)], columns)[0]) from None
+    if columns and isinstance(sample, Chat):
+        answers, *fields = _in_row([sample.answers, *sample.fields], columns)
+        return replace(sample, fields=tuple(fields), answers=answers)
+    return sample
+
+
+def _sample_of(row: dict[str, Any], row_format: str, columns: Mapping[str, str]) -> Chat | Passage:
     for mark in _MARKS[row_format]:
         if mark not in row:
             raise Refused(
-                f"{mark}: missing; write an object with {_fields(row_format)}, as this file's format "
+                f"{mark}: missing; write an object with {_fields(row_format, columns)}, as this file's format "
                 f"{row_format} has it"
             )
     sample = _READERS[row_format](row)
@@ -137,13 +135,35 @@ def sample_of(row: Any, row_format: str) -> Chat | Passage:
     return sample
 
 
-def field_of(row_format: str) -> str:
+def field_of(row_format: str, columns: Mapping[str, str] = _AS_THEY_ARE) -> str:
     """Where its rows have what is trained."""
-    return "(line)" if row_format == OWN else _MARKS[row_format][-1]
+    return "(line)" if row_format == OWN else _in_row(_MARKS[row_format][-1:], columns)[0]
 
 
-def _fields(row_format: str) -> str:
-    return " and ".join(f"`{field}`" for field in _MARKS[row_format])
+def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """With the formats' names for what has other ones, and nothing else under these."""
+    for name, column in columns.items():
+        if column not in row and name not in _NOT_IN_EACH_ROW:
+            raise Refused(
+                f"(line): has {_shown_fields(row)}, but no {column!r}, which `columns` names for {name}; correct the "
+                "row or `columns`"
+            )
+    kept = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
+    return kept | {name: row[column] for name, column in columns.items() if column in row}
+
+
+def _in_row(told: Sequence[str], columns: Mapping[str, str]) -> list[str]:
+    """Texts that begin with a field, which may be followed by more, with the row's own name for it."""
+    begins = [(text, _NAME.match(text)) for text in told]
+    return [columns.get(begin[0], begin[0]) + text[begin.end() :] if begin else text for text, begin in begins]
+
+
+def _shown_fields(row: dict[str, Any]) -> str:
+    return f"the fields {', '.join(map(repr, list(row)[:8]))}" if row else "no fields"
+
+
+def _fields(row_format: str, columns: Mapping[str, str]) -> str:
+    return " and ".join(f"`{field}`" for field in _in_row(_MARKS[row_format], columns))
 
 
 def _from_messages(row: dict[str, Any]) -> Chat:

@@ -12,7 +12,7 @@ from sft_trainer.datasets.build import build_parts
 from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
 from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry, PretrainTokenizeFunctionConfig
 from sft_trainer.datasets.files import data_files
-from sft_trainer.datasets.formats import OWN, known_format, renamed
+from sft_trainer.datasets.formats import OWN, formats_with, known_format
 from sft_trainer.datasets.known_files import Known, KnownFiles
 from sft_trainer.datasets.own import identity, tokens_by
 from sft_trainer.datasets.read import first_rows, scan
@@ -114,7 +114,10 @@ def _named_format(entry: DatasetEntry) -> str:
     """`auto` where the rows are to tell."""
     if entry.has_own_function:
         return OWN
-    return "text" if isinstance(entry.tokenize_fn, PretrainTokenizeFunctionConfig) else entry.dataset.format
+    if isinstance(entry.tokenize_fn, PretrainTokenizeFunctionConfig):
+        return "text"
+    possible = formats_with(entry.dataset.columns)
+    return possible[0] if entry.dataset.format == "auto" and len(possible) == 1 else entry.dataset.format
 
 
 def _ends(entry: DatasetEntry) -> TextEnds | None:
@@ -133,7 +136,7 @@ def _row_format(path: Path, columns: Mapping[str, str]) -> str:
         try:
             if isinstance(row, Fault):
                 raise Refused(row.problem)
-            return known_format(renamed(row.value, columns))
+            return known_format(row.value, columns)
         except Refused as refused:
             problem = problem or f"{span.path}{span.place(row.line)}: {refused}"
     raise JobFailure(Reason.INVALID_DATA, problem or f"{path}: no row in it; give it some")

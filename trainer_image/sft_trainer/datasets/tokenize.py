@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sft_trainer.datasets.formats import field_of, in_the_rows_words, renamed, sample_of
+from sft_trainer.datasets.formats import field_of, sample_of
 from sft_trainer.datasets.read import read_rows
 from sft_trainer.datasets.rows import BadRow, Fault, Row, Span, Tokens
 from sft_trainer.datasets.tokens import Sample, SampleTokenizer, TextEnds
@@ -56,6 +56,8 @@ class Part(Record):
     """Skipped."""
     told: list[BadRow] = []
     """The first of them."""
+    missing_columns: list[str] = []
+    """Which no row had."""
     is_given_up: bool = False
     """For far too many of them."""
 
@@ -74,19 +76,22 @@ def tokenize_range(
     samples: list[tuple[int, int, bool]] = []
     rows = bad_rows = largest = thoughtless = 0
     is_given_up = False
+    missing_columns = set(reading.columns.values())
     with (
         (folder / f"tokens-{part}.bin").open("wb") as tokens_file,
         (folder / f"trained-{part}.bin").open("wb") as flags_file,
     ):
         for span, batch in _in_batches(spans):
+            for row in batch if missing_columns else ():
+                if isinstance(row, Row) and isinstance(row.value, dict):
+                    missing_columns -= row.value.keys()
             for row in tokens_of(batch):
                 sample = row if isinstance(row, Fault) else _fitted(row, reading)
                 if isinstance(sample, Fault):
                     bad_rows += 1
                     if len(told) < MOST_TOLD:
                         place = span.place(sample.line)
-                        problem = in_the_rows_words(sample.problem, reading.columns)
-                        told.append(BadRow(file=str(span.path), place=place, problem=problem))
+                        told.append(BadRow(file=str(span.path), place=place, problem=sample.problem))
                 elif sample is not None:
                     thoughtless += row.thoughtless
                     ids, trained, cut = sample
@@ -112,6 +117,7 @@ def tokenize_range(
         thoughtless=thoughtless,
         bad_rows=bad_rows,
         told=told,
+        missing_columns=sorted(missing_columns),
         is_given_up=is_given_up,
     )
 
@@ -131,7 +137,7 @@ def _sample(row: Row | Fault, row_format: str, columns: Mapping[str, str]) -> Sa
     if isinstance(row, Fault):
         return row
     try:
-        return Sample(row.line, sample_of(renamed(row.value, columns), row_format))
+        return Sample(row.line, sample_of(row.value, row_format, columns))
     except Refused as refused:
         return Fault(row.line, str(refused))
 
@@ -144,7 +150,7 @@ def _fitted(row: Tokens, reading: Reading) -> tuple[np.ndarray, np.ndarray, bool
     if reading.overlong == "error":
         return Fault(
             row.line,
-            f"{field_of(reading.row_format)}: {len(ids)} tokens, at most {most} fit; shorten it, "
+            f"{field_of(reading.row_format, reading.columns)}: {len(ids)} tokens, at most {most} fit; shorten it, "
             "or set overlong to truncate, drop or split",
         )
     if reading.overlong == "drop" or not trained[:most].any():

@@ -1,7 +1,8 @@
 """Attention with softcapped scores and sinks in one kernel on a GPU, by torch's FlexAttention. Called by `attention`.
 
-T tokens of a pack, H query heads, K key heads, D head size; blocks of 128 tokens. FlashAttention has neither softcaps
-nor sinks, and no gradient flows through its log-sum-exp; FlexAttention has the one, and by its log-sum-exp the other.
+T tokens of a pack, H query heads, K key heads, D head size; blocks of 128 tokens. torch's FlashAttention has neither
+softcaps nor sinks, and no gradient flows through its log-sum-exp; FlexAttention has the one, and by its log-sum-exp
+the other.
 """
 
 # ruff: noqa: N803, N806 -- a tensor's name ends with its shape
