@@ -220,8 +220,8 @@ class DatasetSpec(Declared):
     columns: dict[RowField, Column] | None = Field(
         default=None,
         max_length=len(ROW_FIELDS),
-        description="For fields of one such format the names that the rows have in their place: as `instruction: question` "
-        "and `output: answer`. auto is then among the formats that have these fields.",
+        description="For fields of one such format the names that the rows have in their place, as "
+        "`instruction: question` and `output: answer`. auto is then among the formats that have these fields.",
     )
     sample_ratio: float = Field(
         default=1.0, gt=0, le=100, description="Below 1: a seeded fraction. Above 1: repeated that often."
