@@ -47,8 +47,7 @@ class CheckpointManifest(Record):
     halvings: int = 0
     """How often the micro-batches were halved for lack of memory, beside once for each attempt that it has ended."""
     saved_by_stop: bool | None = None
-    """Of a step that an undisturbed run need not save, and so never exports: a stop or a clock chose it. None of all
-    others."""
+    """Of a step that an undisturbed run does not save, and so never exports; None of all others."""
     exported_step: int | None = None
     """Of a run's last checkpoint: the step whose weights are exported, where it is an earlier one."""
     files: list[FileEntry]

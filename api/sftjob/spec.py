@@ -106,8 +106,7 @@ class CheckpointSpec(Declared):
     every_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Optimiser steps from one checkpoint to the next. Absent: each half hour, less often where a save "
-        "takes longer than 90 s, and at the end; one that the volume has no room for is left out. With `script` this, "
+        description="Optimiser steps from one checkpoint to the next. Absent: at the end only. With `script` this, "
         "keepLast and saveMode count where its Trainer is not told otherwise.",
     )
     keep_last: int = Field(default=2, ge=2, le=100, description="Checkpoints to keep; older ones are deleted.")

@@ -148,9 +148,7 @@ class RunPlace:
     exports: list[Export]
     """What is written at the end."""
     checkpoint_interval: int | None
-    """In steps."""
-    saves_unasked: bool
-    """Where no interval says when, by time (`train.unasked_save`); else at the end only."""
+    """In steps; None is at the end only."""
     keep_last: int
     save_mode: SaveMode
     shortages: int

@@ -1,7 +1,6 @@
 """Which of a storage's checkpoints are the best, by what their manifests say. Pure.
 
-What a stop or a clock alone has saved does not count: which model comes out must not depend on when a run was
-interrupted, or how fast it is.
+What a stop alone has saved does not count: which model comes out must not depend on when a run was interrupted.
 """
 
 from collections.abc import Mapping

@@ -21,7 +21,6 @@ from torch.futures import Future
 
 from sft_trainer.storage.checkpoints import forget_copies, publish_checkpoint, retain, store_files
 from sft_trainer.storage.fence import Fence
-from sft_trainer.storage.folders import discard
 from sft_trainer.train.bf16_moments import MOMENTS, Bf16MomentsAdamW
 from sft_trainer.train.world import World
 from sftjob import names
@@ -103,7 +102,8 @@ def write_checkpoint(
     rank 0 as published. Raises JobFailure: SUPERSEDED where a later attempt has entered, STORAGE_UNAVAILABLE or
     STORAGE_FULL where the folder can't be written.
     """
-    temporary = _temporary(fence, manifest.step)
+    folder = fence.storage / names.checkpoint_folder(manifest.step)
+    temporary = folder.with_name(names.temporary(folder.name, attempt=fence.attempt))
 
     def tell() -> None:
         sync_ledger()
@@ -129,15 +129,6 @@ def write_checkpoint(
     except (CheckpointException, OSError) as error:
         raise _failure(fence, temporary, error) from error
     return manifest
-
-
-def drop_unfinished(fence: Fence, step: int) -> None:
-    """What a save has left that failed."""
-    discard(_temporary(fence, step))
-
-
-def _temporary(fence: Fence, step: int) -> Path:
-    return fence.storage / names.temporary(names.checkpoint_folder(step), attempt=fence.attempt)
 
 
 def _gathered(files: list[FileEntry], *, world: World, group: dist.ProcessGroup | None) -> list[FileEntry]:

@@ -15,9 +15,8 @@ from sft_trainer.model.build import chosen_precision, compiles
 from sft_trainer.run import RunOptions, RunPlace, RunState
 from sft_trainer.stop import StopSignal
 from sft_trainer.storage.checkpoints import amend_manifest
-from sft_trainer.train import unasked_save
 from sft_trainer.train.accumulate import Accumulation
-from sft_trainer.train.checkpoint import drop_unfinished, get_random_state, load_weights
+from sft_trainer.train.checkpoint import get_random_state, load_weights
 from sft_trainer.train.evaluation import Evaluation, following, refuse_choice_without_checkpoints
 from sft_trainer.train.exports import choose_exported, write_export
 from sft_trainer.train.flops import count_flops
@@ -92,13 +91,11 @@ class _Run:
         self.teller = RunTeller(place, world=world, stream=self.stream, precision=self.precision)
         self.unread: deque[QueuedStep] = deque()
         self.read_at = 0.0
-        self.saves_unasked = place.saves_unasked and place.checkpoint_interval is None
 
     def to_the_end(self) -> None:
         at_the_end = False
         try:
             self._load()
-            self.saved_at = time.monotonic()
             if self._evaluate_if_due():
                 self._amend_checkpoint()
             while self.state.last_step < self.total_steps:
@@ -108,8 +105,6 @@ class _Run:
                 if self._is_to_be_saved(step):
                     # Nothing is left to train beside the last save.
                     self._save(beside=self.place.save_mode == "async" and step < self.total_steps)
-                elif self._is_saved_unasked():
-                    self._save_if_it_fits()
                 else:
                     self.saver.settle(wait_seconds=0)
             self.saver.release()
@@ -291,29 +286,8 @@ class _Run:
             self._save(beside=False)
         raise Preempted(saved=state.last_step == (state.saved_step or 0))
 
-    def _is_saved_unasked(self) -> bool:
-        if not self.saves_unasked:
-            return False
-        # All ranks: their clocks differ.
-        seconds_since = self.world.max(time.monotonic() - self.saved_at)
-        return unasked_save.is_due(seconds_since=seconds_since, save_seconds=self.state.save_seconds)
-
-    def _save_if_it_fits(self) -> None:
-        try:
-            self._save(beside=False)
-        except JobFailure as failure:
-            # Every rank has the same one.
-            if failure.reason is not Reason.STORAGE_FULL:
-                raise
-            log.warning("%s; training goes on, and saves at a stop and at the end only", failure.message)
-            fence = self.place.fence
-            if self.world.is_first or (fence.remote and self.world.leads_node):
-                drop_unfinished(fence, self.state.last_step)
-            self.saves_unasked = False
-            self.teller.progress(stage=Stage.TRAINING, detail=None)
-
     def _is_to_be_saved(self, step: int) -> bool:
-        """In an undisturbed run, however fast it is."""
+        """Without a stop."""
         interval = self.place.checkpoint_interval
         return step == self.total_steps or bool(interval and step % interval == 0)
 
@@ -347,7 +321,6 @@ class _Run:
         )
         if not beside:
             self.saver.settle()
-        self.saved_at = time.monotonic()
         self.teller.save_stall_seconds += time.perf_counter() - began
         self.teller.progress(stage=Stage.TRAINING, detail=None)
 

@@ -234,7 +234,6 @@ class Trainer:
             resume=self._auto_resume,
             exports=missing_own_exports(self._options, fence),
             checkpoint_interval=self._interval,
-            saves_unasked=False,
             keep_last=self._keep_last or _KEEP_LAST,
             save_mode=self._save_mode or "sync",
             shortages=world.from_first(lambda: len(list(folder.glob(f"{names.ATTEMPTS}/*/{names.SHORTAGE}")))),
