@@ -1,11 +1,15 @@
 """What `sft data inspect` asks the trainer, as a process of its own, and what that answers; and samples of a run."""
 
+from typing import Self
+
+from pydantic import model_validator
+
 from sftjob.base import Record
 from sftjob.forms import Column, RowField
 from sftjob.names import HUB
 from sftjob.options import BadLineBudget, Overlong, RowFormat
 from sftjob.receipt import DataReceipt
-from sftjob.sources import DatasetSpec, UriSource
+from sftjob.sources import DatasetSpec, UriSource, refuse_columns_of_no_format
 
 
 class InspectionTask(Record):
@@ -25,6 +29,11 @@ class InspectionTask(Record):
     overlong: Overlong
     samples: int
     """How many to show."""
+
+    @model_validator(mode="after")
+    def _columns_are_of_its_format(self) -> Self:
+        refuse_columns_of_no_format(self.columns, row_format=self.format)
+        return self
 
     @property
     def hub_dataset(self) -> DatasetSpec | None:

@@ -50,6 +50,9 @@ def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
     assert "⟦answer 0<|eot_id|>⟧" in said.stdout
     refused = inspect(tmp_path, rows, "--columns", "question")
     assert (refused.returncode, refused.stderr.partition(" is no map")[0]) == (64, "--columns: question")
+    refused = inspect(tmp_path, rows, "--format", "text", "--columns", "instruction=question")
+    assert refused.returncode == 64
+    assert refused.stderr.startswith("columns: not all are fields of one format that text allows; use those of one: ")
 
 
 def test_on_a_terminal_colour_tells_what_is_trained(monkeypatch) -> None:

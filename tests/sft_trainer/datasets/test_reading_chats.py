@@ -18,7 +18,7 @@ MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
 
 def read(path: Path, content: bytes) -> list[Sample | Fault]:
     path.write_bytes(content)
-    return [_sample(row, "messages") for span in scan(path, workers=1).shares[0] for row in read_rows(span)]
+    return [_sample(row, "messages", {}) for span in scan(path, workers=1).shares[0] for row in read_rows(span)]
 
 
 def test_an_object_or_a_bare_list_blank_lines_and_a_byte_order_mark_are_read(tmp_path) -> None:

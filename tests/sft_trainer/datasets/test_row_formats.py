@@ -478,6 +478,12 @@ def test_of_a_renamed_field_the_row_s_own_name_is_told(row, columns, said, tmp_p
         assert caught.value.message.startswith(f"{path}{said}")
 
 
+def test_of_a_renamed_text_the_row_s_own_name_is_told(tmp_path, base) -> None:
+    path = write_chats(tmp_path / "rows.jsonl", [{"body": "b"}, {"body": ""}])
+    with pytest.raises(JobFailure, match=r":2: body: no token of it would be trained"):
+        prepared(path, base, tmp_path, columns={"text": "body"})
+
+
 @pytest.mark.parametrize(
     ("row", "columns", "said"),
     [
@@ -490,6 +496,10 @@ def test_a_row_of_no_known_format_is_told_in_its_own_words(row, columns, said) -
         known_format(row, columns)
     fields = ", ".join(map(repr, row))
     assert str(caught.value).startswith(f"(line): has the fields {fields}, of no known format; write {said}")
+    with pytest.raises(
+        Refused, match=r"^\(line\): is a list; write an object with `.*`, or name no `columns` for lists$"
+    ):
+        known_format([row], columns)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ class Passage:
     prompt: str
     """Not trained; may be empty."""
     completion: str
+    answers: str = field(default="text", compare=False)
+    """Where the row has what is trained."""
 
 
 def formats_with(columns: Mapping[str, str]) -> list[str]:
@@ -92,9 +94,12 @@ def known_format(row: Any, columns: Mapping[str, str] = _AS_THEY_ARE) -> str:
     """Raises Refused for a row of no known format, or one that lacks a column."""
     if isinstance(row, list) and not columns:
         return "messages"
+    candidates = formats_with(columns)
     if not isinstance(row, dict):
-        raise Refused(f"(line): is {kind_of(row)}; write an object with `messages`, or a list of messages")
-    candidates, named = formats_with(columns), _renamed(row, columns)
+        wanted = _fields(candidates[0], columns)
+        other = "name no `columns` for lists" if isinstance(row, list) else "a list of messages"
+        raise Refused(f"(line): is {kind_of(row)}; write an object with {wanted}, or {other}")
+    named = _renamed(row, columns)
     for name in candidates:
         if all(field in named for field in _MARKS[name]):
             return name
@@ -103,7 +108,7 @@ def known_format(row: Any, columns: Mapping[str, str] = _AS_THEY_ARE) -> str:
 
 
 def sample_of(row: Any, row_format: str, columns: Mapping[str, str] = _AS_THEY_ARE) -> Chat | Passage:
-    """Raises Refused, in the row's own names."""
+    """Raises Refused, which begins with the row's own name of a field."""
     if isinstance(row, list) and row_format == "messages" and not columns:
         row = {"messages": row}
     if not isinstance(row, dict):
@@ -113,10 +118,12 @@ def sample_of(row: Any, row_format: str, columns: Mapping[str, str] = _AS_THEY_A
         sample = _sample_of(named, row_format, columns)
     except Refused as refused:
         raise Refused(_in_row([str(refused)], columns)[0]) from None
-    if columns and isinstance(sample, Chat):
-        answers, *fields = _in_row([sample.answers, *sample.fields], columns)
-        return replace(sample, fields=tuple(fields), answers=answers)
-    return sample
+    if not columns:
+        return sample
+    (answers,) = _in_row([sample.answers], columns)
+    if isinstance(sample, Passage):
+        return replace(sample, answers=answers)
+    return replace(sample, answers=answers, fields=tuple(_in_row(sample.fields, columns)))
 
 
 def _sample_of(row: dict[str, Any], row_format: str, columns: Mapping[str, str]) -> Chat | Passage:
@@ -251,7 +258,7 @@ def _from_pair(row: dict[str, Any]) -> Chat | Passage:
                     f"{name}: given, but prompt and completion are strings, which no chat template writes; "
                     "write two lists of messages, or remove it"
                 )
-        return Passage(string_of("prompt", prompt), string_of("completion", completion))
+        return Passage(string_of("prompt", prompt), string_of("completion", completion), "completion")
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise Refused(
             f"completion: is {kind_of(completion)} where prompt is {kind_of(prompt)}; "

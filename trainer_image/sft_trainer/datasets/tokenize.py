@@ -57,7 +57,7 @@ class Part(Record):
     told: list[BadRow] = []
     """The first of them."""
     missing_columns: list[str] = []
-    """Which no row had."""
+    """Which no row had, of those that were read."""
     is_given_up: bool = False
     """For far too many of them."""
 
@@ -76,7 +76,7 @@ def tokenize_range(
     samples: list[tuple[int, int, bool]] = []
     rows = bad_rows = largest = thoughtless = 0
     is_given_up = False
-    missing_columns = set(reading.columns.values())
+    missing_columns, read_any = set(reading.columns.values()), False
     with (
         (folder / f"tokens-{part}.bin").open("wb") as tokens_file,
         (folder / f"trained-{part}.bin").open("wb") as flags_file,
@@ -85,6 +85,7 @@ def tokenize_range(
             for row in batch if missing_columns else ():
                 if isinstance(row, Row) and isinstance(row.value, dict):
                     missing_columns -= row.value.keys()
+                    read_any = True
             for row in tokens_of(batch):
                 sample = row if isinstance(row, Fault) else _fitted(row, reading)
                 if isinstance(sample, Fault):
@@ -117,7 +118,7 @@ def tokenize_range(
         thoughtless=thoughtless,
         bad_rows=bad_rows,
         told=told,
-        missing_columns=sorted(missing_columns),
+        missing_columns=sorted(missing_columns) if read_any else [],
         is_given_up=is_given_up,
     )
 

@@ -156,8 +156,9 @@ def _checked(sample: Sample, ids: list[int], trained: np.ndarray, *, thoughtless
         return Tokens(sample.line, np.asarray(ids, dtype=np.uint32), trained, thoughtless)
     if isinstance(sample.content, Chat):
         return _fault(sample, "messages: no token of this chat would be trained; give an assistant turn some content")
-    field = "completion" if sample.content.prompt else "text"
-    return Fault(sample.line, f"{field}: no token of it would be trained; it needs one behind its first")
+    return Fault(
+        sample.line, f"{sample.content.answers}: no token of it would be trained; it needs one behind its first"
+    )
 
 
 def _fault(sample: Sample, problem: str) -> Fault:
