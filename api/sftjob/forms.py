@@ -88,7 +88,7 @@ Revision = Annotated[str, StringConstraints(max_length=255, pattern=REVISION)]
 Configuration = Annotated[str, StringConstraints(max_length=255, pattern=CONFIGURATION)]
 Split = Annotated[str, StringConstraints(max_length=255, pattern=SPLIT)]
 RowField = Annotated[str, StringConstraints(max_length=63, pattern=ROW_FIELD)]
-Column = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Column = Annotated[str, StringConstraints(max_length=255)]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=LABEL)]
 
 # As Kubernetes has them: names of objects and labels, amounts.

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sftjob.forms import REMEDIES
-from sftjob.words import counted
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,6 @@ def _field_problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
             return Problem(path, f"{shown} has the wrong form", REMEDIES[str(context["pattern"])])
         case "string_too_long":
             return Problem(path, f"{shown} is too long", f"use at most {context['max_length']} characters")
-        case "string_too_short":
-            return Problem(path, f"{shown} is too short", f"use at least {counted(context['min_length'], 'character')}")
         case "too_short":
             return Problem(path, "too few are given", f"give at least {context['min_length']}")
         case "too_long":

@@ -38,7 +38,7 @@ GOOD: dict[str, Any] = {
                 {"name": "more", "uri": "configMap://chats/more.jsonl", "format": "text", "sampleRatio": 2.0},
                 {"name": "most", "uri": "s3://a.bucket/chats/", "format": "auto", "sampleRatio": 1.0},
                 {"name": "all", "uri": "hf://datasets/openai/gsm8k", "config": "main", "split": "train"}
-                | {"revision": "v1.0", "format": "text", "sampleRatio": 1.0},
+                | {"revision": "v1.0", "format": "text", "columns": {"text": "answer"}, "sampleRatio": 1.0},
             ],
             "packing": {"level": "none", "maxLength": 512},
             "overlong": "drop",
@@ -51,6 +51,7 @@ GOOD: dict[str, Any] = {
                         "uri": "hf://datasets/_me/chats_2.0/data/.hidden/part-1.jsonl",
                         "revision": "v1.0",
                         "format": "text",
+                        "columns": {"text": "body"},
                         "sampleRatio": 0.25,
                     }
                 ],
@@ -179,6 +180,7 @@ class Bad:
 
 LABEL = "use lower-case letters, digits and dashes, with a letter or digit at both ends"
 NAME = "use lower-case letters, digits, dashes and dots, with a letter or digit at both ends"
+ROW_FIELD = "use one of messages, system, tools, conversations, prompt, completion, instruction, input, output, text"
 WORD = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
 PLACE = "use s3://<bucket>/<path>, pvc://<claim>/<path> or file:///<absolute path>, without .. and spaces"
 MODEL_PLACE = (
@@ -379,6 +381,34 @@ BAD = [
             spec,
         )
         for path, spec in datasets(uri="hf://datasets/me/chats", config="a/b").items()
+    ),
+    *(
+        Bad(f"{path}.columns", f"the name 'question' has the wrong form; {ROW_FIELD}", spec)
+        for path, spec in datasets(columns={"question": "text"}).items()
+    ),
+    *(
+        Bad(
+            f"{path}.columns",
+            f"the name '{'p' * 56}... is too long; use at most 63 characters",
+            spec,
+            server=f"the name '{'p' * 64}' is too long; use at most 63 characters",
+        )
+        for path, spec in datasets(columns={"p" * 64: "text"}).items()
+    ),
+    *(
+        Bad(
+            f"{path}.columns",
+            f"not all are fields of one format that {fields.get('format', 'auto')} allows; use those of one: messages, "
+            "system, tools (messages), or conversations, system, tools (sharegpt), or prompt, completion, system, "
+            "tools (prompt-completion), or instruction, input, output, system, tools (alpaca), or text (text)",
+            spec,
+        )
+        for fields in (
+            {"columns": {"instruction": "a", "text": "b"}},
+            {"columns": {"instruction": "a"}, "format": "text"},
+            {"columns": {"text": "a", "system": "b"}, "format": "text"},
+        )
+        for path, spec in datasets(**fields).items()
     ),
     Bad(
         "spec.output[0].uri",

@@ -109,7 +109,7 @@ def test_every_rule_is_broken_by_a_bad_manifest() -> None:
 
 def _place(path: str) -> str:
     """As in a schema: any item of a list, any key of a map."""
-    return re.sub(r"(requests|limits|nodeSelector)\.\w+", r"\1.*", re.sub(r"\[\d+\]", "[]", path))
+    return re.sub(r"(requests|limits|nodeSelector|columns)\.\w+", r"\1.*", re.sub(r"\[\d+\]", "[]", path))
 
 
 def _is_of(rule: dict[str, Any], says: str) -> bool:

@@ -478,7 +478,8 @@ def test_of_a_renamed_field_the_row_s_own_name_is_told(row, columns, said, tmp_p
         assert caught.value.message.startswith(f"{path}{said}")
 
 
-def test_of_a_renamed_text_the_row_s_own_name_is_told(tmp_path, base) -> None:
+def test_of_a_renamed_text_the_row_s_own_name_is_told(tmp_path, make_tokenizer) -> None:
+    base = make_tokenizer(trl_template("qwen2_5.jinja"), tokens=CHATML_TOKENS, eos_token="<|im_end|>")
     path = write_chats(tmp_path / "rows.jsonl", [{"body": "b"}, {"body": ""}])
     with pytest.raises(JobFailure, match=r":2: body: no token of it would be trained"):
         prepared(path, base, tmp_path, columns={"text": "body"})
