@@ -97,8 +97,10 @@ def test_values_and_gradients_are_those_of_the_written_out_form(
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("case", ["gemma2", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("case", "compiled"),
+    [("gemma2", False), ("gemma2", True), ("gpt_oss", False), pytest.param("gpt_oss", True, marks=pytest.mark.full)],
+)
 def test_a_models_layers_share_one_mask_a_window_and_give_the_numbers_of_the_written_out_form(
     case: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
