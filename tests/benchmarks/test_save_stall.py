@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.full
 def test_what_is_told_of_saves_adds_up() -> None:
     short = ("--model", "qwen3-11m", "--max-length", "64", "--every", "2", "--saves", "2", "--rounds", "1")
     command = [sys.executable, "-m", "benchmarks.save_stall", "--json", *short]
