@@ -3,6 +3,7 @@
 Patterns are in the syntax that Rust's (pydantic) and Go's (the API server) regular expressions share.
 """
 
+from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
@@ -54,6 +55,12 @@ FIELDS_OF_FORMATS = {
 ROW_FIELDS = tuple(dict.fromkeys(field for fields in FIELDS_OF_FORMATS.values() for field in fields))
 ROW_FIELD = f"^({'|'.join(ROW_FIELDS)})$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+
+
+def formats_with(columns: Collection[str]) -> list[str]:
+    """Those that read all these fields."""
+    return [name for name, fields in FIELDS_OF_FORMATS.items() if set(columns) <= set(fields)]
+
 
 _WORD_REMEDY = "use letters, digits, dashes, dots and underscores, with a letter or digit at both ends"
 REMEDIES = {

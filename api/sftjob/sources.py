@@ -15,7 +15,6 @@ from sftjob.forms import (
     ARGUMENT_FORMS,
     ARGUMENT_PLACE,
     DATA_URI_FORMS,
-    FIELDS_OF_FORMATS,
     MODEL_URI_FORMS,
     ROW_FIELDS,
     SCRIPT_URI_FORMS,
@@ -29,6 +28,7 @@ from sftjob.forms import (
     RowField,
     ScriptUri,
     Split,
+    formats_with,
 )
 from sftjob.names import HUB
 from sftjob.options import (
@@ -187,9 +187,8 @@ class ModelSpec(Declared):
 
 def refuse_columns_of_no_format(columns: Mapping[str, str], *, row_format: str) -> None:
     """Raises ValueError."""
-    if not any(
-        row_format in ("auto", name) and columns.keys() <= set(fields) for name, fields in FIELDS_OF_FORMATS.items()
-    ):
+    possible = formats_with(columns)
+    if not possible or row_format not in ("auto", *possible):
         raise ValueError(COLUMNS_ARE_OF_A_FORMAT.told(format=row_format))
 
 

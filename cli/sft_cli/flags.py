@@ -38,8 +38,8 @@ _PLACES = {
 """Folders, with a name that is easier to remember."""
 _LISTS = {"data.datasets": "--data", "data.evaluation.datasets": "--eval-data", "output": "--output"}
 """Lists of what has a `uri`, by the flag that gives these, once for each. The other fields' flags begin with it."""
-_MAPS = ("data.datasets.columns", "data.evaluation.datasets.columns")
-"""Maps that have a flag nevertheless."""
+_MAPS = ("columns",)
+"""Of their fields the maps that have a flag nevertheless."""
 MAP_SHOWN = "FIELD=NAME,..."
 
 _EITHER = {"training.totalEpoch": "training.totalStep", "training.totalStep": "training.totalEpoch"}
@@ -196,8 +196,7 @@ def _items(fields: Mapping[str, list[str]], *, flag: str) -> list[dict[str, Any]
 
 
 def _value(text: str, field: str, flag: str) -> str | dict[str, str]:
-    is_map = any(_last_word(path) == field for path in _MAPS)
-    return map_of(text, flag=_of_item(flag, field)) if is_map else text
+    return map_of(text, flag=_of_item(flag, field)) if field in _MAPS else text
 
 
 def _with_names(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -257,9 +256,11 @@ def _flags(model: type[BaseModel], prefix: str) -> Iterator[Flag]:
             yield from _flags_of_items(nested, path)
         elif nested and not is_list:
             yield from _flags(nested, f"{path}.")
-        elif not nested and (path in _MAPS or not shown.startswith("map of")):
+        elif not nested and (_last_word(path) in _MAPS or not shown.startswith("map of")):
             meaning = " ".join([*(field.description or "").split(), *(["Several: a,b, or again."] if is_list else [])])
-            yield Flag(path, MAP_SHOWN if path in _MAPS else shown, meaning, _default(field), is_list=is_list)
+            yield Flag(
+                path, MAP_SHOWN if _last_word(path) in _MAPS else shown, meaning, _default(field), is_list=is_list
+            )
 
 
 def _flags_of_items(model: type[BaseModel], path: str) -> Iterator[Flag]:

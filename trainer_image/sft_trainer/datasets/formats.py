@@ -14,13 +14,13 @@ writes and are not read here are refused; all others are the owner's notes.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sft_trainer.datasets.messages import Messages, message_list, tools_of
 from sft_trainer.datasets.values import Refused, kind_of, object_of, objects_of, string_of
-from sftjob.forms import FIELDS_OF_FORMATS
+from sftjob.forms import formats_with
 
 OWN = "own"
 """In place of a format, where a user's own function reads the rows."""
@@ -49,7 +49,7 @@ _UNREAD = {
 _OF_CHATS = ("system", "tools", *_UNREAD)
 _NOT_IN_EACH_ROW = ("input", "system", "tools")
 _AS_THEY_ARE: Mapping[str, str] = {}
-_NAME = re.compile(r"\w+")
+_NAME = re.compile(r"^\w+")
 _PLACE = re.compile(r"messages(\[(?P<index>\d+)\])?(?=[.:])")
 
 
@@ -85,11 +85,6 @@ class Passage:
     """Where the row has what is trained."""
 
 
-def formats_with(columns: Mapping[str, str]) -> list[str]:
-    """Those that read all these fields."""
-    return [name for name in _MARKS if columns.keys() <= set(FIELDS_OF_FORMATS[name])]
-
-
 def known_format(row: Any, columns: Mapping[str, str] = _AS_THEY_ARE) -> str:
     """Raises Refused for a row of no known format, or one that lacks a column."""
     if isinstance(row, list) and not columns:
@@ -103,7 +98,9 @@ def known_format(row: Any, columns: Mapping[str, str] = _AS_THEY_ARE) -> str:
     for name in candidates:
         if all(field in named for field in _MARKS[name]):
             return name
-    known = "; or ".join(f"{' and '.join(_in_row(_MARKS[name], columns))} ({name})" for name in candidates)
+    known = "; or ".join(
+        f"{' and '.join(_in_row(mark, columns) for mark in _MARKS[name])} ({name})" for name in candidates
+    )
     raise Refused(f"(line): has {_shown_fields(row)}, of no known format; write {known}, or name the rows' `columns`")
 
 
@@ -113,17 +110,16 @@ def sample_of(row: Any, row_format: str, columns: Mapping[str, str] = _AS_THEY_A
         row = {"messages": row}
     if not isinstance(row, dict):
         raise Refused(f"(line): is {kind_of(row)}; write an object with {_fields(row_format, columns)}")
-    named = _renamed(row, columns)
-    try:
-        sample = _sample_of(named, row_format, columns)
-    except Refused as refused:
-        raise Refused(_in_row([str(refused)], columns)[0]) from None
     if not columns:
-        return sample
-    (answers,) = _in_row([sample.answers], columns)
+        return _sample_of(row, row_format, columns)
+    try:
+        sample = _sample_of(_renamed(row, columns), row_format, columns)
+    except Refused as refused:
+        raise Refused(_in_row(str(refused), columns)) from None
+    answers = _in_row(sample.answers, columns)
     if isinstance(sample, Passage):
         return replace(sample, answers=answers)
-    return replace(sample, answers=answers, fields=tuple(_in_row(sample.fields, columns)))
+    return replace(sample, answers=answers, fields=tuple(_in_row(place, columns) for place in sample.fields))
 
 
 def _sample_of(row: dict[str, Any], row_format: str, columns: Mapping[str, str]) -> Chat | Passage:
@@ -144,7 +140,7 @@ def _sample_of(row: dict[str, Any], row_format: str, columns: Mapping[str, str])
 
 def field_of(row_format: str, columns: Mapping[str, str] = _AS_THEY_ARE) -> str:
     """Where its rows have what is trained."""
-    return "(line)" if row_format == OWN else _in_row(_MARKS[row_format][-1:], columns)[0]
+    return "(line)" if row_format == OWN else _in_row(_MARKS[row_format][-1], columns)
 
 
 def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -159,10 +155,9 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     return kept | {name: row[column] for name, column in columns.items() if column in row}
 
 
-def _in_row(told: Sequence[str], columns: Mapping[str, str]) -> list[str]:
-    """Texts that begin with a field, which may be followed by more, with the row's own name for it."""
-    begins = [(text, _NAME.match(text)) for text in told]
-    return [columns.get(begin[0], begin[0]) + text[begin.end() :] if begin else text for text, begin in begins]
+def _in_row(told: str, columns: Mapping[str, str]) -> str:
+    """A field, or what begins with one, with the row's own name for it."""
+    return _NAME.sub(lambda name: columns.get(name[0], name[0]), told)
 
 
 def _shown_fields(row: dict[str, Any]) -> str:
@@ -170,7 +165,7 @@ def _shown_fields(row: dict[str, Any]) -> str:
 
 
 def _fields(row_format: str, columns: Mapping[str, str]) -> str:
-    return " and ".join(f"`{field}`" for field in _in_row(_MARKS[row_format], columns))
+    return " and ".join(f"`{_in_row(mark, columns)}`" for mark in _MARKS[row_format])
 
 
 def _from_messages(row: dict[str, Any]) -> Chat:

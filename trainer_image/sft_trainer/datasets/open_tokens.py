@@ -12,7 +12,7 @@ from sft_trainer.datasets.build import build_parts
 from sft_trainer.datasets.cache import CacheKey, TokenCache, open_or_build
 from sft_trainer.datasets.config import DataloaderConfig, DatasetEntry, PretrainTokenizeFunctionConfig
 from sft_trainer.datasets.files import data_files
-from sft_trainer.datasets.formats import OWN, formats_with, known_format
+from sft_trainer.datasets.formats import OWN, known_format
 from sft_trainer.datasets.known_files import Known, KnownFiles
 from sft_trainer.datasets.own import identity, tokens_by
 from sft_trainer.datasets.read import first_rows, scan
@@ -23,6 +23,7 @@ from sft_trainer.datasets.tokenize import Part, Reading
 from sft_trainer.datasets.tokens import TextEnds
 from sft_trainer.datasets.values import Refused
 from sftjob.failure import JobFailure, Reason
+from sftjob.forms import formats_with
 
 _BYTES_A_WORKER = 16 << 20
 """A worker takes seconds to start, in which one process tokenises about this much."""
