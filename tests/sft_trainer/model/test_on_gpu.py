@@ -10,6 +10,7 @@ import tiny_models as tiny
 import torch
 
 from sft_trainer.model.attention import packed_attention
+from sft_trainer.model.forward import release_memory
 from sft_trainer.model.probe import probe
 from sft_trainer.train import loop
 from sft_trainer.train.world import World
@@ -136,6 +137,104 @@ def test_layers_that_are_recomputed_selectively_give_the_same_numbers(
     tolerance = 0.1 if torch_compile else 3e-2
     for name, gradient in gradients.items():
         assert (recomputed[name] - gradient).norm() < tolerance * gradient.norm() + 1e-5, name
+
+
+PACKS = ([40], [23, 17], [40], [9, 20, 11], [40], [23, 17], [40])
+
+
+def stepped(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Gradients of two steps of these packs; the weights of the second are others."""
+    found = []
+    for factor in (0.9, 1.0):
+        for lengths in PACKS:
+            model(tiny.pack(tiny.documents(lengths)).to(GPU)).backward()
+        found.append({name: g.clone() for name, g in tiny.gradients(model).items() if g is not None})
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(factor)
+    return found
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.cuda.CUDAGraph]:
+    replayed: list[torch.cuda.CUDAGraph] = []
+    replay = torch.cuda.CUDAGraph.replay
+
+    def noted(self: torch.cuda.CUDAGraph) -> None:
+        replayed.append(self)
+        replay(self)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", noted)
+    return replayed
+
+
+@pytest.mark.parametrize("case", ["qwen3_tied", "llama", "mistral", "gemma2", "gpt_oss", "qwen3_moe", "qlora"])
+def test_captured_layers_add_the_same_gradients(
+    case: str, tmp_path: Path, replays: list[torch.cuda.CUDAGraph], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    sizes = {"hidden_size": 192, "intermediate_size": 256, "moe_intermediate_size": 192, "head_dim": 16}
+    folder = tiny.save_random_model(tmp_path, "qwen3_tied" if case == "qlora" else case, **sizes)
+    lora_cfg = test_nf4.QLORA if case == "qlora" else None
+    results = []
+    for captured in (False, True):
+        torch.compiler.reset()
+        model = tiny.built(folder, device=GPU, precision="bf16", lora_cfg=lora_cfg)
+        if case == "qlora":
+            test_nf4.move_b(model)
+        if not captured:
+            release_memory(model)
+        results.append(stepped(model))
+    for expected, found in zip(*results, strict=True):
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-2 * gradient.norm() + 1e-6, name
+    # Of both lengths all packs but the first, forward and backward.
+    assert len(replays) == 2 * (2 * len(PACKS) - 2), caplog.text
+
+
+def test_layers_that_cant_be_captured_are_trained_all_the_same(
+    tmp_path: Path, replays: list[torch.cuda.CUDAGraph], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny.save_random_model(tmp_path, "qwen3_tied", head_dim=16)
+    results = []
+    for captured in (False, True):
+        torch.compiler.reset()
+        model = tiny.built(folder, device=GPU, precision="bf16")
+        model.base_model.norm.register_forward_hook(
+            lambda _module, _inputs, output: output * output.sum().isfinite().item()
+        )
+        if not captured:
+            release_memory(model)
+        results.append(stepped(model))
+        # What a run asks of the random generator: its state in each step, and numbers.
+        torch.cuda.get_rng_state(GPU)
+        torch.rand(1, device=GPU)
+    assert "not captured" in caplog.text
+    assert not replays
+    for expected, found in zip(*results, strict=True):
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-2 * gradient.norm() + 1e-6, name
+
+
+def test_dropout_is_drawn_anew_in_each_replay(tmp_path: Path, replays: list[torch.cuda.CUDAGraph]) -> None:
+    folder = tiny.save_random_model(tmp_path, "qwen3_tied", head_dim=16)
+    torch.compiler.reset()
+    model = tiny.built(folder, device=GPU, precision="bf16", lora_cfg=LoRAConfig(rank=4, alpha=64, dropout=0.5))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    losses = []
+    for _ in range(6):
+        loss = model(tiny.pack(tiny.documents([40])).to(GPU))
+        loss.backward()
+        losses.append(loss.item())
+        del loss
+    assert len(replays) == 10
+    assert len(set(losses)) == 6
 
 
 @pytest.mark.parametrize("moments", ["fp32", "bf16"])

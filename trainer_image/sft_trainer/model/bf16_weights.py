@@ -22,7 +22,8 @@ class Bf16Weights:
     def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
         """Of their linear modules, which may be without memory yet. Only `renew` makes them usable."""
         self._modules = [module for layer in layers for module in layer.modules() if type(module) is torch.nn.Linear]
-        self._copied: dict[torch.nn.Module, torch.nn.Parameter] = {}
+        self._weights: dict[torch.Tensor, torch.nn.Parameter] = {}
+        """By their copies."""
         for module in self._modules:
             module.__class__ = _Linear
 
@@ -34,9 +35,10 @@ class Bf16Weights:
         """
         outdated = []
         for module in self._modules:
-            if self._copied.get(module) is not module.weight:
-                module.__dict__["bf16_weight"] = _copy_that_adds_gradients_to(module.weight)
-                self._copied[module] = module.weight
+            copy = module.__dict__.get("bf16_weight")
+            if copy is None or self._weights[copy] is not module.weight:
+                copy = module.__dict__["bf16_weight"] = _copy_that_adds_gradients_to(module.weight)
+                self._weights[copy] = module.weight
             elif module.weight.grad is None:
                 outdated.append(module)
         if outdated:
@@ -44,6 +46,10 @@ class Bf16Weights:
             torch._foreach_copy_(
                 [module.__dict__["bf16_weight"] for module in outdated], [module.weight for module in outdated]
             )
+
+    def weight_of(self, leaf: torch.Tensor) -> torch.Tensor:
+        """The weight that `leaf` is a copy of; itself where it is none."""
+        return self._weights.get(leaf, leaf)
 
 
 def _copy_that_adds_gradients_to(weight: torch.nn.Parameter) -> torch.nn.Parameter:

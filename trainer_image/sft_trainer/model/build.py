@@ -50,13 +50,16 @@ def build_model(
         experts.follow_autocast(model)
     compiled = compiles(fsdp_cfg, device)
     layers = list(transformers_private.decoder_layers(model).values())
+    kept = _layers_that_recompute_nothing(layers, fsdp_cfg)
     forward = PackForward(
         model,
         loss_cfg=loss_cfg,
         autocast_to=torch.bfloat16 if autocast else None,
-        bf16_weights=Bf16Weights(_layers_that_keep_copies(layers, fsdp_cfg)) if autocast and not lora_cfg else None,
+        bf16_weights=Bf16Weights(kept) if autocast and not lora_cfg else None,
         device=device,
         compiled=compiled,
+        # In fp32 attention goes from document to document, by lengths that a graph can't hold.
+        captured=compiled and autocast and device.type == "cuda" and kept == layers,
     )
     # On the instance, before FSDP2 hooks it.
     model.forward = types.MethodType(forward, model)
@@ -167,8 +170,8 @@ def _hold_frozen_matrices_in_bf16(model: PreTrainedModel, *, but: set[torch.nn.P
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _layers_that_keep_copies(layers: list[torch.nn.Module], fsdp_cfg: FSDPConfig) -> list[torch.nn.Module]:
-    """Of their weights, from forward to backward. Whoever recomputes is short of memory, and makes them again."""
+def _layers_that_recompute_nothing(layers: list[torch.nn.Module], fsdp_cfg: FSDPConfig) -> list[torch.nn.Module]:
+    """They keep copies of their weights from forward to backward. Whoever recomputes is short of memory for any."""
     if fsdp_cfg.recompute_selectively:
         return []
     recomputed = recomputed_layers(len(layers), ratio=fsdp_cfg.recompute_ratio)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from sft_trainer.datasets.batch import BatchStream
+from sft_trainer.model.forward import release_memory
 from sft_trainer.packed import PackedBatch
 from sft_trainer.train.checkpoint import set_random_state
 from sft_trainer.train.ledger import Ledger
@@ -103,6 +104,7 @@ class Accumulation:
             self._halve(step, summed)
             # How much of the last micro-batch is in the gradients, nobody knows.
             self._model.zero_grad(set_to_none=True)
+            release_memory(self._model)
             self._ledger.drop_step()
             set_random_state(random_state, self._world.device)
             _free_memory(self._world.device)
@@ -114,18 +116,22 @@ class Accumulation:
         self._teller.mark()
         for batch in batches:
             try:
-                loss = self._model(batch.to(self._world.device))
-                (loss / trained_tokens).backward()
+                loss_sum += self._add_gradient_of(batch, trained_tokens=trained_tokens)
             except RuntimeError as error:
                 reason = shortage_reason(error)
                 if reason is None:
                     raise
                 return _Shortage(batch, reason, " ".join(str(error).split()))
-            loss_sum += loss.detach()
             self._ledger.note(batch)
             self._teller.mark()
             between()
         return loss_sum
+
+    def _add_gradient_of(self, batch: PackedBatch, *, trained_tokens: int) -> torch.Tensor:
+        """Returns its summed loss, without the graph: what of that is alive would keep the next pack from capture."""
+        loss = self._model(batch.to(self._world.device))
+        (loss / trained_tokens).backward()
+        return loss.detach()
 
     def _halve(self, step: int, shortage: _Shortage) -> None:
         """Raises JobFailure where nothing is left to halve; and among several ranks, as the others are waiting in
