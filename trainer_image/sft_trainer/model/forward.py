@@ -79,9 +79,8 @@ class PackForward:
                 compiled=self._compiled,
             )
 
-    def release_memory(self) -> None:
-        if self._captured:
-            self._captured.release()
+    def release_memory(self) -> bool:
+        return self._captured is not None and self._captured.release()
 
     def _hidden_states(self, model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
         starts = batch.cu_seqlens
@@ -101,11 +100,11 @@ class PackForward:
         return hidden_1TD
 
 
-def release_memory(model: torch.nn.Module) -> None:
-    """Of what only makes its forward faster, for good. Gradients must have been dropped before."""
+def release_memory(model: torch.nn.Module) -> bool:
+    """Of what only makes it faster, for good; whether there was any. Gradients must have been dropped before."""
     # `build` has bound it to the model.
     forward: PackForward = model.forward.__func__  # type: ignore[attr-defined]
-    forward.release_memory()
+    return forward.release_memory()
 
 
 def head_arithmetic(model: PreTrainedModel) -> HeadArithmetic:

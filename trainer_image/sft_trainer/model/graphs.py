@@ -1,18 +1,22 @@
-"""The layers' forward and backward of a pack as CUDA graphs: two launches, where a GPU waits for its host's thousands.
+"""The layers' forward and backward of a pack as CUDA graphs: a launch each, where a GPU waits for its host's thousands.
 
 In: a pack, and the function that computes hidden states of it. Out: those, whose backward adds to the gradients of
 weights. Called by `PackForward` on one process; what ranks wait for each other in is launched one by one, as before.
 The head stays outside: how many rows it takes is each pack's own.
 
-A length of pack is captured when it comes for the second time; the first one compiles, and loads every kernel. Graphs
-read and write where they were captured: packs are copied to one place, and gradients are summed in buffers that outlive
+A length of pack is captured when it comes for the third time: the first compiles, and loads every kernel, the second is
+watched, for a host that decides by numbers of the GPU or by chance would decide once for all. Graphs read and write
+where they were captured: packs are copied to one place, and gradients are summed in buffers that outlive
 `zero_grad(set_to_none=True)`.
 """
 
 # ruff: noqa: N803, N806, N815 -- a tensor's name ends with its shape
 
 import logging
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +34,12 @@ HiddenStates = Callable[[PackedBatch], torch.Tensor]
 _MOST_LENGTHS = 16
 """That are captured: each has thousands of nodes, which take memory of the driver."""
 _FEWEST_STARTS = 8
-"""Of several documents."""
+"""That packs of more than one document are padded to."""
+_WAITS = "called a synchronizing CUDA operation"
+"""In torch's warning."""
+
+_Length = tuple[int, int]
+"""Tokens of a pack, and how many starts of documents it has with those of empty ones."""
 
 
 @dataclass(frozen=True)
@@ -49,49 +58,81 @@ class CapturedLayers:
     def __init__(self, device: torch.device, *, weight_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """`weight_of` a leaf of the layers' backward: whose gradient it adds to."""
         self._device, self._weight_of = device, weight_of
-        self._seen: set[tuple[int, int]] = set()
-        self._captured: dict[tuple[int, int], _Captured] = {}
+        self._seen: Counter[_Length] = Counter()
+        self._captured: dict[_Length, _Captured] = {}
         self._gradients: dict[torch.Tensor, torch.Tensor] = {}
         # The graphs use the same memory, one after another.
         self._pool = torch.cuda.graph_pool_handle()
-        self._stopped = False
+        self._captures_more = True
 
     def hidden_states(self, batch: PackedBatch, compute: HiddenStates) -> torch.Tensor:
         """`compute(batch)`, to be followed by its backward before it is called again."""
-        batch = replace(batch, cu_seqlens=padded_starts(batch.cu_seqlens, tokens=batch.input_ids.shape[1]))
-        key = (batch.input_ids.shape[1], batch.cu_seqlens.shape[0])
-        if key not in self._captured and not self._captures(key, batch, compute):
+        if not self._captures_more and not self._captured:
             return compute(batch)
-        captured = self._captured[key]
+        batch = replace(batch, cu_seqlens=padded_starts(batch.cu_seqlens, tokens=batch.input_ids.shape[1]))
+        length = (batch.input_ids.shape[1], batch.cu_seqlens.shape[0])
+        if self._is_to_be_captured(length):
+            self._try_to_capture(length, batch, compute)
+        if length in self._captured:
+            return self._replayed(self._captured[length], batch)
+        # Or there would be other gradients beside them.
+        self._sum_in_buffers(list(self._gradients))
+        self._seen[length] += 1
+        return self._watched(batch, compute) if self._seen[length] == 2 else compute(batch)
+
+    def release(self) -> bool:
+        """Gives back their memory, for good; whether there was any. Gradients must have been dropped before."""
+        had_any = bool(self._captured)
+        self._captures_more = False
+        self._captured.clear()
+        self._gradients.clear()
+        return had_any
+
+    def _replayed(self, captured: _Captured, batch: PackedBatch) -> torch.Tensor:
         for place, value in zip(_read_by_layers(captured.batch), _read_by_layers(batch), strict=True):
             place.copy_(value)
         self._sum_in_buffers(captured.weights)
         hidden_1TD: torch.Tensor = _Replayed.apply(torch.zeros((), requires_grad=True), captured)
         return hidden_1TD
 
-    def release(self) -> None:
-        """Gives back their memory, for good. Gradients that are being summed must have been dropped before."""
-        self._stopped = True
-        self._captured.clear()
-        self._gradients.clear()
+    def _watched(self, batch: PackedBatch, compute: HiddenStates) -> torch.Tensor:
+        drawn_before = torch.get_rng_state()
+        with _noting_what_waits_for_the_gpu() as noted:
+            hidden_1TD = compute(batch)
+        if noted:
+            self._give_up("the model's code asks the GPU for numbers")
+        elif not torch.equal(drawn_before, torch.get_rng_state()):
+            self._give_up("the model's code draws random numbers that decide what is computed")
+        return hidden_1TD
 
-    def _captures(self, key: tuple[int, int], batch: PackedBatch, compute: HiddenStates) -> bool:
-        if self._stopped or len(self._captured) == _MOST_LENGTHS:
-            return False
-        if key not in self._seen:
-            self._seen.add(key)
-            return False
-        if not _has_room(self._device):
-            return False
+    def _is_to_be_captured(self, length: _Length) -> bool:
+        return (
+            self._captures_more
+            and length not in self._captured
+            and self._seen[length] >= 2
+            and len(self._captured) < _MOST_LENGTHS
+            and _has_room(self._device)
+        )
+
+    def _try_to_capture(self, length: _Length, batch: PackedBatch, compute: HiddenStates) -> None:
+        stream = torch.cuda.current_stream(self._device)
         try:
-            self._captured[key] = self._capture(batch, compute)
+            self._captured[length] = self._capture(batch, compute)
         except RuntimeError as error:
-            # A model's own code may ask the GPU for a number, which a graph can't hold.
-            self._stopped = True
-            log.warning("the layers are not captured as CUDA graphs: %s", " ".join(str(error).split()))
-            _end_failed_capture(self._device)
-            return False
-        return True
+            self._give_up(" ".join(str(error).split()))
+            # Torch stays on the stream of a capture that has failed, and its cache has copies that none has computed.
+            torch.cuda.set_stream(stream)
+            torch.clear_autocast_cache()
+            # It takes its random generator for captured until another capture has ended well.
+            number = torch.zeros((), device=self._device)
+            with self._recording(torch.cuda.CUDAGraph(), pool=None):
+                number.zero_()
+
+    def _give_up(self, why: str) -> None:
+        self._captures_more = False
+        if not self._captured:
+            self._gradients.clear()
+        log.warning("layers are launched kernel by kernel, not as CUDA graphs: %s", why)
 
     def _capture(self, batch: PackedBatch, compute: HiddenStates) -> _Captured:
         batch = replace(
@@ -101,18 +142,18 @@ class CapturedLayers:
             cu_seqlens=batch.cu_seqlens.clone(),
         )
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with self._recording(forward):
+        with self._recording(forward, pool=self._pool):
             hidden_1TD = compute(batch)
         weights = [self._weight_of(leaf) for leaf in leaves(hidden_1TD)]
         self._sum_in_buffers(weights)
         grad_1TD = torch.zeros_like(hidden_1TD)
-        with self._recording(backward):
+        with self._recording(backward, pool=self._pool):
             torch.autograd.backward(hidden_1TD, grad_1TD)
         return _Captured(batch, hidden_1TD.detach(), grad_1TD, forward, backward, weights)
 
-    def _recording(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+    def _recording(self, graph: torch.cuda.CUDAGraph, *, pool: Any) -> torch.cuda.graph:
         # Other threads, as that which saves, may go on using the GPU.
-        return torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
 
     @torch.no_grad()
     def _sum_in_buffers(self, weights: list[torch.Tensor]) -> None:
@@ -146,11 +187,18 @@ class _Replayed(torch.autograd.Function):
         return None, None
 
 
-def _end_failed_capture(device: torch.device) -> None:
-    """Torch takes its random generator for captured until another capture has ended well."""
-    number = torch.zeros((), device=device)
-    with torch.cuda.graph(torch.cuda.CUDAGraph()):
-        number.zero_()
+@contextmanager
+def _noting_what_waits_for_the_gpu() -> Iterator[list[str]]:
+    noted: list[str] = []
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield noted
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    noted += [str(warning.message) for warning in caught if _WAITS in str(warning.message)]
 
 
 def padded_starts(starts: torch.Tensor, *, tokens: int) -> torch.Tensor:

@@ -101,10 +101,10 @@ class Accumulation:
             summed = self._sum(batches, trained_tokens=max(1, self._stream.trained_tokens(step)), between=between)
             if not isinstance(summed, _Shortage):
                 return Accumulated(summed, len(batches), data_seconds)
-            self._halve(step, summed)
             # How much of the last micro-batch is in the gradients, nobody knows.
             self._model.zero_grad(set_to_none=True)
-            release_memory(self._model)
+            if not release_memory(self._model):
+                self._halve(step, summed)
             self._ledger.drop_step()
             set_random_state(random_state, self._world.device)
             _free_memory(self._world.device)
