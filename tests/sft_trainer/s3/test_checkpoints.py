@@ -47,7 +47,7 @@ def save(fence: Fence, step: int, *, loss: float | None = None, state: bytes | N
         and EvaluationRecord(step=step, loss=loss, best_step=step, best_loss=loss, without_improvement=0),
         files=checkpoints.store_files(fence, temporary, [".metadata", "__0_0.distcp"], step=step),
     )
-    checkpoints.publish_checkpoint(fence, temporary, manifest)
+    checkpoints.publish_checkpoint(fence, temporary, manifest, keep_last=9)
     return manifest
 
 
