@@ -107,8 +107,8 @@ class CheckpointSpec(Declared):
         default=None,
         ge=1,
         description="Optimiser steps from one checkpoint to the next. Absent: each half hour, less often where a save "
-        "takes longer than 90 s, and at the end. What the half hour has saved is kept until something newer is, or until "
-        "its room is needed. With `script` this, keepLast and saveMode count where its Trainer is not told otherwise.",
+        "takes longer than 90 s, and at the end; what is saved each half hour goes when anything newer is, or when its "
+        "room is needed. With `script` this, keepLast and saveMode count where its Trainer is not told otherwise.",
     )
     keep_last: int = Field(default=2, ge=2, le=100, description="Checkpoints to keep; older ones are deleted.")
     save_mode: SaveMode = Field(

@@ -1,4 +1,4 @@
-"""When a run is saved that was not told how often: by the clock of its first rank. Asked by the loop after each step."""
+"""When a run is saved that was not told how often: by its first rank's clock. Asked by the loop after each step."""
 
 import time
 
