@@ -307,6 +307,7 @@ def test_any_other_failure_ends_the_run_as_it_does_where_saves_were_asked_for(
     run = SmallRun(tmp_path / "run", interval=None)
     with pytest.raises(JobFailure, match="Input/output error"):
         run.go()
+    assert run.state.last_step == 1
 
 
 @pytest.mark.usefixtures("s3_credentials")
