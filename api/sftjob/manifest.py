@@ -48,6 +48,9 @@ class CheckpointManifest(Record):
     """How often the micro-batches were halved for lack of memory, beside once for each attempt that it has ended."""
     saved_by_stop: bool | None = None
     """Of a step that an undisturbed run does not save, and so never exports; None of all others."""
+    saved_by_clock: bool | None = None
+    """Of a step that nobody asked to save: never exported either, and deleted when a newer checkpoint is there, or when
+    its room is needed; None of all others."""
     exported_step: int | None = None
     """Of a run's last checkpoint: the step whose weights are exported, where it is an earlier one."""
     files: list[FileEntry]

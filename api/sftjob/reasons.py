@@ -39,7 +39,7 @@ EXPLANATIONS: Mapping[StrEnum, Explanation] = {
         "give the pods' user (1000) write access, and look at the volume; for a bucket, look at its credentials",
     ),
     Reason.STORAGE_FULL: Explanation(
-        "The volume has no room left. The last whole checkpoint is intact.",
+        "The volume has no room left. The last whole checkpoint that was asked for is intact.",
         "make room or enlarge the volume, or lower `spec.checkpoint.keepLast` where it is more than 2",
     ),
     Reason.STORAGE_NOT_SHARED: Explanation(

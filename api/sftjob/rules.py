@@ -209,8 +209,8 @@ _EXPORTS_THE_LAST = (
 BEST_IS_OF_CHECKPOINTS = Rule(
     "checkpoint.everySteps",
     f"{_EXPORTS_THE_LAST} || has(self.checkpoint.everySteps)",
-    "missing, so only the last step would be saved, and data.evaluation.exportBest has nothing to choose from; name "
-    "the steps from one checkpoint to the next, or remove exportBest",
+    "missing, and what is saved each half hour is never the best, so data.evaluation.exportBest has nothing to choose "
+    "from; name the steps from one checkpoint to the next, or remove exportBest",
     reason=MISSING,
 )
 BEST_IS_OF_EVALUATED_CHECKPOINTS = Rule(

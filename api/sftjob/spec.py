@@ -106,14 +106,16 @@ class CheckpointSpec(Declared):
     every_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Optimiser steps from one checkpoint to the next. Absent: at the end only. With `script` this, "
-        "keepLast and saveMode count where its Trainer is not told otherwise.",
+        description="Optimiser steps from one checkpoint to the next. Absent: each half hour, less often where a save "
+        "takes longer than 90 s, and at the end; what is saved each half hour goes when anything newer is, or when its "
+        "room is needed. With `script` this, keepLast and saveMode count where its Trainer is not told otherwise.",
     )
     keep_last: int = Field(default=2, ge=2, le=100, description="Checkpoints to keep; older ones are deleted.")
     save_mode: SaveMode = Field(
         default="sync",
         description="async: training goes on once the state is copied to host memory, which must have room for one "
-        "more copy of weights and moments. sync: it waits for the disk. The last save is always sync.",
+        "more copy of weights and moments. sync: it waits for the disk. The last save is always sync, as is "
+        "that of each half hour where everySteps is absent.",
     )
 
 

@@ -25,7 +25,7 @@ def arithmetic(spec: SFTJobSpec) -> str:
 
 def doubts(spec: SFTJobSpec) -> list[str]:
     """What is allowed and seldom meant."""
-    return [doubt for doubt in (_gpu_needed(spec), _gpus_left_idle(spec), _saves_at_the_end(spec)) if doubt]
+    return [doubt for doubt in (_gpu_needed(spec), _gpus_left_idle(spec)) if doubt]
 
 
 def _gpu_needed(spec: SFTJobSpec) -> str | None:
@@ -46,15 +46,6 @@ def _gpus_left_idle(spec: SFTJobSpec) -> str | None:
     return (
         f"compute.resources.limits: {counted(gpus, 'GPU')} for {counted(processes, 'process', 'processes')} of each "
         f"node, and each uses one; set compute.processesPerNode: {gpus}"
-    )
-
-
-def _saves_at_the_end(spec: SFTJobSpec) -> str | None:
-    if spec.script or spec.checkpoint.every_steps:
-        return None
-    return (
-        "checkpoint.everySteps: absent, so only a stop and the end are saved; what is killed before begins anew. Set "
-        "it, and only the steps since the last checkpoint are trained again"
     )
 
 

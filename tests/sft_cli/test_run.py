@@ -287,10 +287,8 @@ def test_what_a_file_allows_and_seldom_means_is_told(user: User) -> None:
     assert said.stderr.splitlines() == [
         "training.lora.quantize: nf4 needs an NVIDIA GPU, and compute.resources.limits names none; on a cluster add "
         "nvidia.com/gpu, or the job ends with code 64",
-        "checkpoint.everySteps: absent, so only a stop and the end are saved; what is killed before begins anew. Set "
-        "it, and only the steps since the last checkpoint are trained again",
     ]
-    gpus = least + '  checkpoint: {everySteps: 5}\n  compute: {resources: {limits: {nvidia.com/gpu: "8"}}'
+    gpus = least + '  compute: {resources: {limits: {nvidia.com/gpu: "8"}}'
     user.file.write_text(gpus + "}\n")
     assert user.sft("validate", "job.yaml").stderr == (
         "compute.resources.limits: 8 GPUs for 1 process of each node, and each uses one; set "

@@ -35,12 +35,10 @@ def test_a_dry_run_prints_the_job_and_its_arithmetic_and_starts_nothing(user: Us
         "--data", "hf://datasets/me/chats/train.jsonl", "--recompute-selectively", "true",
     )  # fmt: skip
     assert (dry.returncode, dry.stderr) == (0, "")
-    assert dry.stdout.splitlines()[-5:] == [
+    assert dry.stdout.splitlines()[-4:] == [
         f"# spec.data.datasets[1].uri: {user.folder}/More_data.jsonl: there is no such file; correct the path",
         f"# spec.model.loadFrom.uri: {user.folder}/models/gone: no such folder; name a Hugging Face model folder, or "
         "for the hub's write hf://models/gone",
-        "# checkpoint.everySteps: absent, so only a stop and the end are saved; what is killed before begins anew. Set "
-        "it, and only the steps since the last checkpoint are trained again",
         "# 2 ranks = 2 nodes x 1 process; global batch 8 packs = 2 ranks x 4 accumulation steps of 1 pack",
         f"# memory: not told, for file://{user.folder}/models/gone is not on this machine",
     ]

@@ -569,8 +569,8 @@ BAD = [
     ),
     Bad(
         "spec.checkpoint.everySteps",
-        "missing, so only the last step would be saved, and data.evaluation.exportBest has nothing to choose from; "
-        "name the steps from one checkpoint to the next, or remove exportBest",
+        "missing, and what is saved each half hour is never the best, so data.evaluation.exportBest has nothing to "
+        "choose from; name the steps from one checkpoint to the next, or remove exportBest",
         evaluation(fraction=0.1, exportBest=True),
     ),
     Bad(

@@ -87,6 +87,7 @@ def run_place(plan: LaunchPlan, scratch: Path) -> RunPlace:
             for output in plan.spec.outputs
         ],
         checkpoint_interval=plan.spec.checkpoint.every_steps,
+        saves_by_clock=True,
         keep_last=plan.spec.checkpoint.keep_last,
         save_mode=plan.spec.checkpoint.save_mode,
         shortages=plan.shortages,

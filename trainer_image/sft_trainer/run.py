@@ -148,7 +148,9 @@ class RunPlace:
     exports: list[Export]
     """What is written at the end."""
     checkpoint_interval: int | None
-    """In steps; None is at the end only."""
+    """In steps."""
+    saves_by_clock: bool
+    """Where no interval says when (`train.save_clock`); else at the end only."""
     keep_last: int
     save_mode: SaveMode
     shortages: int

@@ -30,7 +30,9 @@ def a_fence(folder: Path, *, attempt: int = 1) -> Fence:
     return Fence(folder, "uid-1", attempt, f"s3://bucket/{STORAGE}")
 
 
-def save(fence: Fence, step: int, *, loss: float | None = None, state: bytes | None = None) -> CheckpointManifest:
+def save(
+    fence: Fence, step: int, *, loss: float | None = None, state: bytes | None = None, by_clock: bool | None = None
+) -> CheckpointManifest:
     temporary = fence.storage / f"step-{step}.tmp-a{fence.attempt}"
     temporary.mkdir()
     (temporary / ".metadata").write_bytes(b"which")
@@ -45,9 +47,10 @@ def save(fence: Fence, step: int, *, loss: float | None = None, state: bytes | N
         saved_at=datetime(2026, 1, 1, tzinfo=UTC),
         evaluation=loss
         and EvaluationRecord(step=step, loss=loss, best_step=step, best_loss=loss, without_improvement=0),
+        saved_by_clock=by_clock,
         files=checkpoints.store_files(fence, temporary, [".metadata", "__0_0.distcp"], step=step),
     )
-    checkpoints.publish_checkpoint(fence, temporary, manifest)
+    checkpoints.publish_checkpoint(fence, temporary, manifest, keep_last=9)
     return manifest
 
 
@@ -191,6 +194,20 @@ def test_the_newest_and_the_best_are_kept_and_this_machine_s_copy_of_the_newest(
         checkpoints.retain(fence, keep_last=2)
     assert steps(s3) == ["step-2", "step-4", "step-5"]
     assert {path.name for path in fence.storage.glob("step-*")} == {"step-2", "step-5"}
+
+
+def test_what_the_clock_has_saved_is_kept_until_something_newer_is_there(s3: S3Server, tmp_path: Path) -> None:
+    fence = a_fence(tmp_path / "storage")
+    for step, by_clock, kept in (
+        (1, None, ["step-1"]),
+        (2, True, ["step-1", "step-2"]),
+        (3, True, ["step-1", "step-3"]),
+        (4, None, ["step-1", "step-4"]),
+    ):
+        save(fence, step, by_clock=by_clock)
+        checkpoints.retain(fence, keep_last=2)
+        assert steps(s3) == kept
+        assert [path.name for path in fence.storage.glob("step-*")] == kept[-1:]
 
 
 def test_an_amended_manifest_is_the_one_that_is_fetched(s3: S3Server, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ class SmallRun:
             resume=True,
             exports=[Export(self.exported, "hf"), *([Export(self.adapter, "adapter")] if self.lora else [])],
             checkpoint_interval=self.interval,
+            saves_by_clock=True,
             keep_last=self.keep_last,
             save_mode=self.save_mode,
             shortages=self.shortages,

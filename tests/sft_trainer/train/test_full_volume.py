@@ -60,6 +60,7 @@ def test_a_full_volume_is_told_as_one_though_the_checkpoint_itself_was_written(t
         run.go()
     assert caught.value.reason is Reason.STORAGE_FULL
     assert run.checkpoints() == [2]
+    assert run.state.saved_step == 2
     pointer.unlink(missing_ok=True)
     assert run.go().resumed_from == 2
 

@@ -1,6 +1,7 @@
 """Which of a storage's checkpoints are the best, by what their manifests say. Pure.
 
-What a stop alone has saved does not count: which model comes out must not depend on when a run was interrupted.
+What a stop or the clock alone has saved does not count: which model comes out must not depend on when a run was
+interrupted, or how fast it is.
 """
 
 from collections.abc import Mapping
@@ -20,4 +21,4 @@ def best_first(manifests: Mapping[int, CheckpointManifest | None]) -> list[int]:
 
 def _is_regular(manifest: CheckpointManifest) -> bool:
     # A step that a stop has saved can turn out to be the last one, when it is evaluated.
-    return not manifest.saved_by_stop or manifest.step == manifest.total_steps
+    return not (manifest.saved_by_stop or manifest.saved_by_clock) or manifest.step == manifest.total_steps

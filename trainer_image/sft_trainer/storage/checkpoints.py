@@ -5,6 +5,7 @@ bucket, what lies there counts (`remote`), and the folder is the copy that this 
 fetched it has all files, of one that was saved those of this node's ranks. Called by the ranks and by the launchers.
 """
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sft_trainer.storage.folders import discard, first_difference, hash_files, p
 from sft_trainer.storage.records import folder_told
 from sftjob import names
 from sftjob.manifest import CheckpointManifest, FileEntry
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,47 @@ def store_files(fence: Fence, temporary: Path, paths: Sequence[str], *, step: in
     return entries
 
 
-def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManifest) -> None:
-    """Once all ranks have stored their files: writes the manifest, syncs, reads the fence, renames. On rank 0."""
+def publish_checkpoint(fence: Fence, temporary: Path, manifest: CheckpointManifest, *, keep_last: int) -> None:
+    """Once all ranks have stored their files: writes the manifest, syncs, reads the fence, renames, and deletes what
+    retention lets go. On rank 0."""
     write_atomically(temporary / names.MANIFEST, manifest.to_json(indent=2))
     fence.check()
     if fence.remote:
         fence.remote.publish(manifest)
         fence.remote.tell_trackio(fence.storage)
     publish(temporary, fence.storage / names.checkpoint_folder(manifest.step))
+    # First: the pointer needs room too.
+    retain(fence, keep_last=keep_last)
     fence.records.replace(names.LATEST, names.checkpoint_folder(manifest.step))
+
+
+def published_or_undone(fence: Fence, step: int) -> CheckpointManifest | None:
+    """Of a save of this attempt that has failed: the checkpoint, where that was after it was published. Else None, and
+    nothing of it is left in a bucket. On rank 0, when no rank writes any more."""
+    fence.check()
+    manifest = fence.remote.manifest(step) if fence.remote else read_manifest(fence.storage, step)
+    if manifest and manifest.attempt == fence.attempt:
+        return manifest
+    if fence.remote and manifest is None:
+        fence.remote.delete(step)
+    return None
+
+
+def make_room(fence: Fence, step: int, *, drops_unasked: bool) -> bool:
+    """Deletes what a failed save of this step has left on this machine, and if it may, what the clock has saved before;
+    whether there was any of that. On one rank of each folder, when none writes any more."""
+    temporary = fence.storage / names.temporary(names.checkpoint_folder(step), attempt=fence.attempt)
+    if temporary.exists():
+        discard(temporary)
+    return drops_unasked and drop_unasked(fence, before=step)
+
+
+def drop_unasked(fence: Fence, *, before: int) -> bool:
+    """Deletes what the clock has saved before a step; whether there was any. Of a bucket the copy here alone."""
+    dropped = [step for step in _unasked(_manifests(fence.storage)) if step < before and _delete(fence, step)]
+    for step in dropped:
+        log.info("%s is deleted: the clock had saved it, and its room is needed", names.checkpoint_folder(step))
+    return bool(dropped)
 
 
 def forget_copies(fence: Fence) -> None:
@@ -140,7 +175,8 @@ def amend_manifest(fence: Fence, step: int, changes: dict[str, Any]) -> Checkpoi
 
 
 def retain(fence: Fence, *, keep_last: int) -> None:
-    """Deletes all but the newest, and the best of those that were evaluated.
+    """Deletes all but the newest, and the best of those that were evaluated. What the clock has saved is kept until
+    something newer is there, whatever that is, and is none of `keep_last`.
 
     Called right after a publish: the newest is known to be whole.
     """
@@ -149,16 +185,27 @@ def retain(fence: Fence, *, keep_last: int) -> None:
         for step in _superfluous(fence.remote.manifests(), keep_last=keep_last):
             fence.remote.delete(step)
     # Of the newest alone a copy is needed, and of the best, which may be exported.
-    for step in _superfluous(_manifests(fence.storage), keep_last=1 if fence.remote else keep_last):
-        folder = fence.storage / names.checkpoint_folder(step)
-        # Under its temporary name first: a folder called step-<K> is always whole.
-        discard(folder, renamed=folder.with_name(names.temporary(folder.name, attempt=fence.attempt)))
+    for step in _superfluous(_manifests(fence.storage), keep_last=0 if fence.remote else keep_last):
+        _delete(fence, step)
+
+
+def _delete(fence: Fence, step: int) -> bool:
+    """Whether the folder is gone."""
+    folder = fence.storage / names.checkpoint_folder(step)
+    # Under its temporary name first: a folder called step-<K> is always whole.
+    discard(folder, renamed=folder.with_name(names.temporary(folder.name, attempt=fence.attempt)))
+    return not folder.exists()
 
 
 def _superfluous(manifests: Mapping[int, CheckpointManifest | None], *, keep_last: int) -> list[int]:
     """Of the checkpoints there are, by step; one without a manifest that can be read is no good to anyone."""
-    best = best_first(manifests)[:1]
-    return [step for step in sorted(manifests, reverse=True)[keep_last:] if step not in best]
+    kept, unasked = best_first(manifests)[:1], _unasked(manifests)
+    kept += sorted(manifests.keys() - unasked, reverse=True)[:keep_last]
+    return [step for step in sorted(manifests, reverse=True)[1:] if step not in kept]
+
+
+def _unasked(manifests: Mapping[int, CheckpointManifest | None]) -> list[int]:
+    return [step for step, manifest in manifests.items() if manifest and manifest.saved_by_clock]
 
 
 def _manifests(storage: Path) -> dict[int, CheckpointManifest | None]:

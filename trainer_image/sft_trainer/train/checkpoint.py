@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from sft_trainer.storage.checkpoints import forget_copies, publish_checkpoint, retain, store_files
+from sft_trainer.storage.checkpoints import forget_copies, publish_checkpoint, store_files
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.bf16_moments import MOMENTS, Bf16MomentsAdamW
 from sft_trainer.train.world import World
@@ -122,8 +122,7 @@ def write_checkpoint(
         if world.is_first:
             files += store_files(fence, temporary, [_METADATA], step=manifest.step)
             manifest = manifest.model_copy(update={"files": sorted(files, key=lambda entry: entry.path)})
-            publish_checkpoint(fence, temporary, manifest)
-            retain(fence, keep_last=keep_last)
+            publish_checkpoint(fence, temporary, manifest, keep_last=keep_last)
         elif fence.remote and world.leads_node:
             forget_copies(fence)
     except (CheckpointException, OSError) as error:

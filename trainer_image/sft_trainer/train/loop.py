@@ -26,6 +26,7 @@ from sft_trainer.train.memory import run_memory
 from sft_trainer.train.metrics import finite_or_none
 from sft_trainer.train.optimizer import clip_gradients, update
 from sft_trainer.train.queued import LateNumbers, QueuedStep, steps_ahead
+from sft_trainer.train.save_clock import SaveClock
 from sft_trainer.train.saver import CheckpointSaver
 from sft_trainer.train.schedule import learning_rate
 from sft_trainer.train.skip import judge_gradient, skips
@@ -105,6 +106,8 @@ class _Run:
                 if self._is_to_be_saved(step):
                     # Nothing is left to train beside the last save.
                     self._save(beside=self.place.save_mode == "async" and step < self.total_steps)
+                elif self.clock.is_due():
+                    self._save_by_the_clock()
                 else:
                     self.saver.settle(wait_seconds=0)
             self.saver.release()
@@ -150,6 +153,7 @@ class _Run:
             fence=place.fence,
             keep_last=place.keep_last,
             sync_ledger=self.ledger.sync,
+            fits_again=self._save_fits_again,
             state=state,
             teller=self.teller,
         )
@@ -160,6 +164,7 @@ class _Run:
             micro_batch_tokens=self.accumulation.micro_batch_tokens,
             memory=run_memory(self.model, options, world=world, precision=self.precision),
         )
+        self.clock = SaveClock(world, runs=place.saves_by_clock and place.checkpoint_interval is None)
 
     def _take_up(self, manifest: CheckpointManifest) -> None:
         """Goes on from the state after the checkpoint's step, which is the run's last one where it says so."""
@@ -286,12 +291,33 @@ class _Run:
             self._save(beside=False)
         raise Preempted(saved=state.last_step == (state.saved_step or 0))
 
+    def _save_fits_again(self) -> bool:
+        """Where a stop has come, another one after a save that has lacked room."""
+        seconds_ago = agreed_seconds_ago(self.stop, self.world)
+        return seconds_ago is None or save_fits(
+            seconds_ago=seconds_ago, save_seconds=self.state.save_seconds, grace_seconds=self.place.grace_seconds
+        )
+
+    def _save_by_the_clock(self) -> None:
+        """Between the steps: beside them, lines of ledger and metrics would meet a volume that it has filled."""
+        try:
+            self._save(beside=False, by_clock=True)
+        except JobFailure as failure:
+            # The same on every rank.
+            if failure.reason is not Reason.STORAGE_FULL:
+                raise
+            # Another half an hour makes no room, and each try stops training.
+            self.clock.stop()
+            if self.world.is_first:
+                log.warning("%s; training goes on, and saves at a stop and at the end only", failure.message)
+            self.teller.progress(stage=Stage.TRAINING, detail=None)
+
     def _is_to_be_saved(self, step: int) -> bool:
-        """Without a stop."""
+        """In an undisturbed run, however fast it is."""
         interval = self.place.checkpoint_interval
         return step == self.total_steps or bool(interval and step % interval == 0)
 
-    def _save(self, *, beside: bool) -> None:
+    def _save(self, *, beside: bool, by_clock: bool = False) -> None:
         """After the last step. `beside`: training goes on when the state is copied, not when it is published."""
         self._read_steps()
         began = time.perf_counter()
@@ -313,7 +339,8 @@ class _Run:
                 skipped_steps=self.state.skipped_steps,
                 non_finite_steps=self.state.non_finite_steps,
                 halvings=self.accumulation.halvings - self.place.shortages,
-                saved_by_stop=None if self._is_to_be_saved(step) else True,
+                saved_by_stop=None if by_clock or self._is_to_be_saved(step) else True,
+                saved_by_clock=by_clock or None,
                 files=[],
             ),
             random_state=self.random_state,
@@ -321,7 +348,9 @@ class _Run:
         )
         if not beside:
             self.saver.settle()
-        self.teller.save_stall_seconds += time.perf_counter() - began
+        stall_seconds = time.perf_counter() - began
+        self.clock.begin_again(stall_seconds=stall_seconds)
+        self.teller.save_stall_seconds += stall_seconds
         self.teller.progress(stage=Stage.TRAINING, detail=None)
 
     def _export(self) -> None:

@@ -3,7 +3,7 @@
 import logging
 
 from sft_trainer.run import RunPlace
-from sft_trainer.storage.checkpoints import find_newest, last_checkpoint, remove_leftovers, set_aside
+from sft_trainer.storage.checkpoints import drop_unasked, find_newest, last_checkpoint, remove_leftovers, set_aside
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.telling import RunTeller
 from sft_trainer.train.world import World
@@ -51,6 +51,8 @@ def choose_checkpoint(
             f"the data, its template or its packing changed since {folder} was saved, or another version of "
             "sftjob prepared it; restore it, or start a new run with another storage folder",
         )
+    # An attempt may have ended between its last save and their deletion.
+    drop_unasked(fence, before=found.manifest.step)
     return found.manifest
 
 

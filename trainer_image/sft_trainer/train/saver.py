@@ -3,7 +3,8 @@
 Called by the loop on every rank at the same places. A save beside the steps has two halves: the state is copied to
 host memory while training waits, and a thread of each rank writes the copy. The threads meet in a process group of
 their own, since two threads in one group would take each other's messages. What became of a save is told to all ranks
-by `settle`, which the loop calls between steps; until then nobody counts on it.
+by `settle`, which the loop calls between steps; until then nobody counts on it. Where one lacks room, a checkpoint that
+only the clock has saved makes room for it, and it is written again.
 """
 
 import logging
@@ -16,12 +17,14 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from sft_trainer.run import RunState
+from sft_trainer.storage.checkpoints import make_room, newest_step, published_or_undone
 from sft_trainer.storage.fence import Fence
 from sft_trainer.train.accumulate import shortage_reason
 from sft_trainer.train.checkpoint import state_of, write_checkpoint
 from sft_trainer.train.telling import RunTeller
 from sft_trainer.train.world import World
 from sftjob import names
+from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest
 
 log = logging.getLogger(__name__)
@@ -37,11 +40,14 @@ class CheckpointSaver:
         fence: Fence,
         keep_last: int,
         sync_ledger: Callable[[], None],
+        fits_again: Callable[[], bool],
         state: RunState,
         teller: RunTeller,
     ) -> None:
-        """`state` and `teller` hear of each checkpoint that is published."""
+        """`state` and `teller` hear of each checkpoint that is published. `fits_again`: whether there is time to write
+        one that has failed; called by all ranks, with the same answer."""
         self._state, self._teller = state, teller
+        self._fits_again = fits_again
         self._sync_ledger = sync_ledger
         self._model, self._optimizer = model, optimizer
         self._world, self._fence, self._keep_last = world, fence, keep_last
@@ -70,10 +76,9 @@ class CheckpointSaver:
         state = state_of(self._model, self._optimizer, world=self._world, random_state=random_state)
         copy = self._copy_of(state) if beside else None
         beside = copy is not None
-        state = copy or state
-        self._failure: Exception | None = None
+        self._tensors, self._begun = copy or state, manifest
         # A daemon: a run that fails meanwhile must not wait for it. What it leaves, the next attempt deletes.
-        self._thread = threading.Thread(target=self._write, args=(state, manifest), name="save", daemon=True)
+        self._thread = threading.Thread(target=self._write, name="save", daemon=True)
         self._thread.start()
         if not beside:
             self._thread.join()
@@ -112,18 +117,49 @@ class CheckpointSaver:
         if not self.has_ended(wait_seconds=wait_seconds):
             return False
         self._thread = None
-        manifest = self._world.from_first(self._published)
-        if self._failure:
-            raise self._failure
+        manifest = self._written()
+        self._tensors = {}
+        self._count(manifest)
+        log.info("saved %s in %.1f s", names.checkpoint_folder(manifest.step), self._state.save_seconds)
+        return True
+
+    def _written(self) -> CheckpointManifest:
+        """As rank 0 has published it. Raises a rank's JobFailure on every rank."""
+        while True:
+            try:
+                return self._world.from_each(self._published)[0]
+            except JobFailure as failure:
+                if failure.reason is not Reason.STORAGE_FULL or not self._has_made_room():
+                    raise
+            self._write()
+
+    def _has_made_room(self) -> bool:
+        """Whether a checkpoint that nobody asked for is deleted for this one. Nothing is left of what has failed, and
+        what has failed once it was published counts as saved. All ranks have ended writing."""
+        world, fence, step = self._world, self._fence, self._begun.step
+        published = world.from_first(lambda: published_or_undone(fence, step))
+        if published:
+            self._count(published)
+        fits = self._fits_again()
+        # One rank of each folder: beside a bucket each node has its own.
+        owns = world.is_first or (fence.remote is not None and world.leads_node)
+        has_dropped = any(world.from_each(lambda: owns and make_room(fence, step, drops_unasked=fits)))
+        if published or not has_dropped:
+            return False
+        if fence.remote is None:
+            self._state.saved_step = world.from_first(lambda: newest_step(fence.storage))
+            self._teller.progress(saved_step=self._state.saved_step)
+        return True
+
+    def _count(self, manifest: CheckpointManifest) -> None:
+        """As saved."""
         state = self._state
         # The longest of all ranks, so that each decides alike whether another save still fits.
         state.save_seconds = self._world.max(self._seconds)
         state.saved_step = manifest.step
         if manifest.step == manifest.total_steps:
             state.final_digest = manifest.digest()
-        log.info("saved %s in %.1f s", names.checkpoint_folder(manifest.step), state.save_seconds)
         self._teller.progress(saved_step=manifest.step)
-        return True
 
     def _published(self) -> CheckpointManifest:
         if self._failure:
@@ -135,18 +171,19 @@ class CheckpointSaver:
         assert self._thread is None, "its copy is being written"
         self._stager.close()
 
-    def _write(self, state: dict[str, torch.Tensor], manifest: CheckpointManifest) -> None:
+    def _write(self) -> None:
         began = time.perf_counter()
+        self._failure: Exception | None = None
         try:
             if self._world.device.type == "cuda":
                 # A thread begins on GPU 0, and DCP waits for its copies on the stream of the thread's GPU alone.
                 torch.cuda.set_device(self._world.device)
             self._manifest = write_checkpoint(
-                state,
+                self._tensors,
                 world=self._world,
                 group=self._group,
                 fence=self._fence,
-                manifest=manifest,
+                manifest=self._begun,
                 keep_last=self._keep_last,
                 sync_ledger=self._sync_ledger,
             )

@@ -86,7 +86,8 @@ class Trainer:
             lora_cfg: trains low-rank matrices beside the weights of `load_from`; None trains all weights.
             global_batch_size: packs a step over all ranks; None is one a rank.
             total_epoch, total_step: at most one of them; neither is one epoch.
-            checkpoint_interval: in steps; -1 saves at the end only, or as the job says.
+            checkpoint_interval: in steps; -1 saves at the end only, in the script of an SFTJob as the job says: where
+                that says nothing, each half hour too.
             checkpoint_maxkeep: older checkpoints are deleted; at least 2, or -1 to keep all. None is 2, or what the
                 job says.
             async_checkpoint: train on while a copy of the state, in host memory, is written. None is no, or what the
@@ -234,6 +235,7 @@ class Trainer:
             resume=self._auto_resume,
             exports=missing_own_exports(self._options, fence),
             checkpoint_interval=self._interval,
+            saves_by_clock=False,
             keep_last=self._keep_last or _KEEP_LAST,
             save_mode=self._save_mode or "sync",
             shortages=world.from_first(lambda: len(list(folder.glob(f"{names.ATTEMPTS}/*/{names.SHORTAGE}")))),
