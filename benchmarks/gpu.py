@@ -166,11 +166,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _documents(length: int) -> Iterator[str]:
-    """JSONL of texts that fill a pack, of a byte a token; the template's and the end's leave no room for more."""
+    """JSONL of texts that fill a pack, of a byte a token, with the token of their end."""
     letters = "abcdefghijklmnopqrstuvwxyz "
     generator = torch.Generator().manual_seed(0)
     for _ in range(_DOCUMENTS):
-        drawn = torch.randint(len(letters), (length - 2,), generator=generator).tolist()
+        drawn = torch.randint(len(letters), (length - 1,), generator=generator).tolist()
         yield json.dumps({"text": "".join(letters[index] for index in drawn)}) + "\n"
 
 

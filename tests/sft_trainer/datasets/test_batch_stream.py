@@ -93,6 +93,14 @@ def test_pads_are_a_document_of_their_own_that_is_not_trained_and_has_no_late_po
     assert full.cu_seqlens.tolist() == [0, 4, 6]
 
 
+def test_for_the_model_pads_behind_a_document_alone_are_its_end() -> None:
+    [alone] = stream(of_lengths([[3]]), pad_to=9).micro_batches(1)
+    [two] = stream(ONE_PACK, pad_to=9).micro_batches(1)
+    assert alone.cu_seqlens.tolist() == [0, 3, 9]
+    assert alone.to(torch.device("cpu")).cu_seqlens.tolist() == [0, 9]
+    assert two.to(torch.device("cpu")).cu_seqlens.tolist() == [0, 4, 6, 9]
+
+
 def test_the_plan_knows_the_steps_trained_tokens_as_the_labels_of_all_ranks_count_them() -> None:
     assert (stream(ONE_PACK).trained_tokens(1), stream(ONE_PACK).tokens(1)) == (3, 6)
     prepared = data([([1] * (n + 2), [0] + [1] * (n + 1)) for n in range(6)], [[0, 1], [2], [3, 4], [5]])

@@ -218,7 +218,7 @@ def test_a_volume_for_one_checkpoint_is_enough(on_volume, due_at, at_publish, ca
     # Behind that of the sample: each has been given up for the next.
     assert at_publish[1:] == [[], [], []]
     assert (run.exported / "model.safetensors").exists()
-    assert caplog.text.count("step-1 is deleted: the clock had saved it, and its room is needed") == 1
+    assert caplog.text.count("step-1, which the clock had saved, is deleted") == 1
     assert not list(run.storage.glob("*tmp*"))
 
 
@@ -254,15 +254,24 @@ def test_one_that_has_no_room_is_left_out_and_training_goes_on(
     assert "No space left on device" in caplog.text
 
 
-@pytest.mark.parametrize("has_time", [True, False])
-def test_a_stop_takes_its_room_if_there_is_time_to_save_again(
-    has_time: bool, on_volume, due_at, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("has_time", "is_known"), [(True, True), (False, True), (True, False)])
+def test_a_stop_takes_its_room_if_there_is_known_to_be_time_to_save_again(
+    has_time: bool, is_known: bool, on_volume, due_at, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = on_volume(grace_seconds=100)
     due_at(2)
     asked = iter([0.0, 0.0 if has_time else 93.0])
-    monkeypatch.setattr(loop, "agreed_seconds_ago", lambda *_: next(asked) if run.state.last_step == 3 else None)
-    if has_time:
+
+    def stopped_at_3(*_: object) -> float | None:
+        if run.state.last_step < 3:
+            return None
+        if not is_known:
+            # As in an attempt that went on from this checkpoint, and has saved none itself.
+            run.state.save_seconds = 0.0
+        return next(asked)
+
+    monkeypatch.setattr(loop, "agreed_seconds_ago", stopped_at_3)
+    if has_time and is_known:
         with pytest.raises(Preempted, match="everything is saved"):
             run.go()
         assert run.checkpoints() == [3]

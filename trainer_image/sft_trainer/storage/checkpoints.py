@@ -148,9 +148,13 @@ def make_room(fence: Fence, step: int, *, drops_unasked: bool) -> bool:
 
 def drop_unasked(fence: Fence, *, before: int) -> bool:
     """Deletes what the clock has saved before a step; whether there was any. Of a bucket the copy here alone."""
+    fence.check()
     dropped = [step for step in _unasked(_manifests(fence.storage)) if step < before and _delete(fence, step)]
     for step in dropped:
-        log.info("%s is deleted: the clock had saved it, and its room is needed", names.checkpoint_folder(step))
+        log.info("%s, which the clock had saved, is deleted", names.checkpoint_folder(step))
+    if not fence.remote and fence.records.read(names.LATEST) in map(names.checkpoint_folder, dropped):
+        # Else the next attempt would tell that somebody has taken it away.
+        fence.records.remove(names.LATEST)
     return bool(dropped)
 
 

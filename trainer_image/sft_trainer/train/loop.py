@@ -292,10 +292,12 @@ class _Run:
         raise Preempted(saved=state.last_step == (state.saved_step or 0))
 
     def _save_fits_again(self) -> bool:
-        """Where a stop has come, another one after a save that has lacked room."""
-        seconds_ago = agreed_seconds_ago(self.stop, self.world)
-        return seconds_ago is None or save_fits(
-            seconds_ago=seconds_ago, save_seconds=self.state.save_seconds, grace_seconds=self.place.grace_seconds
+        """Where a stop has come, another one after a save that has lacked room. Not where nobody knows how long it
+        takes: what makes room for it may be the only checkpoint."""
+        seconds_ago, save_seconds = agreed_seconds_ago(self.stop, self.world), self.state.save_seconds
+        return seconds_ago is None or (
+            save_seconds > 0
+            and save_fits(seconds_ago=seconds_ago, save_seconds=save_seconds, grace_seconds=self.place.grace_seconds)
         )
 
     def _save_by_the_clock(self) -> None:

@@ -26,6 +26,7 @@ from sft_trainer.train.world import World
 from sftjob import names
 from sftjob.failure import JobFailure, Reason
 from sftjob.manifest import CheckpointManifest
+from sftjob.progress import Stage
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,10 @@ class CheckpointSaver:
             return False
         if fence.remote is None:
             self._state.saved_step = world.from_first(lambda: newest_step(fence.storage))
-            self._teller.progress(saved_step=self._state.saved_step)
+        # In this stage bytes that move are no hang, wherever the first try was made.
+        self._teller.progress(
+            stage=Stage.SAVING, detail=names.checkpoint_folder(step), saved_step=self._state.saved_step
+        )
         return True
 
     def _count(self, manifest: CheckpointManifest) -> None:
