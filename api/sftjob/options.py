@@ -71,7 +71,9 @@ class FSDPConfig(Declared):
         default=True, description="Free a layer's gathered parameters between its forward and its backward."
     )
     torch_compile: bool | None = Field(
-        default=None, description="Compile each layer. Absent: on a GPU yes, on a CPU no, where it does not pay."
+        default=None,
+        description="Compile each layer; on one GPU, in bf16, also launch them as CUDA graphs where there is room. "
+        "Absent: on a GPU yes, on a CPU no, where it does not pay.",
     )
     recompute_ratio: Fraction = Field(
         default=0.0,
