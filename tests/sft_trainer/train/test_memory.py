@@ -199,5 +199,7 @@ def test_the_estimate_of_compiled_layers_is_what_a_gpu_was_measured_to_hold(
         compiled=True,
     )
     measured = MEASURED["models"][size][method]["ours"]["peakBytes"]
-    # What captured layers hold is not counted by the allocator while the head works: up to 7 % less.
-    assert estimate.together == pytest.approx(measured, rel=0.1)
+    # The allocator counts nothing of captured layers while the head works, and in this run only the pack before the
+    # gradients was not captured: logits and gradients need not be in it together.
+    uncounted = min(estimate.logits, estimate.gradients)
+    assert 0.95 * (estimate.together - uncounted) <= measured <= 1.05 * estimate.together

@@ -214,20 +214,18 @@ def padded_starts(starts: torch.Tensor, *, tokens: int) -> torch.Tensor:
 
 def leaves(result: torch.Tensor) -> list[torch.Tensor]:
     """The tensors to whose gradients `result.backward()` adds."""
+    found: list[torch.Tensor] = []
     waiting: list[Any] = [result.grad_fn]
     seen: set[Any] = set()
-    return list(_leaves(waiting, seen))
-
-
-def _leaves(waiting: list[Any], seen: set[Any]) -> Iterator[torch.Tensor]:
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if node.name().endswith("AccumulateGrad"):
-            yield node.variable
+            found.append(node.variable)
         waiting.extend(following for following, _ in node.next_functions)
+    return found
 
 
 def _read_by_layers(batch: PackedBatch) -> tuple[torch.Tensor, ...]:
